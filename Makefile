@@ -1,0 +1,73 @@
+# Every command here works from a clean clone. Root is needed for demo, test, property, install and uninstall,
+# and the first time for setup (distribution packages).
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+python := .venv/bin/python
+pytest := $(python) -m pytest
+# A few workers: the tests wait more than they compute. The tests of one netns file stay on one worker.
+workers := -n auto --maxprocesses 4 --dist loadgroup
+c_sources = $(wildcard bpf/*.c bpf/*.h)
+
+# Given through to pytest: make test PYTEST_ARGS='-k fragment -x'
+PYTEST_ARGS ?=
+PROPERTY_PAIRS ?= 200000
+DESTDIR ?=
+PURGE ?=
+export DESTDIR PURGE
+
+.PHONY: help
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup:  ## Install what is missing and make .venv (a second run is instant and needs no network)
+	@scripts/setup.sh
+
+.PHONY: demo
+demo: setup  ## Show the firewall at work between two network namespaces (root; changes nothing on the host)
+	@$(python) scripts/demo.py
+
+.PHONY: test
+test: setup  ## Run every test (root)
+	$(pytest) $(workers) $(PYTEST_ARGS)
+
+.PHONY: test-unit
+test-unit: setup  ## Run the tests that need no root: unit and API
+	$(pytest) $(wildcard tests/unit tests/api) $(PYTEST_ARGS)
+
+.PHONY: test-packets
+test-packets: setup  ## Run the packet tests: bytes in, verdict out, by the kernel (root)
+	$(pytest) $(workers) tests/packets $(PYTEST_ARGS)
+
+.PHONY: test-netns
+test-netns: setup  ## Run the tests with the real service and real traffic (root)
+	$(pytest) $(workers) tests/netns $(PYTEST_ARGS)
+
+.PHONY: property
+property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets and packets (root)
+	PROPERTY_PAIRS=$(PROPERTY_PAIRS) $(pytest) tests/packets -k property $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: setup  ## Run the linters, the type checker and the tests of the repository itself
+	$(pytest) tests/repository $(PYTEST_ARGS)
+
+.PHONY: format
+format: setup  ## Format Python and C
+	$(python) -m ruff check --fix-only --quiet .
+	$(python) -m ruff format .
+	$(if $(c_sources),.venv/bin/clang-format -i $(c_sources))
+
+.PHONY: install
+install:  ## Install to /opt/ebpf-fw with a systemd unit (root; DESTDIR=DIR installs below DIR)
+	@scripts/install.sh
+
+.PHONY: uninstall
+uninstall:  ## Remove the installation; PURGE=1 removes configuration and state as well (root)
+	@scripts/uninstall.sh
+
+.PHONY: clean
+clean:  ## Remove .venv and all caches
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The REST API: HTTP in, calls of the firewall's enforcer, JSON out. It decides nothing about packets."""

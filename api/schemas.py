@@ -1,0 +1,280 @@
+"""The JSON of requests and answers, for the OpenAPI document and for checking the outer shape of bodies.
+
+What a rule's fields mean and which values are right is firewall.rule's; RuleFields only describes them, and
+tests hold both together. Answers are built from firewall.view, not from these models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from firewall.rule import DEFAULT_PRIORITY, ID, PRIORITY_MAX, Action, Direction, Family
+from firewall.settings import Mode
+
+FlagName = Literal["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"]
+Hook = Literal["ingress", "egress"]
+Verdict = Literal["pass", "drop"]
+
+Id = Annotated[str, Field(pattern=f"^{ID.pattern}$", description="Name of the rule.", examples=["web-1"])]
+Time = Annotated[str, Field(description="RFC 3339, UTC.", examples=["2030-01-01T00:00:00Z"])]
+Description = Annotated[str, Field(max_length=1024, description="Free text, no effect.")]
+Enabled = Annotated[bool, Field(description="A disabled rule is kept and matches nothing.")]
+ActionField = Annotated[Action, Field(description="What happens to a packet when this rule wins.")]
+Priority = Annotated[
+    int,
+    Field(ge=0, le=PRIORITY_MAX, description="The lowest number wins; at equal priority drop beats allow."),
+]
+DirectionField = Annotated[Direction, Field(description="The hooks at which the rule is in force.")]
+FamilyField = Annotated[Family, Field(description="Narrows the rule to one IP version.")]
+ExpiresAt = Annotated[
+    str | None,
+    Field(description="The moment at which the rule goes, RFC 3339.", examples=["2030-01-01T00:00:00Z"]),
+]
+Labels = Annotated[
+    dict[str, str], Field(description="Your own keys and values, to find rules by.", examples=[{"team": "web"}])
+]
+
+INTERFACES = "Names or globs of interfaces. Empty: every protected interface."
+SOURCES = "IPv4 and IPv6 addresses or CIDR that the packet comes from. Empty: any."
+DESTINATIONS = "IPv4 and IPv6 addresses or CIDR that the packet goes to. Empty: any."
+PROTOCOLS = "Names (tcp, udp, icmp, icmpv6, sctp, gre, esp, ...) or numbers, 0 to 255. Empty: any."
+PORTS = "Ports or ranges. Needs tcp, udp, udplite, sctp or dccp among protocols, or none: then tcp and udp."
+ICMP_TYPES = "ICMP types, or type/code, of icmp and icmpv6."
+TCP_FLAGS = "TCP flags that must be set and that must not be."
+
+
+class Document(BaseModel):
+    """Unknown fields are an error, and so is text where a number belongs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TcpFlags(Document):
+    set: list[FlagName] = Field([], examples=[["syn"]])
+    unset: list[FlagName] = Field([], examples=[["ack"]])
+
+
+class Stats(Document):
+    """Packets for which this rule won."""
+
+    packets: int
+    bytes: int
+    last_hit: Time | None = Field(description="When it last won; null: never.")
+
+
+class RuleFields(Document):
+    """A rule as a client writes it. Every field is optional, an empty match field means any, and a list of one
+    element may be written as the element alone. Read-only fields are accepted and ignored, so that what was
+    read can be sent back."""
+
+    id: Id | None = Field(None, description="Name of the rule; made by the service if it is absent.")
+    description: Description = ""
+    enabled: Enabled = True
+    action: ActionField = "drop"
+    priority: Priority = DEFAULT_PRIORITY
+    direction: DirectionField = "ingress"
+    interfaces: list[str] | str = Field([], description=INTERFACES, examples=[["eth*"]])
+    family: FamilyField = "any"
+    sources: list[str] | str = Field([], description=SOURCES, examples=[["203.0.113.0/24", "2001:db8::/32"]])
+    destinations: list[str] | str = Field([], description=DESTINATIONS, examples=["198.51.100.7"])
+    protocols: list[str | int] | str | int = Field([], description=PROTOCOLS, examples=[["tcp", 47]])
+    source_ports: list[str | int] | str | int = Field([], description=PORTS, examples=[["1024-65535"]])
+    destination_ports: list[str | int] | str | int = Field([], description=PORTS, examples=[[22, "8000-8100"]])
+    icmp_types: list[str | int] | str | int = Field([], description=ICMP_TYPES, examples=[["8", "3/1"]])
+    tcp_flags: TcpFlags | None = Field(None, description=TCP_FLAGS)
+    labels: Labels = {}
+    ttl: int | str | None = Field(
+        None,
+        description="How long the rule lives: seconds, or text such as 90s, 1h30m, 7d. Wins over expires_at.",
+        examples=["1h"],
+    )
+    expires_at: ExpiresAt = None
+    created_at: Time | None = Field(None, description="Read-only, ignored.")
+    updated_at: Time | None = Field(None, description="Read-only, ignored.")
+    stats: Stats | None = Field(None, description="Read-only, ignored.")
+
+
+class RuleExport(Document):
+    """What can be written of a rule, in canonical text."""
+
+    id: Id
+    description: Description
+    enabled: Enabled
+    action: ActionField
+    priority: Priority
+    direction: DirectionField
+    interfaces: list[str] = Field(description=INTERFACES)
+    family: FamilyField
+    sources: list[str] = Field(description=SOURCES)
+    destinations: list[str] = Field(description=DESTINATIONS)
+    protocols: list[str] = Field(description=PROTOCOLS)
+    source_ports: list[str] = Field(description=PORTS)
+    destination_ports: list[str] = Field(description=PORTS)
+    icmp_types: list[str] = Field(description=ICMP_TYPES)
+    tcp_flags: TcpFlags | None = Field(description=TCP_FLAGS)
+    labels: Labels
+    expires_at: ExpiresAt
+
+
+class Rule(RuleExport):
+    """A rule as the service answers it."""
+
+    created_at: Time
+    updated_at: Time
+    stats: Stats
+
+
+class RulePage(Document):
+    """`total` and `total_pages` count all rules that the filters let through."""
+
+    items: list[Rule]
+    total: int
+    page: int
+    page_size: int
+    total_pages: int
+
+
+# A rule in a body: any JSON object here; firewall.rule judges the fields, with better messages.
+RuleBody = Annotated[dict[str, Any], WithJsonSchema({"$ref": "#/components/schemas/RuleFields"})]
+PatchBody = Annotated[dict[str, Any], WithJsonSchema({"$ref": "#/components/schemas/RulePatch"})]
+
+
+class BatchRequest(Document):
+    add: list[RuleBody] = Field([], description="Rules to add. The same rule again changes nothing.")
+    delete: list[Id] = Field([], description="Ids of rules to delete.")
+
+
+class BatchAnswer(Document):
+    added: int
+    deleted: int
+    unchanged: int
+    ids: list[str] = Field(description="Ids of the rules in `add`, in their order.")
+
+
+class RulesetRequest(Document):
+    rules: list[RuleBody] = Field(description="All rules that there shall be.")
+
+
+class Ruleset(Document):
+    rules: list[RuleExport]
+
+
+class RulesetAnswer(Document):
+    """`rules`: how many there are now."""
+
+    rules: int
+    added: int
+    deleted: int
+    unchanged: int
+
+
+class InterfaceRequest(Document):
+    mode: Mode = Field("auto", description="auto: native, else generic. offload only when asked for.")
+    ingress: bool = True
+    egress: bool = True
+
+
+class HookState(Document):
+    hook: Hook
+    attached: bool
+    mode: str | None = Field(description="native, generic, offload; clsact on egress.")
+    program_id: int | None
+    program_name: str | None
+    error: str | None
+
+
+class InterfaceState(Document):
+    """`mode`, `ingress` and `egress` are what was asked for; `actual_mode` is what the kernel has."""
+
+    name: str
+    ifindex: int | None
+    present: bool
+    mode: Mode
+    ingress: bool
+    egress: bool
+    actual_mode: str | None
+    native_unavailable: str | None = Field(description="Why native was not possible.")
+    hooks: list[HookState]
+
+
+class InterfaceList(Document):
+    items: list[InterfaceState]
+    total: int
+
+
+class StatusHook(HookState):
+    interface: str
+
+
+class DefaultActions(Document):
+    """What happens to a packet that no rule matches."""
+
+    ingress: Action
+    egress: Action
+
+
+class MapFill(Document):
+    name: str
+    used: int
+    capacity: int
+    setting: str = Field(description="The key of the config file that makes the map larger; may be empty.")
+
+
+class Status(Document):
+    version: str
+    ready: bool
+    not_ready: list[str] = Field(description="Why it is not ready.")
+    uptime_s: float
+    started_at: Time
+    kernel: str
+    bcc: str | None
+    pin_root: str
+    rules: int
+    revision: int
+    default_actions: DefaultActions
+    hooks: list[StatusHook]
+    maps: list[MapFill]
+    drift: list[str] = Field(description="Where the kernel is not as the service left it.")
+    last_error: str | None
+
+
+class Counter(Document):
+    hook: Hook
+    interface: str
+    verdict: Verdict
+    reason: str = Field(description="Why, out of a list that only grows.")
+    packets: int
+    bytes: int
+
+
+class CounterList(Document):
+    items: list[Counter]
+
+
+class Alive(Document):
+    status: Literal["alive"]
+
+
+class Ready(Document):
+    status: Literal["ready"]
+
+
+class Fault(Document):
+    pointer: str = Field(description="JSON pointer into the body, or ?name for a parameter.")
+    detail: str
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457. Some problems have members of their own besides: table_full has table, capacity, wanted and
+    setting; kernel_refused has errno; program_rejected has log."""
+
+    type: str = Field(description="A reference that stays the same for this kind of problem.")
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="Path of the request.")
+    code: str = Field(description="Stable, for programs.", examples=["rule_exists"])
+    errors: list[Fault]
+    hint: str | None = Field(description="What to do about it.")

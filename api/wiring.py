@@ -1,0 +1,56 @@
+"""The one place that puts the parts together: settings to a running enforcer's parts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+
+from firewall.datapath import Kernel
+from firewall.enforcer import About, Enforcer, Limits
+from firewall.interfaces import Interfaces
+from firewall.kernel.linux import LinuxKernel
+from firewall.layout import C
+from firewall.settings import Filter, Settings
+from firewall.store import Store
+
+DATABASE = "rules.db"
+
+
+def version() -> str:
+    try:
+        return importlib.metadata.version("ebpf-fw")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
+def filter_options(settings: Filter) -> tuple[int, int]:
+    """OPTION_* of bpf/layout.h, by hook."""
+    shared = C["OPTION_FRAGMENTS_DROP"] * (settings.fragments == "drop")
+    shared |= C["OPTION_MALFORMED_PASS"] * (settings.malformed == "pass")
+    ingress, egress = (
+        shared | C["OPTION_DEFAULT_DROP"] * (default == "drop")
+        for default in (settings.default_ingress, settings.default_egress)
+    )
+    return ingress, egress
+
+
+def linux_kernel(settings: Settings) -> Kernel:
+    limits = settings.bpf
+    return LinuxKernel(limits.pin_root, limits.max_addresses, limits.max_rules, filter_options(settings.filter))
+
+
+def build(
+    settings: Settings,
+    kernel: Callable[[Settings], Kernel] = linux_kernel,
+    clock: Callable[[], float] = time.time,
+) -> Enforcer:
+    """An enforcer that is not started yet. Raises StoreFailed where the state cannot be opened."""
+    store = Store(settings.state.directory / DATABASE)
+    host = kernel(settings)
+    interfaces = Interfaces(settings.interfaces, store.interfaces(), host)
+    limits = Limits(settings.bpf.max_addresses, settings.bpf.max_rules)
+    about = About(
+        version(), str(settings.bpf.pin_root), settings.filter.default_ingress, settings.filter.default_egress
+    )
+    return Enforcer(store, host, interfaces, limits, about, clock)

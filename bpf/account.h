@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/*
+ * Decision to counters: the rule that won, and the interface by hook, verdict and reason. Decides nothing.
+ */
+#ifndef EBPF_FW_ACCOUNT_H
+#define EBPF_FW_ACCOUNT_H
+
+/* bpf_jiffies64 (Linux 5.5) is a load; bpf_ktime_get_ns reads the clock source, 15 ns and more. */
+static __always_inline __u64 tick(void)
+{
+	return bpf_jiffies64() >> TICK_SHIFT;
+}
+
+static __always_inline void count_entry(struct address_entry *entry, __u32 length)
+{
+	if (!entry)
+		return;
+	__sync_fetch_and_add(&entry->packets, 1);
+	__sync_fetch_and_add(&entry->bytes, length);
+	entry->last_hit = tick();
+}
+
+/* Finds the winner of the address tables again: its cache lines are hot. */
+static __always_inline void count_address_rule(const struct decision *decision, const struct packet *packet)
+{
+	__u32 scope = decision->best >> 8 & 0xff, length = decision->best & 0xff;
+	const __u32 *address = scope & SIDE_DESTINATION ? packet->destination : packet->source;
+	struct prefix4 small;
+	struct prefix6 large;
+
+	if (packet->family == FAMILY_IPV4) {
+		key4(&small, scope, address[0], length);
+		count_entry(address4.lookup(&small), packet->length);
+	} else {
+		key6(&large, scope, address, length);
+		count_entry(address6.lookup(&large), packet->length);
+	}
+}
+
+static __always_inline void count_policy_rule(const struct decision *decision, __u32 length)
+{
+	__u32 slot = decision->slot;
+	struct rule_counter *counter = policy_counters.lookup(&slot);
+
+	if (!counter)
+		return;
+	counter->packets++;
+	counter->bytes += length;
+	counter->last_hit = tick();
+}
+
+static __always_inline void count_interface(const struct decision *decision, const struct packet *packet, __u32 hook)
+{
+	__u32 ifindex = packet->ifindex;
+	struct interface_counters *counts = counters.lookup(&ifindex);
+	__u32 index;
+
+	if (!counts)
+		return;
+	index = (hook * VERDICT_COUNT + decision->verdict) * REASON_CAPACITY + decision->reason;
+	index &= INTERFACE_COUNTERS - 1;
+	counts->by[index].packets++;
+	counts->by[index].bytes += packet->length;
+}
+
+static __always_inline void account(const struct decision *decision, const struct packet *packet, __u32 hook)
+{
+	if (decision->reason == REASON_RULE && decision->is_policy)
+		count_policy_rule(decision, packet->length);
+	else if (decision->reason == REASON_RULE)
+		count_address_rule(decision, packet);
+	count_interface(decision, packet, hook);
+}
+
+#endif

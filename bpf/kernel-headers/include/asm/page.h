@@ -1,0 +1,2 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+#define PAGE_SIZE 4096

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/*
+ * The contract with Python: every struct, enum and limit that both sides use is defined here and nowhere
+ * else. firewall/layout.py reads this very file; tests/packets/test_layout.py compares what it read with
+ * what the compiler laid out. Padding is explicit, sizes are asserted at the end.
+ *
+ * Numbers of enums that leave the kernel (hooks, verdicts, reasons) are append-only: they index counters
+ * that outlive a program and they name metric labels.
+ */
+#ifndef EBPF_FW_LAYOUT_H
+#define EBPF_FW_LAYOUT_H
+
+enum hook {
+	HOOK_INGRESS = 0,
+	HOOK_EGRESS = 1,
+	HOOK_COUNT = 2,
+};
+
+enum side {
+	SIDE_SOURCE = 0,
+	SIDE_DESTINATION = 1,
+	SIDE_COUNT = 2,
+};
+
+enum verdict {
+	VERDICT_PASS = 0,
+	VERDICT_DROP = 1,
+	VERDICT_COUNT = 2,
+};
+
+/* Why a packet got its verdict. docs/drop-reasons.md says each in words. */
+enum reason {
+	REASON_DEFAULT = 0,
+	REASON_RULE = 1,
+	REASON_NOT_IP = 2,
+	REASON_FRAGMENT = 3,
+	REASON_MALFORMED_LINK = 4,
+	REASON_MALFORMED_IPV4 = 5,
+	REASON_MALFORMED_IPV6 = 6,
+	REASON_MALFORMED_EXTENSION = 7,
+	REASON_MALFORMED_L4 = 8,
+	REASON_MALFORMED_FRAGMENT = 9,
+	REASON_COUNT = 10,
+};
+
+/* Room for reasons to come, so that counters keep their layout when one is appended. */
+#define REASON_CAPACITY 32
+
+/*
+ * A rank orders rules: priority * 2, plus 1 for allow. The smallest wins, and at equal priority drop wins
+ * because it is the smaller number. RANK_NONE is worse than any rule.
+ */
+#define RANK_ALLOW 1
+#define RANK_NONE 0xffffffff
+
+/*
+ * Scope of an address key: which list the prefix belongs to.
+ *
+ *   bit   7 ... 3   2            1      0
+ *         0         generation   hook   side      (generation: policy prefixes only)
+ */
+#define SCOPE_SIDE_BIT 0
+#define SCOPE_HOOK_BIT 1
+#define SCOPE_GENERATION_BIT 2
+#define ADDRESS_SCOPE_COUNT 4
+#define POLICY_SCOPE_COUNT 8
+
+struct prefix4 {
+	__u8 scope;
+	__u8 length; /* of the prefix, bits */
+	__u16 padding;
+	__u32 address; /* network order, masked */
+};
+
+struct prefix6 {
+	__u8 scope;
+	__u8 length;
+	__u16 padding;
+	__u32 address[4]; /* network order, masked */
+};
+
+/*
+ * An address rule. A packet of epoch E sees `rank` where E >= since, else `old_rank`: a change of many
+ * entries becomes visible with the one store that advances the epoch.
+ */
+struct address_entry {
+	__u64 since; /* epoch */
+	__u32 rank;
+	__u32 old_rank;
+	__u64 packets;
+	__u64 bytes;
+	__u32 handle;	/* of the rule */
+	__u32 last_hit; /* TICK_SHIFT'ed jiffies, 0 = never */
+};
+
+/* last_hit counts units of 32 jiffies: 2^32 of them are years at any HZ. */
+#define TICK_SHIFT 5
+
+/*
+ * Which prefix lengths occur below a bucket. IPv4 buckets are the top 16 bits of the address and every
+ * length is in `lengths`. IPv6 buckets are a hash of the top 32 bits: lengths 32..95 are in word[0],
+ * 96..128 in word[1]; shorter ones cannot be bucketed and stand in `short_lengths6`.
+ */
+#define BUCKET_COUNT 65536
+#define POLICY_BUCKET6_COUNT 4096
+#define BUCKET6_SHORTEST 32
+#define BUCKET6_MULTIPLIER 0x9e3779b1
+
+struct lengths4 {
+	__u64 lengths;
+};
+
+struct lengths6 {
+	__u64 word[2];
+};
+
+/* The live words. `epoch` is what a packet reads once; its lowest bit chooses the policy generation. */
+#define GENERATION_COUNT 2
+
+struct control {
+	__u64 epoch;
+	__u64 program;		  /* fingerprint of the program text and its capacities */
+	__u64 layout;		  /* fingerprint of layout.h and maps.h */
+	__u32 occupied;		  /* bit family * ADDRESS_SCOPE_COUNT + scope: that address list has entries */
+	__u32 short_lengths6[4];  /* by scope: bit n = some IPv6 address rule has length n < 32 */
+	__u32 always_zero;	  /* see forget() in decide.h */
+};
+
+#define FAMILY_IPV4 0
+#define FAMILY_IPV6 1
+#define FAMILY_COUNT 2
+
+/* What one generation of the policy says for one hook. Vector numbers index policy_vectors. */
+#define OPTION_DEFAULT_DROP 1
+#define OPTION_FRAGMENTS_DROP 2
+#define OPTION_MALFORMED_PASS 4
+#define OPTION_INTERFACES 8 /* some rule names interfaces */
+
+struct policy {
+	__u32 best_rank;      /* of all policy rules; RANK_NONE = there are none */
+	__u32 words;	      /* of a vector that are in use */
+	__u32 options;	      /* OPTION_* */
+	__u32 any_interface;  /* vector for an interface that no rule names */
+	__u32 any_address[4]; /* by family * 2 + side: vector for an address in no prefix */
+	__u32 short_lengths6[2]; /* by side */
+	__u32 padding[2];
+};
+
+/*
+ * Row of the protocol table that stands for a packet. Rules that ask for L4 fields are only in the rows of
+ * packets that carry them.
+ *
+ *   0..255    protocol, no L4 fields could be read or the protocol has none
+ *   256..511  TCP, by its flags byte
+ *   512..767  protocol with ports other than TCP
+ */
+#define PROTOCOL_ROW_TCP 256
+#define PROTOCOL_ROW_PORTS 512
+#define PROTOCOL_ROWS 768
+#define PORT_ROWS 65536
+/* ICMP rows: type * 256 + code, ICMP first, then ICMPv6. */
+#define ICMP_ROWS 131072
+
+struct vector_number {
+	__u64 vector;
+};
+
+struct port_vectors {
+	__u32 side[2]; /* as a source port, as a destination port */
+};
+
+struct interface_key {
+	__u32 ifindex;
+	__u32 scope; /* generation * HOOK_COUNT + hook */
+};
+
+struct policy_rule {
+	__u32 rank;
+	__u32 slot; /* of policy_counters */
+	__u32 handle;
+	__u32 padding;
+};
+
+struct rule_counter {
+	__u64 packets;
+	__u64 bytes;
+	__u64 last_hit; /* TICK_SHIFT'ed jiffies, 0 = never */
+};
+
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* All counters of one interface: index (hook * VERDICT_COUNT + verdict) * REASON_CAPACITY + reason. */
+#define INTERFACE_COUNTERS 128
+
+struct interface_counters {
+	struct counter by[INTERFACE_COUNTERS];
+};
+
+#define LAYOUT_SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), #type)
+
+LAYOUT_SIZE(struct prefix4, 8);
+LAYOUT_SIZE(struct prefix6, 20);
+LAYOUT_SIZE(struct address_entry, 40);
+LAYOUT_SIZE(struct lengths6, 16);
+LAYOUT_SIZE(struct control, 48);
+LAYOUT_SIZE(struct policy, 48);
+LAYOUT_SIZE(struct port_vectors, 8);
+LAYOUT_SIZE(struct interface_key, 8);
+LAYOUT_SIZE(struct policy_rule, 16);
+LAYOUT_SIZE(struct rule_counter, 24);
+LAYOUT_SIZE(struct interface_counters, 2048);
+
+#endif

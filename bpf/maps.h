@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/*
+ * Every map, a line of purpose each. All are pinned below PIN_ROOT "/maps"; a map that is already pinned
+ * there is used as it is. PIN_ROOT, MAX_* and VECTOR_* come from the loader (-D).
+ *
+ * BPF_F_MMAPABLE arrays are written by the service through mmap: no system call an element.
+ */
+#ifndef EBPF_FW_MAPS_H
+#define EBPF_FW_MAPS_H
+
+#define PIN(name) PIN_ROOT "/maps/" name
+
+/* A vector: one bit a policy rule, in winning order, lowest bit of word 0 first. */
+struct vector {
+	__u64 word[VECTOR_WORDS];
+};
+
+/* Epoch, fingerprint and which address lists have entries. One element. */
+BPF_TABLE_PINNED("array", __u32, struct control, control_map, 1, PIN("control_map"), BPF_F_MMAPABLE);
+
+/* Address rules by prefix, and beside them the prefix lengths that occur (index scope * BUCKET_COUNT + bucket). */
+BPF_TABLE_PINNED("hash", struct prefix4, struct address_entry, address4, MAX_ADDRESSES4, PIN("address4"), ADDRESS_FLAGS);
+BPF_TABLE_PINNED("hash", struct prefix6, struct address_entry, address6, MAX_ADDRESSES6, PIN("address6"), ADDRESS_FLAGS);
+BPF_TABLE_PINNED("array", __u32, struct lengths4, lengths4, ADDRESS_SCOPE_COUNT * BUCKET_COUNT, PIN("lengths4"),
+		 BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct lengths6, lengths6, ADDRESS_SCOPE_COUNT * BUCKET_COUNT, PIN("lengths6"),
+		 BPF_F_MMAPABLE);
+
+/* The policy: per generation and hook its head, then a table per field from value to vector number. */
+BPF_TABLE_PINNED("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, PIN("policy_heads"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("hash", struct prefix4, __u32, policy_prefix4, MAX_POLICY_PREFIXES, PIN("policy_prefix4"), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("hash", struct prefix6, __u32, policy_prefix6, MAX_POLICY_PREFIXES, PIN("policy_prefix6"), BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("array", __u32, struct lengths4, policy_lengths4, POLICY_SCOPE_COUNT * BUCKET_COUNT,
+		 PIN("policy_lengths4"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct lengths6, policy_lengths6, POLICY_SCOPE_COUNT * POLICY_BUCKET6_COUNT,
+		 PIN("policy_lengths6"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct vector_number, policy_protocol, GENERATION_COUNT * HOOK_COUNT * PROTOCOL_ROWS,
+		 PIN("policy_protocol"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct port_vectors, policy_port, GENERATION_COUNT * HOOK_COUNT * PORT_ROWS,
+		 PIN("policy_port"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct vector_number, policy_icmp, GENERATION_COUNT * HOOK_COUNT * ICMP_ROWS,
+		 PIN("policy_icmp"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("hash", struct interface_key, __u32, policy_iface, MAX_POLICY_INTERFACES, PIN("policy_iface"),
+		 BPF_F_NO_PREALLOC);
+
+/* The vectors themselves (both generations), and what each bit of a vector stands for. */
+BPF_TABLE_PINNED("array", __u32, struct vector, policy_vectors, GENERATION_COUNT * VECTOR_COUNT, PIN("policy_vectors"),
+		 BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct policy_rule, policy_rules, GENERATION_COUNT * HOOK_COUNT * MAX_RULES,
+		 PIN("policy_rules"), BPF_F_MMAPABLE);
+
+/* Hits of policy rules by slot; packets of an interface by hook, verdict and reason. */
+BPF_TABLE_PINNED("percpu_array", __u32, struct rule_counter, policy_counters, GENERATION_COUNT * MAX_RULES,
+		 PIN("policy_counters"));
+BPF_TABLE_PINNED("percpu_hash", __u32, struct interface_counters, counters, MAX_INTERFACES, PIN("counters"),
+		 BPF_F_NO_PREALLOC);
+
+#endif

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Dual MIT/GPL */
+/*
+ * Ingress skin: XDP context to cursor, verdict to XDP_PASS or XDP_DROP. One entry point a link type, chosen
+ * when the interface is attached.
+ */
+
+static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct cursor cursor = {.at = data, .end = end, .left = end - data};
+	struct packet packet = {.length = end - data, .ifindex = ctx->ingress_ifindex};
+	struct decision decision = {};
+
+	parse(&cursor, bare, &packet);
+	decide(&decision, &packet, HOOK_INGRESS);
+	account(&decision, &packet, HOOK_INGRESS);
+	return decision.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
+}
+
+int fw_xdp_ethernet(struct xdp_md *ctx)
+{
+	return filter_xdp(ctx, 0);
+}
+
+int fw_xdp_ip(struct xdp_md *ctx)
+{
+	return filter_xdp(ctx, 1);
+}

@@ -1,0 +1,71 @@
+"""Owns the wiring of `ebpf-fw`: which command is whose, and `serve`, which becomes the service."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from cli import check, export, import_rules, interfaces, rules, status
+from cli.failure import EXIT_FAILED, EXIT_USAGE, failure
+from cli.session import DEFAULT_CONFIG, AsJson, Config, Session, Url, command, shared_options
+
+app = typer.Typer(
+    name="ebpf-fw",
+    help="Drop unwanted traffic at the network card, by rules. Talks to the service ebpf-fw.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"ebpf-fw {version('ebpf-fw')}")
+        except PackageNotFoundError:
+            typer.echo("ebpf-fw (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    url: Url = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    shared_options(ctx, url, as_json, config)
+
+
+def serve(session: Session) -> None:
+    """Run the service in the foreground, as --config says."""
+    from api.__main__ import serve as run
+    from firewall.errors import FirewallError
+
+    try:
+        run(session.config or DEFAULT_CONFIG)
+    except FirewallError as error:
+        errors = [{"pointer": problem.pointer, "detail": problem.detail} for problem in error.problems]
+        code = EXIT_USAGE if error.code == "invalid_config" else EXIT_FAILED
+        title = "The service cannot start"
+        raise failure(code, error.code, title, error.detail, error.hint or None, errors) from error
+
+
+command(app, "serve")(serve)
+command(app, "status")(status.status)
+app.add_typer(rules.app, name="rule")
+app.add_typer(interfaces.app, name="interface")
+command(app, "import")(import_rules.import_rules)
+command(app, "export")(export.export)
+command(app, "check")(check.check)
+
+
+def main() -> None:
+    app(prog_name="ebpf-fw")
+
+
+if __name__ == "__main__":
+    main()

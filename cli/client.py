@@ -1,0 +1,165 @@
+"""Owns talking to the service: where it listens, and one request. It prints nothing: it raises `Failure`."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
+
+import httpx
+import orjson
+
+from cli.failure import EXIT_FAILED, EXIT_UNREACHABLE, Failure, Json, exit_code, failure
+
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 600.0  # a batch of many rules is answered when it is durable and in the kernel
+
+Query = Mapping[str, str | int | bool | list[str] | None]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the service listens. `socket` is the path of a Unix socket, None for TCP."""
+
+    base_url: str
+    socket: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`http://host:port`, `host:port` or `unix:/path`; ValueError for anything else."""
+        if text.startswith("unix:"):
+            path = text.removeprefix("unix:").removeprefix("//")
+            if not path.startswith("/"):
+                raise ValueError(f"{text}: the path of a Unix socket starts with /")
+            return cls("http://localhost", path)
+        try:
+            url = httpx.URL(text if "://" in text else f"http://{text}")
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{text}: {error}") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError(f"{text}: expected http://host:port, host:port or unix:/path")
+        return cls(str(url).rstrip("/"))
+
+    def __str__(self) -> str:
+        return f"unix:{self.socket}" if self.socket else self.base_url
+
+
+class Client:
+    """One connection to the service; a context manager."""
+
+    def __init__(self, endpoint: Endpoint, transport: httpx.BaseTransport | None = None) -> None:
+        self._endpoint = endpoint
+        self._http = httpx.Client(
+            base_url=endpoint.base_url,
+            transport=transport or httpx.HTTPTransport(uds=endpoint.socket),
+            timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            trust_env=False,  # a proxy for the web is no way to a firewall on this host
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str, query: Query | None = None) -> Json:
+        return _document(self.send("GET", path, query=query))
+
+    def put(self, path: str, body: Json, headers: Mapping[str, str] | None = None) -> Json:
+        return _document(self.send("PUT", path, body=body, headers=headers))
+
+    def post(self, path: str, body: Json) -> Json:
+        return _document(self.send("POST", path, body=body))
+
+    def delete(self, path: str) -> None:
+        self.send("DELETE", path)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Json | None = None,
+        query: Query | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """The answer, read whole; `Failure` if the service cannot be reached or refuses."""
+        with self.stream(method, path, body=body, query=query, headers=headers) as response:
+            with self._unreachable():
+                response.read()
+            return response
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Json | None = None,
+        query: Query | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[httpx.Response]:
+        """The answer with its body still to come. Whoever iterates the body does it inside the `with`."""
+        content = None if body is None else orjson.dumps(body)
+        request = self._http.build_request(
+            method,
+            path,
+            content=content,
+            params={key: value for key, value in (query or {}).items() if value is not None},
+            headers={**({"Content-Type": "application/json"} if content else {}), **(headers or {})},
+        )
+        with self._unreachable():
+            response = self._http.send(request, stream=True)
+        try:
+            if response.is_error:
+                with self._unreachable():
+                    response.read()
+                raise _refusal(response)
+            with self._unreachable():
+                yield response
+        finally:
+            response.close()
+
+    @contextmanager
+    def _unreachable(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            detail = f"cannot connect to {self._endpoint}: {error}"
+            raise failure(
+                EXIT_UNREACHABLE,
+                "service_unreachable",
+                "Service unreachable",
+                detail,
+                hint="is it running? systemctl status ebpf-fw; another address: --url or EBPF_FW_URL",
+            ) from None
+        except httpx.TransportError as error:
+            detail = f"{self._endpoint} broke off before it answered: {error or type(error).__name__}"
+            raise failure(
+                EXIT_UNREACHABLE,
+                "service_unreachable",
+                "Service unreachable",
+                detail,
+                hint="a change may or may not have been made; look, or give the same command again",
+            ) from None
+
+
+def _refusal(response: httpx.Response) -> Failure:
+    try:
+        problem = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        problem = None
+    if not isinstance(problem, dict) or "title" not in problem:
+        title = f"HTTP {response.status_code} {response.reason_phrase}".strip()
+        problem = {"type": "about:blank", "title": title, "status": response.status_code}
+    return Failure(problem, exit_code(response.status_code, problem.get("code")))
+
+
+def _document(response: httpx.Response) -> Json:
+    try:
+        document = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        document = None
+    if not isinstance(document, dict):
+        detail = f"{response.url} answered, but not as ebpf-fw does"
+        raise failure(EXIT_FAILED, "unexpected_answer", "Unexpected answer", detail, hint="check --url")
+    return document

@@ -1,0 +1,158 @@
+"""Owns `ebpf-fw import`: a rule set or a list of addresses goes to the service, in one change or more."""
+
+import re
+import sys
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import orjson
+import typer
+
+from cli import address_list, output
+from cli.choices import Action, Direction
+from cli.failure import EXIT_REFUSED, Failure, Json, failure
+from cli.session import Session
+
+CHUNK = 10_000  # rules in one request: one atomic change each
+SHOWN_BAD_LINES = 20
+
+
+def import_rules(
+    session: Session,
+    file: Annotated[Path, typer.Argument(metavar="FILE", allow_dash=True, help="- is standard input.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace every rule, in one atomic change.")
+    ] = False,
+    if_match: Annotated[
+        str | None,
+        typer.Option(metavar="ETAG", help="With --replace: only if nothing changed since that export."),
+    ] = None,
+    action: Annotated[Action, typer.Option(help="Of the rules from an address list.")] = Action.drop,
+    priority: Annotated[int, typer.Option(help="Of the rules from an address list.")] = 1000,
+    direction: Annotated[
+        Direction, typer.Option(help="Of the rules from an address list.")
+    ] = Direction.ingress,
+    id_prefix: Annotated[
+        str, typer.Option(help="Begins the ids of the rules from an address list.")
+    ] = "import",
+) -> None:
+    """Import a rule set (JSON, as export writes it) or a list of addresses (plain text, one a line).
+
+    Rules are added to those that are there, 10,000 in one atomic change. The same rule again changes nothing.
+    """
+    if if_match is not None and not replace:
+        raise typer.BadParameter("--if-match needs --replace")
+    if len(id_prefix) > address_list.PREFIX_LIMIT:
+        raise typer.BadParameter(f"--id-prefix has at most {address_list.PREFIX_LIMIT} characters")
+    content = _read(file)
+    rules: Iterable[Json]
+    if content.lstrip()[:1] in (b"{", b"["):
+        rules = _rules_of_json(file, content)
+        count, duplicates = len(rules), 0
+    else:
+        listed = _addresses(file, content, may_be_empty=not replace)
+        hooks = 2 if direction is Direction.both else 1
+        count, duplicates = hooks * len(listed.addresses), listed.duplicates
+        rules = address_list.rules(
+            listed.addresses, action=action, priority=priority, direction=direction, prefix=id_prefix
+        )
+    answer = _replace(session, rules, if_match) if replace else _add(session, rules, count)
+    if session.as_json:
+        output.json_document(answer)
+        return
+    output.line(", ".join(f"{name} {answer[name]:,}" for name in ("added", "deleted", "unchanged")))
+    if duplicates:
+        lines = "1 line of {} names" if duplicates == 1 else f"{duplicates:,} lines of {{}} name"
+        output.note(f"{lines.format(file)} an address a second time")
+
+
+def _add(session: Session, rules: Iterable[Json], count: int) -> Json:
+    """Chunk by chunk, so that a million rules are never all in memory as JSON."""
+    total: Json = {"added": 0, "deleted": 0, "unchanged": 0}
+    done = 0
+    left = iter(rules)
+    with session.client() as client, output.progress() as progress:
+        task = progress.add_task("import", total=count)
+        try:
+            while chunk := list(islice(left, CHUNK)):
+                answer = client.post("/v1/rules/batch", {"add": chunk})
+                total = {name: so_far + answer[name] for name, so_far in total.items()}
+                done += len(chunk)
+                progress.update(task, completed=done)
+        except (Failure, KeyboardInterrupt) as error:
+            if done and isinstance(error, Failure):
+                raise Failure(_after(error.problem, done, count), error.exit_code) from None
+            if done:
+                output.note(f"stopped: {done:,} of {count:,} rules are in")
+            raise
+    return total
+
+
+def _after(problem: Json, done: int, count: int) -> Json:
+    """The problem of a later chunk, its pointers counted from the first rule of all."""
+
+    def shifted(pointer: str) -> str:
+        return re.sub(r"^/add/(\d+)", lambda found: f"/add/{int(found[1]) + done}", pointer)
+
+    detail = f"{problem.get('detail') or ''} {done:,} of {count:,} rules were added before this.".strip()
+    errors = [
+        {**error, "pointer": shifted(error.get("pointer") or "")} for error in problem.get("errors") or []
+    ]
+    return {**problem, "detail": detail, "errors": errors, "rules_done": done}
+
+
+def _replace(session: Session, rules: Iterable[Json], if_match: str | None) -> Json:
+    headers = {} if if_match is None else {"If-Match": _quoted(if_match)}
+    with session.client() as client:
+        return client.put("/v1/ruleset", {"rules": list(rules)}, headers)
+
+
+def _quoted(etag: str) -> str:
+    """An entity tag has quotes; a shell eats them."""
+    return etag if etag == "*" or etag.endswith('"') else f'"{etag}"'
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}") from None
+
+
+def _rules_of_json(file: Path, content: bytes) -> list[Json]:
+    try:
+        document: Any = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise failure(EXIT_REFUSED, "invalid_json", "Not JSON", f"{file}: {error}") from None
+    rules = document.get("rules") if isinstance(document, dict) else document
+    if not isinstance(rules, list):
+        detail = f'{file}: expected {{"rules": [...]}} or a list of rules'
+        raise failure(
+            EXIT_REFUSED, "not_a_ruleset", "Not a rule set", detail, hint="one rule: ebpf-fw rule add --file"
+        )
+    return cast("list[Json]", rules)
+
+
+def _addresses(file: Path, content: bytes, *, may_be_empty: bool) -> address_list.AddressList:
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise failure(
+            EXIT_REFUSED, "not_text", "Not text", f"{file} is neither JSON nor UTF-8 text"
+        ) from None
+    listed = address_list.parse(lines)
+    if listed.bad:
+        errors = [
+            {"pointer": f"line {number}", "detail": text} for number, text in listed.bad[:SHOWN_BAD_LINES]
+        ]
+        detail = f"{file}: {len(listed.bad):,} bad lines of {len(lines):,}; nothing was sent"
+        if len(listed.bad) > SHOWN_BAD_LINES:
+            detail += f"; the first {SHOWN_BAD_LINES} are shown"
+        raise failure(EXIT_REFUSED, "invalid_list", "Bad address list", detail, errors=errors)
+    if not listed.addresses and not may_be_empty:
+        detail = f"{file} holds no address: a feed that failed must not delete every rule"
+        hint = 'to delete every rule, import {"rules": []} with --replace'
+        raise failure(EXIT_REFUSED, "empty_list", "Empty address list", detail, hint=hint)
+    return listed

@@ -1,0 +1,64 @@
+"""Owns `ebpf-fw status`: whether the service filters what it was told to, and how full it is."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from cli import output
+from cli.failure import Json
+from cli.interfaces import hook_row, print_hooks
+from cli.session import Session
+
+
+def status(session: Session) -> None:
+    """Show the service's state: hooks, map fill, drift and the last error."""
+    with session.client() as client:
+        answer = client.get("/v1/status")
+    if session.as_json:
+        output.json_document(answer)
+        return
+    output.fields(_summary(answer))
+    if answer["hooks"]:
+        output.line("")
+        print_hooks([hook_row(hook["interface"], hook, []) for hook in answer["hooks"]])
+    if answer["maps"]:
+        output.line("")
+        rows = [(m["name"], m["used"], m["capacity"], _fill(m), m["setting"]) for m in answer["maps"]]
+        output.table(("MAP", "USED", "CAPACITY", "FILL", "SETTING"), rows, right=("USED", "CAPACITY", "FILL"))
+
+
+def duration_text(seconds: float) -> str:
+    """The two largest units: `3 d 4 h`, `12 min 5 s`."""
+    left = int(seconds)
+    parts: list[str] = []
+    for name, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or parts or name == "s":
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:2])
+
+
+def _summary(answer: Json) -> Iterator[tuple[str, Any]]:
+    reasons = "; ".join(map(str, answer["not_ready"]))
+    default = answer["default_actions"]
+    yield "ready", "yes" if answer["ready"] else f"no: {reasons}"
+    yield "version", f"{answer['version']} (kernel {answer['kernel']}, bcc {answer['bcc']})"
+    yield "up", f"{duration_text(answer['uptime_s'])}, since {answer['started_at']}"
+    yield "rules", f"{answer['rules']:,} (revision {answer['revision']})"
+    yield "default", f"ingress {default['ingress']}, egress {default['egress']}"
+    yield "pinned", answer["pin_root"]
+    for entry in answer["drift"]:
+        yield "drift", _text(entry)
+    if answer["last_error"]:
+        yield "last error", _text(answer["last_error"])
+
+
+def _fill(entry: Json) -> str | None:
+    if not entry["capacity"] or entry["used"] is None:
+        return None
+    return f"{100 * entry['used'] / entry['capacity']:.1f} %"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
+    return str(value)

@@ -1,0 +1,1 @@
+"""The firewall itself: rules, their compiled image, their durable store and the kernel that enforces them."""

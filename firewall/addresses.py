@@ -1,0 +1,142 @@
+"""The address tables as they should be: which prefix holds which rule (datapath design, part 1).
+
+Owns the choice of the winner where rules share a prefix, and the length bits that belong to the entries.
+Plans a change before anything is touched; knows no map.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from firewall.address import BITS
+from firewall.datapath import Change, Edit, Entry, Key, Occupancy
+from firewall.layout import C
+from firewall.lengths import LengthBit, LengthCounts, length_bit
+from firewall.policy import Policy
+from firewall.rule import VERSIONS, Rule
+
+_SCOPES = C["ADDRESS_SCOPE_COUNT"]
+
+
+def address_keys(rule: Rule) -> list[Key]:
+    """Where an addresses-only rule lives. Prefixes of a family that it excludes are nowhere."""
+    side = C["SIDE_DESTINATION"] if rule.destinations else C["SIDE_SOURCE"]
+    return [
+        Key(prefix.version, hook << C["SCOPE_HOOK_BIT"] | side, prefix.length, prefix.address)
+        for hook in rule.hooks
+        for prefix in (rule.destinations or rule.sources)
+        if prefix.version in VERSIONS[rule.family]
+    ]
+
+
+@dataclass(frozen=True)
+class AddressPlan:
+    """What a change does to the tables: entries by key after it, edits in the kernel, length counts."""
+
+    entries: dict[Key, list[Entry]]
+    edits: list[Edit]
+    deltas: Counter[LengthBit]
+    bits_set: list[LengthBit]
+    bits_cleared: list[LengthBit]
+    sizes: Counter[int]
+    after: Occupancy
+
+
+class AddressTables:
+    """All entries of all rules, the winner of each prefix first."""
+
+    def __init__(self) -> None:
+        self._winners: dict[Key, Entry] = {}
+        self._losers: dict[Key, list[Entry]] = {}
+        self._lengths = LengthCounts()
+        self.occupancy = Occupancy()
+        self._sizes: Counter[int] = Counter()
+
+    def entries(self, key: Key) -> list[Entry]:
+        winner = self._winners.get(key)
+        return [] if winner is None else [winner, *self._losers.get(key, ())]
+
+    def winner(self, key: Key) -> Entry | None:
+        return self._winners.get(key)
+
+    def winners(self) -> dict[Key, Entry]:
+        return self._winners
+
+    def sizes(self, plan: AddressPlan | None = None) -> dict[int, int]:
+        """Entries by IP version, now or after a plan."""
+        sizes = self._sizes if plan is None else plan.sizes
+        return {version: sum(sizes[_list_number(version, scope)] for scope in range(_SCOPES)) for version in BITS}
+
+    def length_bits(self) -> list[LengthBit]:
+        return self._lengths.bits()
+
+    def covering(self, version: int, address: int, length: int) -> list[Entry]:
+        """Entries of every prefix that covers the given one, in any list."""
+        bits = BITS[version]
+        prefixes = [(each, address >> (bits - each) << (bits - each)) for each in range(length + 1)]
+        keys = (Key(version, scope, each, masked) for scope in range(_SCOPES) for each, masked in prefixes)
+        return [entry for key in keys for entry in self.entries(key)]
+
+    def plan(self, removed: Iterable[tuple[Rule, int]], added: Iterable[tuple[Rule, int]]) -> AddressPlan:
+        """Rules with their handles. The same rule may be removed and added (it changed)."""
+        entries: dict[Key, list[Entry]] = {}
+        for rule, handle in removed:
+            for key in address_keys(rule):
+                entries.setdefault(key, self.entries(key)).remove(Entry(rule.rank, handle))
+        for rule, handle in added:
+            for key in address_keys(rule):
+                entries.setdefault(key, self.entries(key)).append(Entry(rule.rank, handle))
+        edits = []
+        deltas: Counter[LengthBit] = Counter()
+        sizes = self._sizes.copy()
+        for key, after in entries.items():
+            after.sort()
+            old, new = self._winners.get(key), after[0] if after else None
+            if old != new:
+                edits.append(Edit(key, old, new))
+            if (old is None) != (new is None):
+                step = 1 if old is None else -1
+                deltas[length_bit(key.version, key.scope, key.address, key.length)] += step
+                sizes[_list_number(key.version, key.scope)] += step
+        bits_set, bits_cleared = self._lengths.would_change(deltas)
+        after_all = self._occupancy(sizes, bits_set, bits_cleared)
+        return AddressPlan(entries, edits, deltas, bits_set, bits_cleared, sizes, after_all)
+
+    def _occupancy(self, sizes: Counter[int], bits_set: list[LengthBit], bits_cleared: list[LengthBit]) -> Occupancy:
+        """Control words of the tables with lists of these sizes and these bits changed."""
+        lists = sum(1 << number for number, size in sizes.items() if size)
+        short = list(self.occupancy.short_lengths6)
+        for bit in bits_set:
+            if not bit.buckets:
+                short[bit.scope] |= 1 << bit.length
+        for bit in bits_cleared:
+            if not bit.buckets:
+                short[bit.scope] &= ~(1 << bit.length)
+        return Occupancy(lists, (short[0], short[1], short[2], short[3]))
+
+    def commit(self, plan: AddressPlan) -> None:
+        for key, entries in plan.entries.items():
+            if entries:
+                self._winners[key] = entries[0]
+            else:
+                self._winners.pop(key, None)
+            if len(entries) > 1:
+                self._losers[key] = entries[1:]
+            else:
+                self._losers.pop(key, None)
+        self._lengths.add(plan.deltas)
+        self._sizes = plan.sizes
+        self.occupancy = plan.after
+
+    def change(
+        self, plan: AddressPlan, policy_before: Policy | None, policy: Policy | None, fresh_slots: tuple[int, ...] = ()
+    ) -> Change:
+        """The plan as what the kernel is asked for, from the tables as they are now."""
+        bits = plan.bits_set, plan.bits_cleared
+        return Change(plan.edits, *bits, self.occupancy, plan.after, policy_before, policy, fresh_slots)
+
+
+def _list_number(version: int, scope: int) -> int:
+    return (version == 6) * _SCOPES + scope

@@ -1,0 +1,165 @@
+"""What the enforcer asks of the kernel side: values that say a change, and the protocol that performs it.
+
+firewall/kernel implements it with BPF maps, the tests also in memory. No rules here, only what they compile to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+from firewall.hits import Hits, InterfaceHits
+from firewall.lengths import LengthBit
+from firewall.policy import Policy
+
+
+class Entry(NamedTuple):
+    """What an address table holds for a prefix: the winning rule. Sorted, the first wins."""
+
+    rank: int
+    handle: int
+
+
+class Key(NamedTuple):
+    """A prefix in one of the lists; `scope` is hook << 1 | side (bpf/layout.h)."""
+
+    version: int
+    scope: int
+    length: int
+    address: int
+
+
+class Edit(NamedTuple):
+    """A prefix's entry before and after, None where there is none."""
+
+    key: Key
+    old: Entry | None
+    new: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """The control words: which lists have entries (bit family * 4 + scope), short IPv6 lengths by scope."""
+
+    lists: int = 0
+    short_lengths6: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of what packets meet, all of it at one moment. `policy` None: as it is."""
+
+    edits: Sequence[Edit]
+    bits_set: Sequence[LengthBit]
+    bits_cleared: Sequence[LengthBit]
+    before: Occupancy
+    after: Occupancy
+    policy_before: Policy | None = None
+    policy: Policy | None = None
+    fresh_slots: Sequence[int] = ()
+
+    def inverse(self) -> Change:
+        return replace(
+            self,
+            edits=[Edit(key, new, old) for key, old, new in reversed(self.edits)],
+            bits_set=self.bits_cleared,
+            bits_cleared=self.bits_set,
+            before=self.after,
+            after=self.before,
+            policy_before=self.policy,
+            policy=self.policy_before,
+            fresh_slots=(),
+        )
+
+
+class MapFill(NamedTuple):
+    name: str
+    used: int
+    capacity: int
+    setting: str
+
+
+class Link(NamedTuple):
+    """An interface of the host. `has_ethernet`: its frames start with an Ethernet header."""
+
+    ifindex: int
+    name: str
+    has_ethernet: bool
+    is_up: bool
+
+
+class Attached(NamedTuple):
+    """A program on a hook. `mode`: native, generic, offload; clsact on egress. `is_ours`: loaded by ebpf-fw."""
+
+    program_id: int
+    name: str
+    mode: str
+    is_ours: bool
+
+
+class Kernel(Protocol):
+    """The loaded programs, their maps and the hooks. Methods raise KernelRefused when the kernel says no, and
+    then packets are judged as before the call. Hooks are numbers of enum hook."""
+
+    bcc: str | None
+
+    def start(self) -> dict[int, int]:
+        """Loads or finds the programs; answers the slots of policy rules by handle that the maps already count."""
+
+    def stop(self) -> None:
+        """Unpins everything and lets go of it. Detach first."""
+
+    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+        """Makes the tables large enough: address entries by IP version, policy vectors, policy prefixes."""
+
+    def reconcile(
+        self,
+        winners: Mapping[Key, Entry],
+        bits: Sequence[LengthBit],
+        occupancy: Occupancy,
+        policy: Policy,
+        fresh_slots: Sequence[int],
+    ) -> None:
+        """Makes the maps hold just this, whatever they held."""
+
+    def apply(self, change: Change) -> dict[int, Hits]:
+        """Performs a change; answers the hits of entries that went or went over to another rule, by the handle
+        of the rule before."""
+
+    def settle(self) -> None:
+        """Finishes what a change left for later."""
+
+    def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
+        """By key, in order; NO_HITS where there is no such entry."""
+
+    def all_address_hits(self) -> dict[int, Hits]:
+        """By handle, of every entry that was hit."""
+
+    def policy_hits(self, slots: Sequence[int]) -> list[Hits]: ...
+
+    def count_interface(self, ifindex: int) -> None:
+        """Makes room for an interface's counters."""
+
+    def uncount_interface(self, ifindex: int) -> list[InterfaceHits]:
+        """Gives that room back, and what had been counted."""
+
+    def interface_hits(self) -> Mapping[int, list[InterfaceHits]]: ...
+
+    def fills(self, policy_rules: int, addresses: Mapping[int, int]) -> list[MapFill]: ...
+
+    def links(self) -> list[Link]: ...
+
+    def attached(self, link: Link, hook: int) -> Attached | None:
+        """On ingress any XDP program, on egress our filter."""
+
+    def attach(self, link: Link, hook: int, mode: str) -> None:
+        """`mode`: native, generic or offload (ingress). Replaces our own program at one moment."""
+
+    def detach(self, link: Link, hook: int) -> None: ...
+
+    def expected_program(self, link: Link, hook: int) -> int:
+        """Id of the program that belongs on the hook."""
+
+    def release(self) -> None:
+        """Lets go of programs that start() or reserve() put others in place of. Call when all hooks are attached."""

@@ -1,0 +1,229 @@
+"""The bpf(2) system call, as far as bcc has no use for us: maps and programs by file descriptor.
+
+Owns the layouts of union bpf_attr (include/uapi/linux/bpf.h) and errno handling; every failure is a
+KernelRefused that says what was tried. Knows no map of ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import platform
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.errors import kernel_refused
+
+_SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_BPF = _SYSCALL_NUMBERS.get(platform.machine(), 321)
+_ATTR_SIZE = 128
+
+(MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, _, OBJ_PIN, OBJ_GET, _, _, PROG_TEST_RUN) = range(11)
+PROG_GET_FD_BY_ID, OBJ_GET_INFO = 13, 15
+MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
+
+_libc = ctypes.CDLL(None, use_errno=True)
+Records = npt.NDArray[np.void]
+
+
+def call(command: int, attr: bytes, action: str, allowed: tuple[int, ...] = ()) -> tuple[int, bytes]:
+    """The result (negative errno where that is `allowed`) and the attr as the kernel left it."""
+    buffer = ctypes.create_string_buffer(attr, _ATTR_SIZE)
+    result = _libc.syscall(_BPF, command, buffer, _ATTR_SIZE)
+    if result >= 0:
+        return result, buffer.raw
+    number = ctypes.get_errno()
+    if number in allowed:
+        return -number, buffer.raw
+    raise kernel_refused(action, number)
+
+
+class MapInfo(NamedTuple):
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    name: str
+
+
+class ProgramInfo(NamedTuple):
+    id: int
+    name: str
+    map_ids: tuple[int, ...]
+
+
+def get(path: Path) -> int:
+    """A new descriptor of the pinned object. FileNotFoundError where nothing is pinned."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    result, _ = call(
+        OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0), f"opening the pin {path}", (errno.ENOENT,)
+    )
+    if result == -errno.ENOENT:
+        raise FileNotFoundError(errno.ENOENT, "nothing is pinned here", str(path))
+    return result
+
+
+def pin(fd: int, path: Path) -> None:
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    call(OBJ_PIN, struct.pack("=QII", ctypes.addressof(name), fd, 0), f"pinning {path}")
+
+
+def _info(fd: int, size: int) -> bytes:
+    info = ctypes.create_string_buffer(size)
+    call(OBJ_GET_INFO, struct.pack("=IIQ", fd, size, ctypes.addressof(info)), "reading an object's info")
+    return info.raw
+
+
+def map_info(fd: int) -> MapInfo:
+    type_, id_, key, value, entries, flags, name = struct.unpack_from("=6I16s", _info(fd, 80))
+    return MapInfo(type_, id_, key, value, entries, flags, name.rstrip(b"\0").decode())
+
+
+def program_info(fd: int) -> ProgramInfo:
+    """`struct bpf_prog_info`; asked twice, the second time with room for the map ids."""
+    _, id_ = struct.unpack_from("=II", _info(fd, 128))
+    info = bytearray(128)
+    ids = (ctypes.c_uint32 * 64)()
+    struct.pack_into("=IQ", info, 52, 64, ctypes.addressof(ids))
+    buffer = ctypes.create_string_buffer(bytes(info), 128)
+    call(OBJ_GET_INFO, struct.pack("=IIQ", fd, 128, ctypes.addressof(buffer)), "reading a program's info")
+    (count,) = struct.unpack_from("=I", buffer.raw, 52)
+    name = buffer.raw[64:80].rstrip(b"\0").decode()
+    return ProgramInfo(id_, name, tuple(ids[: min(count, 64)]))
+
+
+def program_by_id(program_id: int) -> int | None:
+    """A descriptor of a loaded program, None when it is gone."""
+    result, _ = call(
+        PROG_GET_FD_BY_ID, struct.pack("=III", program_id, 0, 0), f"opening program {program_id}", (errno.ENOENT,)
+    )
+    return None if result < 0 else result
+
+
+class Map:
+    """A map by descriptor; keys and values are numpy arrays of one row per element."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.info = map_info(fd)
+
+    @classmethod
+    def pinned(cls, path: Path) -> Map:
+        return cls(get(path))
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def _element(self, command: int, key: bytes, value: int, action: str, missing_ok: bool) -> bool:
+        holder = ctypes.create_string_buffer(key, len(key))
+        attr = struct.pack("=IIQQQ", self.fd, 0, ctypes.addressof(holder), value, 0)
+        allowed = (errno.ENOENT,) if missing_ok else ()
+        return call(command, attr, f"{action} map {self.info.name}", allowed)[0] >= 0
+
+    def update(self, key: bytes, value: bytes) -> None:
+        holder = ctypes.create_string_buffer(value, len(value))
+        self._element(MAP_UPDATE, key, ctypes.addressof(holder), "writing", False)
+
+    def lookup(self, key: bytes, size: int | None = None) -> bytes | None:
+        """`size`: of the value as the system call copies it, for per-CPU maps."""
+        size = size or self.info.value_size
+        holder = ctypes.create_string_buffer(size)
+        found = self._element(MAP_LOOKUP, key, ctypes.addressof(holder), "reading", True)
+        return holder.raw if found else None
+
+    def delete(self, key: bytes) -> bool:
+        return self._element(MAP_DELETE, key, 0, "deleting from", True)
+
+    def keys(self) -> Iterator[bytes]:
+        """One by one: for small maps that nobody deletes from meanwhile."""
+        previous: bytes | None = None
+        following = ctypes.create_string_buffer(self.info.key_size)
+        while True:
+            holder = ctypes.create_string_buffer(previous, len(previous)) if previous is not None else None
+            at = ctypes.addressof(holder) if holder is not None else 0
+            attr = struct.pack("=IIQQ", self.fd, 0, at, ctypes.addressof(following))
+            if call(MAP_NEXT_KEY, attr, f"reading map {self.info.name}", (errno.ENOENT,))[0] < 0:
+                return
+            previous = following.raw
+            yield previous
+
+    def update_batch(self, keys: Records, values: Records) -> None:
+        if len(keys):
+            self._batch(MAP_UPDATE_BATCH, np.ascontiguousarray(keys), np.ascontiguousarray(values), "writing")
+
+    def delete_batch(self, keys: Records) -> None:
+        """Keys that are not there are passed over."""
+        keys = np.ascontiguousarray(keys)
+        done = 0
+        while done < len(keys):
+            result, count = self._batch(MAP_DELETE_BATCH, keys[done:], None, "deleting from", (errno.ENOENT,))
+            done += count + (result < 0)
+
+    def _batch(
+        self,
+        command: int,
+        keys: Records,
+        values: Records | None,
+        action: str,
+        allowed: tuple[int, ...] = (),
+    ) -> tuple[int, int]:
+        at = values.ctypes.data if values is not None else 0
+        attr = struct.pack("=QQQQIIQQ", 0, 0, keys.ctypes.data, at, len(keys), self.fd, 0, 0)
+        result, after = call(command, attr, f"{action} map {self.info.name}", allowed)
+        return result, int(struct.unpack_from("=I", after, 32)[0])
+
+    def dump(
+        self, key: np.dtype[np.void], value: np.dtype[np.void], chunk: int = 65536
+    ) -> Iterator[tuple[Records, Records]]:
+        """All elements in batches, as arrays of the given dtypes."""
+        position = np.zeros(8, np.uint8)
+        keys, values = np.zeros(chunk, key), np.zeros(chunk, value)
+        at_in = 0
+        while True:
+            attr = struct.pack(
+                "=QQQQIIQQ", at_in, position.ctypes.data, keys.ctypes.data, values.ctypes.data, chunk, self.fd, 0, 0
+            )
+            result, after = call(MAP_LOOKUP_BATCH, attr, f"reading map {self.info.name}", (errno.ENOENT, errno.ENOSPC))
+            if result == -errno.ENOSPC:
+                chunk *= 2
+                keys, values = np.zeros(chunk, key), np.zeros(chunk, value)
+                continue
+            (count,) = struct.unpack_from("=I", after, 32)
+            if count:
+                yield keys[:count].copy(), values[:count].copy()
+            if result < 0:
+                return
+            at_in = position.ctypes.data
+
+    def mapped(self, dtype: np.dtype[np.void]) -> Records:
+        """The elements of a BPF_F_MMAPABLE array, shared with the kernel: what is written is there at once."""
+        stride = -(-self.info.value_size // 8) * 8
+        shared = mmap.mmap(self.fd, -(-stride * self.info.max_entries // mmap.PAGESIZE) * mmap.PAGESIZE)
+        if stride != dtype.itemsize:
+            raise ValueError(f"{self.info.name}: elements of {dtype.itemsize} bytes stand {stride} apart")
+        return np.frombuffer(shared, dtype, count=self.info.max_entries)
+
+
+def test_run(fd: int, frame: bytes, repeat: int = 1, context: bytes = b"") -> tuple[int, int, bytes]:
+    """Runs a program on a frame (BPF_PROG_TEST_RUN): its verdict, ns a run, the frame afterwards."""
+    data = ctypes.create_string_buffer(frame, len(frame))
+    out = ctypes.create_string_buffer(len(frame) + 256)
+    holder = ctypes.create_string_buffer(context, len(context)) if context else None
+    at = ctypes.addressof(holder) if holder is not None else 0
+    attr = struct.pack(
+        "=IIIIQQIIIIQQ", fd, 0, len(frame), len(out), ctypes.addressof(data), ctypes.addressof(out),
+        repeat, 0, len(context), 0, at, 0,
+    )  # fmt: skip
+    _, after = call(PROG_TEST_RUN, attr, "running a program on a test packet")
+    verdict, _, size = struct.unpack_from("=III", after, 4)
+    (duration_ns,) = struct.unpack_from("=I", after, 36)
+    return verdict, duration_ns, out.raw[:size]

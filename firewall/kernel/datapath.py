@@ -1,0 +1,311 @@
+"""Performs changes on the pinned maps, so that every packet is judged by the rules before or after, whole.
+
+Owns the order of writes. An address entry is written before the length bit that leads to it and deleted
+after; more than one edit becomes visible by one store, the epoch (bpf/layout.h, struct address_entry);
+what only packets of the old epoch could need is cleared away once none of them is left (settle).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from firewall.datapath import Change, Edit, Entry, Key, MapFill, Occupancy
+from firewall.hits import NO_HITS, Hits, InterfaceHits
+from firewall.kernel.bpf import Map, Records
+from firewall.kernel.clock import tick_to_wall
+from firewall.kernel.grace import GracePeriod
+from firewall.kernel.keys import PREFIX, entry_records, key_records, keys_from_records
+from firewall.kernel.maps import PinnedMaps
+from firewall.kernel.policy_maps import write_policy
+from firewall.layout import ADDRESS_ENTRY, INTERFACE_COUNTERS, RANK_NONE, RULE_COUNTER, C
+from firewall.lengths import LengthBit
+from firewall.policy import Policy, Words
+
+VERSIONS = (4, 6)
+_BUCKETS = C["BUCKET_COUNT"]
+
+
+class KernelDatapath:
+    """The maps of one loaded program set. Not thread-safe: one writer."""
+
+    def __init__(self, maps: PinnedMaps, options: tuple[int, int]) -> None:
+        """`options`: OPTION_* by hook."""
+        self.maps = maps
+        self._options = options
+        self._grace = GracePeriod()
+        self._unsettled: Change | None = None
+        self._epoch_word = maps.arrays["control_map"].view("<u8")
+        self._cpus = possible_cpus()
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch_word[0])
+
+    def close(self) -> None:
+        self._grace.close()
+
+    # -- changes
+
+    def apply(self, change: Change) -> dict[int, Hits]:
+        """Returns the hits of entries that went, or went over to another rule, by the handle of the rule before."""
+        self.settle()
+        self.clear_policy_hits(change.fresh_slots)
+        gone = self._gone(change.edits)
+        if change.policy is None and len(change.edits) <= 1:
+            self._apply_one(change)
+        else:
+            self._apply_at_once(change)
+        return gone
+
+    def _apply_one(self, change: Change) -> None:
+        """A single edit is seen whole by itself."""
+        for edit in change.edits:
+            if edit.new is None:
+                self._clear_bits(change.bits_cleared)
+                self._write_occupancy(change.after)
+                self._delete([edit])
+                return
+            self._write_entries([edit], since=0, before=False)
+        self._set_bits(change.bits_set)
+        self._write_occupancy(change.after)
+
+    def _apply_at_once(self, change: Change) -> None:
+        epoch = self.epoch + (2 if change.policy is None else 1)
+        written = 0
+        try:
+            for version in VERSIONS:
+                edits = [edit for edit in change.edits if edit.key.version == version]
+                self._write_entries(edits, since=epoch, before=True)
+                written = version
+            if change.policy is not None:
+                write_policy(self.maps, epoch & 1, change.policy, self._options)
+        except BaseException:
+            self._take_back([edit for edit in change.edits if edit.key.version <= max(written, 4)])
+            raise
+        self._set_bits(change.bits_set)
+        self._write_occupancy(_union(change.before, change.after))
+        self._epoch_word[0] = epoch
+        self._unsettled = change
+
+    def _take_back(self, edits: Sequence[Edit]) -> None:
+        """Entries of an epoch that never came are invisible; none may stay."""
+        self._delete([edit for edit in edits if edit.old is None])
+        self._write_entries([Edit(edit.key, edit.new, edit.old) for edit in edits if edit.old], 0, before=False)
+
+    def settle(self) -> None:
+        """Waits until no packet of the old epoch is left, then clears away what only those could need."""
+        change, self._unsettled = self._unsettled, None
+        if change is None:
+            return
+        self._grace.wait()
+        self._write_occupancy(change.after)
+        self._clear_bits(change.bits_cleared)
+        self._delete([edit for edit in change.edits if edit.new is None])
+
+    def _write_entries(self, edits: Sequence[Edit], since: int, before: bool) -> None:
+        for version in VERSIONS:
+            mine = [edit for edit in edits if edit.key.version == version]
+            if not mine:
+                continue
+            old = [edit.old for edit in mine] if before else None
+            values = entry_records([edit.new for edit in mine], since, old)
+            for at, edit in enumerate(mine):
+                if edit.old and (edit.new is None or edit.new.handle == edit.old.handle):
+                    self._keep_hits(values, at, edit.key)
+            self._addresses(version).update_batch(key_records(version, [edit.key for edit in mine]), values)
+
+    def _keep_hits(self, values: Records, at: int, key: Key) -> None:
+        found = self._entry(key)
+        if found is not None:
+            for field in ("packets", "bytes", "last_hit"):
+                values[field][at] = found[field]
+
+    def _delete(self, edits: Sequence[Edit]) -> None:
+        for version in VERSIONS:
+            keys = [edit.key for edit in edits if edit.key.version == version]
+            if keys:
+                self._addresses(version).delete_batch(key_records(version, keys))
+
+    def _addresses(self, version: int) -> Map:
+        return self.maps[f"address{version}"]
+
+    # -- the whole content
+
+    def reconcile(
+        self,
+        winners: Mapping[Key, Entry],
+        bits: Sequence[LengthBit],
+        occupancy: Occupancy,
+        policy: Policy,
+        fresh_slots: Sequence[int],
+    ) -> None:
+        """Makes the maps hold just this. What packets meet goes from the one to the other at one moment."""
+        self.settle()
+        self.clear_policy_hits(fresh_slots)
+        epoch = self.epoch
+        edits, strays = [], []
+        seen = set()
+        for version in VERSIONS:
+            for keys, values in self._addresses(version).dump(PREFIX[version], ADDRESS_ENTRY):
+                ranks = np.where(values["since"] <= epoch, values["rank"], values["old_rank"])
+                found = zip(keys_from_records(version, keys), ranks.tolist(), values["handle"].tolist(), strict=True)
+                for key, rank, handle in found:
+                    seen.add(key)
+                    wanted = winners.get(key)
+                    if rank == RANK_NONE and wanted is None:
+                        strays.append(Edit(key, None, None))
+                    elif wanted != (rank, handle):
+                        edits.append(Edit(key, Entry(rank, handle) if rank != RANK_NONE else None, wanted))
+        edits += [Edit(key, None, entry) for key, entry in winners.items() if key not in seen]
+        before = self._read_occupancy()
+        self._apply_at_once(Change(edits, bits, (), before, occupancy, None, policy))
+        self.settle()
+        self._delete(strays)
+        self._write_exact_bits(bits)
+
+    def _read_occupancy(self) -> Occupancy:
+        control = self.maps.arrays["control_map"][0]
+        first, second, third, fourth = control["short_lengths6"].tolist()
+        return Occupancy(int(control["occupied"]), (first, second, third, fourth))
+
+    def _write_exact_bits(self, bits: Sequence[LengthBit]) -> None:
+        """Clears the bits that no entry needs: after a settled change they only cost probes."""
+        for name, field in (("lengths4", "lengths"), ("lengths6", "word")):
+            exact = np.zeros_like(self.maps.arrays[name][field])
+            for bit in bits:
+                if f"lengths{bit.version}" == name:
+                    self._bucket_words(bit, exact)[...] |= _mask(bit)
+            self.maps.arrays[name][field] = exact
+
+    # -- length bits and control words
+
+    def _set_bits(self, bits: Sequence[LengthBit]) -> None:
+        for bit in bits:
+            self._bucket_words(bit, self._length_words(bit.version))[...] |= _mask(bit)
+
+    def _clear_bits(self, bits: Sequence[LengthBit]) -> None:
+        for bit in bits:
+            self._bucket_words(bit, self._length_words(bit.version))[...] &= ~_mask(bit)
+
+    def _length_words(self, version: int) -> Words:
+        name, field = ("lengths4", "lengths") if version == 4 else ("lengths6", "word")
+        return self.maps.arrays[name][field]
+
+    @staticmethod
+    def _bucket_words(bit: LengthBit, words: Words) -> Words:
+        """The words of an array of all buckets that hold this bit: none for a short IPv6 length."""
+        start = bit.scope * _BUCKETS + bit.first
+        rows = slice(start, start + bit.buckets)
+        return words[rows] if bit.version == 4 else words[rows, (bit.length - C["BUCKET6_SHORTEST"]) // 64]
+
+    def _write_occupancy(self, occupancy: Occupancy) -> None:
+        control = self.maps.arrays["control_map"]
+        control["short_lengths6"] = occupancy.short_lengths6
+        control["occupied"] = occupancy.lists
+
+    # -- hits
+
+    def _entry(self, key: Key) -> np.void | None:
+        value = self._addresses(key.version).lookup(key_records(key.version, [key]).tobytes())
+        return None if value is None else np.frombuffer(value, ADDRESS_ENTRY)[0]
+
+    def _gone(self, edits: Sequence[Edit]) -> dict[int, Hits]:
+        hits: dict[int, Hits] = {}
+        for edit in edits:
+            if edit.old and (edit.new is None or edit.old.handle != edit.new.handle):
+                (found,) = self.address_hits([edit.key])
+                hits[edit.old.handle] = hits.get(edit.old.handle, NO_HITS).plus(found)
+        return hits
+
+    def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
+        hits = []
+        for key in keys:
+            entry = self._entry(key)
+            hits.append(NO_HITS if entry is None else _hits(entry))
+        return hits
+
+    def all_address_hits(self) -> dict[int, Hits]:
+        hits: dict[int, Hits] = {}
+        for version in VERSIONS:
+            for _, values in self._addresses(version).dump(PREFIX[version], ADDRESS_ENTRY):
+                for record in values[values["packets"] != 0]:
+                    handle = int(record["handle"])
+                    hits[handle] = hits.get(handle, NO_HITS).plus(_hits(record))
+        return hits
+
+    def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
+        table = self.maps["policy_counters"]
+        hits = []
+        for slot in slots:
+            raw = table.lookup(slot.to_bytes(4, "little"), RULE_COUNTER.itemsize * self._cpus)
+            by_cpu = np.frombuffer(raw or b"", RULE_COUNTER)
+            last = int(by_cpu["last_hit"].max(initial=0))
+            hits.append(Hits(int(by_cpu["packets"].sum()), int(by_cpu["bytes"].sum()), tick_to_wall(last)))
+        return hits
+
+    def clear_policy_hits(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self.maps["policy_counters"].update(slot.to_bytes(4, "little"), bytes(RULE_COUNTER.itemsize * self._cpus))
+
+    def count_interface(self, ifindex: int) -> None:
+        key = ifindex.to_bytes(4, "little")
+        size = INTERFACE_COUNTERS.itemsize * self._cpus
+        if self.maps["counters"].lookup(key, size) is None:
+            self.maps["counters"].update(key, bytes(size))
+
+    def uncount_interface(self, ifindex: int) -> list[InterfaceHits]:
+        hits = self.interface_hits().get(ifindex, [])
+        self.maps["counters"].delete(ifindex.to_bytes(4, "little"))
+        return hits
+
+    def interface_hits(self) -> Mapping[int, list[InterfaceHits]]:
+        table = self.maps["counters"]
+        found = {}
+        for key in list(table.keys()):
+            raw = table.lookup(key, INTERFACE_COUNTERS.itemsize * self._cpus)
+            if raw is not None:
+                found[int.from_bytes(key, "little")] = _interface_hits(raw)
+        return found
+
+    def fills(self, policy_rules: int, addresses: Mapping[int, int]) -> list[MapFill]:
+        def room(name: str) -> int:
+            return self.maps[name].info.max_entries
+
+        return [
+            *(MapFill(f"address{v}", addresses[v], room(f"address{v}"), "bpf.max_addresses") for v in VERSIONS),
+            MapFill("policy_rules", policy_rules, room("policy_counters") // 2, "bpf.max_rules"),
+        ]
+
+
+def _hits(record: np.void) -> Hits:
+    return Hits(int(record["packets"]), int(record["bytes"]), tick_to_wall(int(record["last_hit"])))
+
+
+def _interface_hits(raw: bytes) -> list[InterfaceHits]:
+    counters = np.frombuffer(raw, INTERFACE_COUNTERS)["by"]
+    packets, size = counters["packets"].sum(axis=0), counters["bytes"].sum(axis=0)
+    hits = []
+    for index in np.flatnonzero(packets):
+        rest, reason = divmod(int(index), C["REASON_CAPACITY"])
+        hook, verdict = divmod(rest, C["VERDICT_COUNT"])
+        hits.append(InterfaceHits(hook, verdict, reason, int(packets[index]), int(size[index])))
+    return hits
+
+
+def _mask(bit: LengthBit) -> np.uint64:
+    at = bit.length if bit.version == 4 else (bit.length - C["BUCKET6_SHORTEST"]) % 64
+    return np.uint64(1 << at)
+
+
+def _union(before: Occupancy, after: Occupancy) -> Occupancy:
+    short = [one | other for one, other in zip(before.short_lengths6, after.short_lengths6, strict=True)]
+    return Occupancy(before.lists | after.lists, (short[0], short[1], short[2], short[3]))
+
+
+def possible_cpus() -> int:
+    """What per-CPU values are copied for: /sys/devices/system/cpu/possible, as in "0-63"."""
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        ranges = [part.split("-") for part in file.read().strip().split(",")]
+    return max(int(each[-1]) for each in ranges) + 1

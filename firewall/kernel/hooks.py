@@ -1,0 +1,198 @@
+"""Attaching the programs to interfaces: XDP and clsact over netlink.
+
+Owns what is on a hook and changing it. Never touches a program that is not ours; detaching removes only what
+is. What the kernel says about a refusal (extended ack) is kept: it is often the only explanation.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from firewall.datapath import Attached, Link
+from firewall.errors import Conflict, KernelRefused, kernel_refused
+from firewall.kernel import bpf
+from firewall.kernel.source import PROGRAMS
+
+XDP_FLAGS_UPDATE_IF_NOEXIST, XDP_FLAGS_REPLACE = 1 << 0, 1 << 4
+XDP_MODE_FLAGS = {"generic": 1 << 1, "native": 1 << 2, "offload": 1 << 3}
+# Which attribute of IFLA_XDP names the program of a mode. (pyroute2 does not decode IFLA_XDP_ATTACHED.)
+_MODE_ATTRIBUTES = {
+    "IFLA_XDP_DRV_PROG_ID": "native",
+    "IFLA_XDP_SKB_PROG_ID": "generic",
+    "IFLA_XDP_HW_PROG_ID": "offload",
+}
+
+_CLSACT_EGRESS, _CLSACT_INGRESS, _CLSACT = 0xFFFFFFF3, 0xFFFFFFF2, 0xFFFFFFF1
+_PREFERENCE, _HANDLE = 1, 1
+_ETH_P_ALL = 0x0003
+_TCA_BPF_ID = 11
+# Link types whose frames start with an Ethernet header (include/uapi/linux/if_arp.h): Ethernet, loopback.
+_ETHERNET_TYPES = frozenset((1, 772))
+_NATIVE_REFUSALS = frozenset((errno.EOPNOTSUPP, errno.EINVAL, errno.ENOMEM, errno.ENOSPC, errno.ERANGE, errno.EBUSY))
+
+
+class NetlinkHooks:
+    """Hooks of the interfaces in the network namespace where it was made."""
+
+    def __init__(self) -> None:
+        self._netlink = IPRoute(ext_ack=True)
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    def links(self) -> list[Link]:
+        return [_link(message) for message in self._netlink.get_links()]
+
+    # -- ingress: XDP
+
+    def ingress(self, index: int) -> Attached | None:
+        xdp = self._netlink.get_links(index)[0].get_attr("IFLA_XDP")
+        for attribute, mode in _MODE_ATTRIBUTES.items():
+            program_id = xdp.get_attr(attribute) if xdp is not None else None
+            if program_id:
+                return _attached(program_id, mode)
+        return None
+
+    def attach_ingress(self, link: Link, fd: int, mode: str) -> None:
+        """Puts the program there, or in the place of ours; in between none or both never see a packet.
+
+        Raises Conflict where another program is, KernelRefused with the driver's words.
+        """
+        present = self.ingress(link.ifindex)
+        if present is not None and not present.is_ours:
+            raise _foreign(link, present)
+        flags = XDP_MODE_FLAGS[mode]
+        if present is not None and present.mode != mode:
+            # The kernel takes no second mode beside the first, so a change of mode has a moment without.
+            self.detach_ingress(link)
+            present = None
+        attributes: list[tuple[str, int]] = [("IFLA_XDP_FD", fd)]
+        if present is None:
+            flags |= XDP_FLAGS_UPDATE_IF_NOEXIST
+            self._set_xdp(link, [*attributes, ("IFLA_XDP_FLAGS", flags)], f"attaching in {mode} mode to {link.name}")
+            return
+        old = bpf.program_by_id(present.program_id)
+        if old is None:
+            raise Conflict(f"the program on {link.name} changed meanwhile", "try again")
+        try:
+            flags |= XDP_FLAGS_REPLACE
+            attributes += [("IFLA_XDP_FLAGS", flags), ("IFLA_XDP_EXPECTED_FD", old)]
+            self._set_xdp(link, attributes, f"replacing the program on {link.name}")
+        finally:
+            os.close(old)
+
+    def detach_ingress(self, link: Link) -> None:
+        present = self.ingress(link.ifindex)
+        if present is None or not present.is_ours:
+            return
+        flags = XDP_MODE_FLAGS[present.mode]
+        attributes = [("IFLA_XDP_FD", -1), ("IFLA_XDP_FLAGS", flags)]
+        self._set_xdp(link, attributes, f"detaching from {link.name}")
+
+    def _set_xdp(self, link: Link, attributes: list[tuple[str, int]], action: str) -> None:
+        with _netlink_errors(action):
+            self._netlink.link("set", index=link.ifindex, IFLA_XDP={"attrs": attributes})
+
+    # -- egress: clsact
+
+    def egress(self, index: int) -> Attached | None:
+        """Our filter."""
+        for message in self._filters(index, _CLSACT_EGRESS):
+            program_id = _filter_program_id(message.get_attr("TCA_OPTIONS"))
+            if program_id:
+                found = _attached(program_id, "clsact")
+                if found.is_ours:
+                    return found
+        return None
+
+    def attach_egress(self, link: Link, fd: int, name: str) -> None:
+        """Adds our filter, or replaces it at one moment. Filters of others stay."""
+        if not self._has_clsact(link.ifindex):
+            with _netlink_errors(f"adding clsact to {link.name}"):
+                self._netlink.tc("add", "clsact", link.ifindex)
+        with _netlink_errors(f"attaching to the egress of {link.name}"):
+            self._netlink.tc(
+                "replace-filter", "bpf", link.ifindex, handle=_HANDLE, fd=fd, name=name, parent=_CLSACT_EGRESS,
+                prio=_PREFERENCE, protocol=_ETH_P_ALL, direct_action=True,
+            )  # fmt: skip
+
+    def detach_egress(self, link: Link) -> None:
+        """Removes our filter, and clsact when that leaves it without any."""
+        if self.egress(link.ifindex) is None:
+            return
+        with _netlink_errors(f"detaching from the egress of {link.name}"):
+            self._netlink.tc(
+                "del-filter", "bpf", link.ifindex, handle=_HANDLE, parent=_CLSACT_EGRESS,
+                prio=_PREFERENCE, protocol=_ETH_P_ALL,
+            )  # fmt: skip
+            if not self._filters(link.ifindex, _CLSACT_EGRESS) and not self._filters(link.ifindex, _CLSACT_INGRESS):
+                self._netlink.tc("del", "clsact", link.ifindex)
+
+    def _has_clsact(self, index: int) -> bool:
+        return any(each.get_attr("TCA_KIND") == "clsact" for each in self._netlink.get_qdiscs(index))
+
+    def _filters(self, index: int, parent: int) -> list[Any]:
+        if not self._has_clsact(index):
+            return []
+        return [each for each in self._netlink.get_filters(index, parent=parent) if each.get_attr("TCA_OPTIONS")]
+
+
+def is_mode_refusal(error: KernelRefused) -> bool:
+    """Whether the driver said no to native mode, so that generic mode is worth a try."""
+    return error.errno in _NATIVE_REFUSALS
+
+
+def _link(message: Any) -> Link:
+    return Link(
+        message["index"], message.get_attr("IFLA_IFNAME"), message["ifi_type"] in _ETHERNET_TYPES, bool(message["flags"] & 1)
+    )
+
+
+def _filter_program_id(options: Any) -> int | None:
+    """TCA_BPF_ID of a filter's options. pyroute2 does not decode it and leaves the attribute's bytes, header first."""
+    for name, value in options["attrs"] if "attrs" in options else ():
+        if name == "UNKNOWN" and value["header"]["type"] == _TCA_BPF_ID:
+            return int.from_bytes(value.data[value.offset + 4 : value.offset + 8], sys.byteorder)
+    return None
+
+
+def _attached(program_id: int, mode: str) -> Attached:
+    fd = bpf.program_by_id(program_id)
+    if fd is None:
+        return Attached(program_id, "", mode, False)
+    try:
+        name = bpf.program_info(fd).name
+    finally:
+        os.close(fd)
+    return Attached(program_id, name, mode, name in PROGRAMS)
+
+
+def _foreign(link: Link, present: Attached) -> Conflict:
+    return Conflict(
+        f"another XDP program is on {link.name}: id {present.program_id}, name {present.name or '?'}, {present.mode} mode",
+        f"see `bpftool prog show id {present.program_id}` for its owner; detach it with its own tool or with "
+        f"`ip link set dev {link.name} xdp off`",
+        code="program_conflict",
+    )
+
+
+@contextmanager
+def _netlink_errors(action: str) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        raise kernel_refused(action, error.code, said=_said(error)) from error
+
+
+def _said(error: NetlinkError) -> str:
+    """The extended ack's text, when there is one beside the errno's."""
+    text = str(error.args[1]) if len(error.args) > 1 and error.args[1] else ""
+    return "" if text in ("", os.strerror(error.code)) else text

@@ -1,0 +1,248 @@
+"""The kernel as the enforcer sees it: programs, maps and hooks of this host behind one surface.
+
+Owns which program set is in use and replacing it by a larger or newer one while packets are judged. The
+writing of maps is datapath.py's, netlink is hooks.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from firewall.datapath import Attached, Change, Entry, Key, Link, MapFill, Occupancy
+from firewall.errors import Conflict
+from firewall.hits import Hits, InterfaceHits
+from firewall.kernel import bpf, bpffs, program_set
+from firewall.kernel.bpf import program_info
+from firewall.kernel.datapath import KernelDatapath
+from firewall.kernel.hooks import NetlinkHooks
+from firewall.kernel.keys import PREFIX
+from firewall.kernel.maps import NAMES
+from firewall.kernel.policy_maps import write_policy
+from firewall.kernel.program_set import ProgramSet
+from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
+from firewall.layout import ADDRESS_ENTRY, C
+from firewall.lengths import LengthBit
+from firewall.policy import Policy
+
+_INGRESS = C["HOOK_INGRESS"]
+_INITIAL_ADDRESSES = 16384
+_INITIAL_PREFIXES = 65536
+_INITIAL_VECTORS = 1024
+_GROWTH = 4
+
+
+class LinuxKernel:
+    """Kernel of firewall/datapath.py. Not thread-safe: one writer."""
+
+    def __init__(self, pin_root: Path, max_addresses: int, max_rules: int, options: tuple[int, int]) -> None:
+        """`options`: OPTION_* by hook, what decides where no rule does."""
+        self._pin_root = pin_root
+        self._max_addresses = max_addresses
+        self._max_rules = max_rules
+        self._options = options
+        self._hooks = NetlinkHooks()
+        self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
+        self._policy: Policy | None = None
+        self._is_promoted = True
+        self.bcc: str | None = None
+
+    # -- the program set
+
+    def start(self) -> dict[int, int]:
+        bpffs.ensure(self._pin_root)
+        pinned = program_set.pinned_capacities(self._pin_root)
+        if pinned is not None and pinned.rules == self._max_rules:
+            adopted = program_set.adopt(self._pin_root, pinned)
+            if adopted is not None:
+                self._use(adopted, pinned)
+            else:
+                self._build(pinned, self._pinned_maps())
+            return self._live_slots()
+        first = Capacities(
+            _INITIAL_ADDRESSES, _INITIAL_ADDRESSES, self._max_rules, _INITIAL_PREFIXES, _INITIAL_VECTORS
+        )
+        self._build(first, {})
+        return {}
+
+    def _pinned_maps(self) -> dict[str, int]:
+        return {name: bpf.get(self._pin_root / "maps" / name) for name in NAMES}
+
+    def _use(self, chosen: ProgramSet, capacities: Capacities) -> None:
+        self._set = chosen
+        self._capacities = capacities
+        self._datapath = KernelDatapath(chosen.maps, self._options)
+
+    def _build(self, capacities: Capacities, keep: Mapping[str, int]) -> None:
+        built = program_set.build(self._pin_root, capacities, keep)
+        self.bcc = built.bcc
+        self._is_promoted = False
+        self._use(built, capacities)
+
+    def _live_slots(self) -> dict[int, int]:
+        """Slots by handle, from what the live generation says of its bits."""
+        arrays = self._set.maps.arrays
+        generation = self._datapath.epoch & 1
+        slots: dict[int, int] = {}
+        for hook in range(C["HOOK_COUNT"]):
+            scope = generation * C["HOOK_COUNT"] + hook
+            head = arrays["policy_heads"][scope]
+            rules = arrays["policy_rules"][scope * self._max_rules : (scope + 1) * self._max_rules]
+            live = rules[: int(head["words"]) * 64]
+            live = live[live["handle"] != 0]
+            slots |= dict(zip(live["handle"].tolist(), live["slot"].tolist(), strict=True))
+        return slots
+
+    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+        have = self._capacities
+        wanted = replace(
+            have,
+            addresses4=_grown(have.addresses4, entries[4] * 10 // 9),
+            addresses6=_grown(have.addresses6, entries[6] * 10 // 9),
+            vectors=_grown(have.vectors, vectors),
+            prefixes=_grown(have.prefixes, prefixes),
+        )
+        if wanted != have:
+            self._grow(wanted)
+
+    def _grow(self, wanted: Capacities) -> None:
+        """Builds the larger set beside, fills it, puts it in the place of the other on every hook."""
+        self._datapath.settle()
+        old, have, old_datapath = self._set, self._capacities, self._datapath
+        renewed = {f"address{v}" for v in (4, 6) if getattr(wanted, f"addresses{v}") != getattr(have, f"addresses{v}")}
+        if (wanted.vectors, wanted.prefixes) != (have.vectors, have.prefixes):
+            renewed |= {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
+        kept = {name: old.maps[name].fd for name in NAMES if name not in renewed}
+        was_promoted = self._is_promoted
+        self._build(wanted, kept)
+        try:
+            self._fill(old, renewed)
+            self._reattach()
+        except BaseException:
+            program_set.discard(self._pin_root / "next")
+            self._set.close()
+            self._set, self._capacities, self._datapath = old, have, old_datapath
+            self._is_promoted = was_promoted
+            self._reattach()
+            raise
+        if self._attached or was_promoted:
+            self.release()
+        old_datapath.close()
+        old.close()
+
+    def _fill(self, old: ProgramSet, renewed: set[str]) -> None:
+        for version in (4, 6):
+            name = f"address{version}"
+            if name in renewed:
+                for keys, values in old.maps[name].dump(PREFIX[version], ADDRESS_ENTRY):
+                    self._set.maps[name].update_batch(keys, values)
+        if "policy_vectors" in renewed and self._policy is not None:
+            write_policy(self._set.maps, self._datapath.epoch & 1, self._policy, self._options)
+
+    def _reattach(self) -> None:
+        for (_, hook), (link, mode) in list(self._attached.items()):
+            self._put(link, hook, mode)
+
+    def release(self) -> None:
+        if not self._is_promoted:
+            program_set.promote(self._pin_root)
+            self._is_promoted = True
+
+    def stop(self) -> None:
+        """Unpins the maps and programs."""
+        self._datapath.close()
+        self._set.close()
+        program_set.discard(self._pin_root)
+        self._hooks.close()
+
+    # -- content
+
+    def reconcile(
+        self,
+        winners: Mapping[Key, Entry],
+        bits: Sequence[LengthBit],
+        occupancy: Occupancy,
+        policy: Policy,
+        fresh_slots: Sequence[int],
+    ) -> None:
+        self._datapath.reconcile(winners, bits, occupancy, policy, fresh_slots)
+        self._policy = policy
+
+    def apply(self, change: Change) -> dict[int, Hits]:
+        hits = self._datapath.apply(change)
+        self._policy = change.policy or self._policy
+        return hits
+
+    def settle(self) -> None:
+        self._datapath.settle()
+
+    def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
+        return self._datapath.address_hits(keys)
+
+    def all_address_hits(self) -> dict[int, Hits]:
+        return self._datapath.all_address_hits()
+
+    def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
+        return self._datapath.policy_hits(slots)
+
+    def count_interface(self, ifindex: int) -> None:
+        self._datapath.count_interface(ifindex)
+
+    def uncount_interface(self, ifindex: int) -> list[InterfaceHits]:
+        return self._datapath.uncount_interface(ifindex)
+
+    def interface_hits(self) -> Mapping[int, list[InterfaceHits]]:
+        return self._datapath.interface_hits()
+
+    def fills(self, policy_rules: int, addresses: Mapping[int, int]) -> list[MapFill]:
+        limit = self._max_addresses
+        return [
+            *(MapFill(f"address{v}", addresses[v], limit, "bpf.max_addresses") for v in (4, 6)),
+            MapFill("policy_rules", policy_rules, self._max_rules, "bpf.max_rules"),
+        ]
+
+    # -- hooks
+
+    def links(self) -> list[Link]:
+        return self._hooks.links()
+
+    def attached(self, link: Link, hook: int) -> Attached | None:
+        return self._hooks.ingress(link.ifindex) if hook == _INGRESS else self._hooks.egress(link.ifindex)
+
+    def attach(self, link: Link, hook: int, mode: str) -> None:
+        self._put(link, hook, mode)
+        self._attached[link.ifindex, hook] = (link, mode)
+
+    def _put(self, link: Link, hook: int, mode: str) -> None:
+        name = _program_name(link, hook)
+        if hook == _INGRESS:
+            if mode == "offload":
+                raise Conflict(
+                    f"{link.name} cannot run the filter in offload mode",
+                    'its driver takes no programs into the hardware; use mode "auto", "native" or "generic"',
+                    code="offload_unavailable",
+                )
+            self._hooks.attach_ingress(link, self._set.programs[name], mode)
+        else:
+            self._hooks.attach_egress(link, self._set.programs[name], name)
+
+    def detach(self, link: Link, hook: int) -> None:
+        if hook == _INGRESS:
+            self._hooks.detach_ingress(link)
+        else:
+            self._hooks.detach_egress(link)
+        self._attached.pop((link.ifindex, hook), None)
+
+    def expected_program(self, link: Link, hook: int) -> int:
+        return program_info(self._set.programs[_program_name(link, hook)]).id
+
+
+def _program_name(link: Link, hook: int) -> str:
+    return (XDP_PROGRAMS if hook == _INGRESS else TC_PROGRAMS)[link.has_ethernet]
+
+
+def _grown(have: int, wanted: int) -> int:
+    while have < wanted:
+        have *= _GROWTH
+    return have

@@ -1,0 +1,64 @@
+"""Our maps, opened from their pins.
+
+Owns the list of maps, opening and closing them, and the mapped arrays. Performs no change: datapath.py does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.kernel.bpf import Map
+from firewall.layout import CONTROL, LAYOUT, POLICY, POLICY_RULE
+
+HASHES = ("address4", "address6", "policy_prefix4", "policy_prefix6", "policy_iface", "policy_counters", "counters")
+ARRAYS = {
+    "control_map": CONTROL,
+    "lengths4": LAYOUT.structs["lengths4"],
+    "lengths6": LAYOUT.structs["lengths6"],
+    "policy_heads": POLICY,
+    "policy_lengths4": LAYOUT.structs["lengths4"],
+    "policy_lengths6": LAYOUT.structs["lengths6"],
+    "policy_protocol": LAYOUT.structs["vector_number"],
+    "policy_port": LAYOUT.structs["port_vectors"],
+    "policy_icmp": LAYOUT.structs["vector_number"],
+    "policy_rules": POLICY_RULE,
+}
+NAMES = (*HASHES, *ARRAYS, "policy_vectors")
+
+
+class PinnedMaps:
+    """Every map below pin_root/maps: `hashes` by name, `arrays` shared with the kernel by name.
+
+    Raises FileNotFoundError where one is missing.
+    """
+
+    def __init__(self, pin_root: Path) -> None:
+        self.maps: dict[str, Map] = {}
+        try:
+            for name in NAMES:
+                self.maps[name] = Map.pinned(pin_root / "maps" / name)
+        except BaseException:
+            self.close()
+            raise
+        self.arrays: dict[str, npt.NDArray[np.void]] = {
+            name: self.maps[name].mapped(dtype) for name, dtype in ARRAYS.items()
+        }
+        words = self.maps["policy_vectors"].info.value_size // 8
+        vector = np.dtype([("word", "<u8", (words,))])
+        self.vectors = self.maps["policy_vectors"].mapped(vector)["word"]
+
+    def __getitem__(self, name: str) -> Map:
+        return self.maps[name]
+
+    @property
+    def control(self) -> np.void:
+        """The one element of control_map; assigning to its fields writes to the kernel."""
+        return self.arrays["control_map"][0]  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        for each in self.maps.values():
+            each.close()
+        self.maps.clear()

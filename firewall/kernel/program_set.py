@@ -1,0 +1,120 @@
+"""The loaded programs and their maps below pin_root: adopted when they are the ones we would load, else built
+beside the old ones and put in their place.
+
+Owns the directories of pins:
+
+    pin_root/maps, pin_root/programs     what the hooks run
+    pin_root/next/...                    being built; whoever finds it left over removes it
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from firewall.kernel import bpf, bpffs
+from firewall.kernel.loader import load
+from firewall.kernel.maps import NAMES, PinnedMaps
+from firewall.kernel.source import PROGRAMS, Capacities, layout_fingerprint, program_fingerprint
+
+
+@dataclass
+class ProgramSet:
+    """Programs by name (descriptors) and the maps that they use."""
+
+    programs: dict[str, int]
+    maps: PinnedMaps
+    bcc: str | None
+
+    def close(self) -> None:
+        for fd in self.programs.values():
+            os.close(fd)
+        self.programs.clear()
+        self.maps.close()
+
+
+def pinned_capacities(pin_root: Path) -> Capacities | None:
+    """Of the maps that are pinned, None where they are not all there or are laid out in another way."""
+    try:
+        maps = PinnedMaps(pin_root)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return None
+    try:
+        if int(maps.control["layout"]) != layout_fingerprint():
+            return None
+        size = {name: maps[name].info.max_entries for name in NAMES}
+        return Capacities(
+            addresses4=size["address4"],
+            addresses6=size["address6"],
+            rules=size["policy_counters"] // 2,
+            prefixes=size["policy_prefix4"] // 2,
+            vectors=size["policy_vectors"] // 2,
+        )
+    finally:
+        maps.close()
+
+
+def adopt(pin_root: Path, capacities: Capacities) -> ProgramSet | None:
+    """The pinned set, when it is complete and what build() would make. `capacities`: those of the pinned maps."""
+    maps = PinnedMaps(pin_root)
+    if int(maps.control["program"]) != program_fingerprint(capacities):
+        maps.close()
+        return None
+    try:
+        return ProgramSet(_open_programs(pin_root), maps, None)
+    except FileNotFoundError:
+        maps.close()
+        return None
+
+
+def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int]) -> ProgramSet:
+    """Loads a new set below pin_root/next, over the maps in `keep` (descriptors by name) and new others.
+
+    Nothing that runs is touched. Raises ProgramRejected and leaves nothing behind.
+    """
+    beside = pin_root / "next"
+    discard(beside)
+    bpffs.ensure(beside)
+    for part in ("maps", "programs"):
+        (beside / part).mkdir()
+    try:
+        for name, fd in keep.items():
+            bpf.pin(fd, beside / "maps" / name)
+        version = load(beside, capacities)
+        maps = PinnedMaps(beside)
+        maps.control["program"] = program_fingerprint(capacities)
+        maps.control["layout"] = layout_fingerprint()
+        return ProgramSet(_open_programs(beside), maps, version)
+    except BaseException:
+        discard(beside)
+        raise
+
+
+def promote(pin_root: Path) -> None:
+    """Makes the set below pin_root/next the pinned one. Call when every hook runs it."""
+    for part in ("maps", "programs"):
+        discard(pin_root / part)
+        (pin_root / "next" / part).rename(pin_root / part)
+    discard(pin_root / "next")
+
+
+def discard(directory: Path) -> None:
+    """Unpins everything below a directory. What a hook still runs goes on running."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _open_programs(pin_root: Path) -> dict[str, int]:
+    programs: dict[str, int] = {}
+    try:
+        for name in PROGRAMS:
+            programs[name] = bpf.get(pin_root / "programs" / name)
+    except BaseException:
+        for fd in programs.values():
+            os.close(fd)
+        raise
+    return programs

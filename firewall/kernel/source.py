@@ -1,0 +1,101 @@
+"""The program text: our headers and skins pasted into one, with the sizes that they are compiled for.
+
+Owns the order of the parts, the -D flags, the header tree that replaces kernel headers, and the fingerprint
+that says whether a loaded program is this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sysconfig
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from firewall.layout import BPF_DIRECTORY, C
+
+UAPI = ("bpf", "if_ether", "ip", "ipv6", "tcp", "udp", "pkt_cls")
+PARTS = ("layout.h", "maps.h", "parse.h", "decide.h", "account.h", "xdp_filter.c", "tc_filter.c")
+
+# Entry points: (hook, has an Ethernet header) to function and program type name.
+XDP_PROGRAMS = {True: "fw_xdp_ethernet", False: "fw_xdp_ip"}
+TC_PROGRAMS = {True: "fw_tc_ethernet", False: "fw_tc_ip"}
+PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values())
+
+BPF_F_NO_PREALLOC = 1
+INTERFACES_MAX = 4096
+
+
+@dataclass(frozen=True)
+class Capacities:
+    """What the maps hold at most. `addresses4/6`: entries; `prefixes`: of the policy, a family; `vectors`: a
+    generation; `rules`: policy rules."""
+
+    addresses4: int
+    addresses6: int
+    rules: int
+    prefixes: int
+    vectors: int
+
+    @property
+    def words(self) -> int:
+        return -(-self.rules // 64)
+
+    def flags(self, pin_root: Path) -> list[str]:
+        sizes = {
+            "MAX_ADDRESSES4": self.addresses4,
+            "MAX_ADDRESSES6": self.addresses6,
+            "ADDRESS_FLAGS": 0,
+            "MAX_RULES": self.rules,
+            "MAX_POLICY_PREFIXES": self.prefixes * C["GENERATION_COUNT"],
+            "MAX_POLICY_INTERFACES": INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
+            "VECTOR_WORDS": self.words,
+            "VECTOR_COUNT": self.vectors,
+            "MAX_INTERFACES": INTERFACES_MAX,
+        }
+        return [f'-DPIN_ROOT="{pin_root}"', *(f"-D{name}={value}" for name, value in sizes.items())]
+
+
+def program_text() -> str:
+    """One text, because bcc rewrites map access in the main text alone; #line keeps file and line in messages."""
+    includes = [f"#include <uapi/linux/{name}.h>" for name in UAPI]
+    parts = [f'#line 1 "{part}"\n{(BPF_DIRECTORY / part).read_text(encoding="utf-8")}' for part in PARTS]
+    return "\n".join([*includes, *parts])
+
+
+def _fingerprint(content: str) -> int:
+    """64 bits, never 0: an empty control map holds that."""
+    return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "little") | 1
+
+
+def program_fingerprint(capacities: Capacities) -> int:
+    """Of everything that decides what is loaded."""
+    return _fingerprint(program_text() + repr(sorted(asdict(capacities).items())))
+
+
+def layout_fingerprint() -> int:
+    """Of what maps hold and how: maps of the same fingerprint can stay when the program changes."""
+    return _fingerprint("".join((BPF_DIRECTORY / part).read_text(encoding="utf-8") for part in ("layout.h", "maps.h")))
+
+
+def build_header_tree(directory: Path) -> Path:
+    """What BCC_KERNEL_SOURCE names: our stubs, and links to the C library's copies of the UAPI headers.
+
+    Raises FileNotFoundError where those are not installed.
+    """
+    include = directory / "include"
+    shutil.copytree(BPF_DIRECTORY / "kernel-headers" / "include", include)
+    system = Path("/usr/include")
+    triplet = sysconfig.get_config_var("MULTIARCH") or ""
+    architecture = next((path for path in (system / triplet / "asm", system / "asm") if path.is_dir()), None)
+    if architecture is None or not (system / "linux" / "bpf.h").exists():
+        raise FileNotFoundError("/usr/include/linux/bpf.h is missing: install the package linux-libc-dev")
+    (include / "uapi").mkdir()
+    for link, target in (
+        ("uapi/linux", system / "linux"),
+        ("uapi/asm", architecture),
+        ("uapi/asm-generic", system / "asm-generic"),
+        ("asm-generic", system / "asm-generic"),
+    ):
+        (include / link).symlink_to(target)
+    return directory

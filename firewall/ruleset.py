@@ -1,0 +1,107 @@
+"""The rule set as it should be in the kernel: which structure holds each rule, and what a change edits.
+
+Owns the split into address tables and policy, and the slots of policy rules' counters. Pure planning:
+nothing here reads or writes the kernel or the store.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from firewall.addresses import AddressPlan, AddressTables
+from firewall.datapath import Change
+from firewall.policy import Policy, PolicyRule, compile_policy
+from firewall.store import Record
+
+
+@dataclass(frozen=True)
+class RulesetPlan:
+    """`policy_rules` and `policy` None: the policy stays as it is."""
+
+    addresses: AddressPlan
+    change: Change
+    policy_rules: dict[int, PolicyRule] | None
+    policy: Policy | None
+    fresh_slots: tuple[int, ...]
+    freed_slots: tuple[int, ...]
+
+
+def is_policy(record: Record) -> bool:
+    return not record.rule.is_addresses_only
+
+
+class Ruleset:
+    """Enabled rules, compiled. `words`: of a policy vector; `slots`: counters for policy rules there are."""
+
+    def __init__(self, words: int, slots: int, used_slots: Mapping[int, int]) -> None:
+        """`used_slots`: by handle, those that already count."""
+        self._words = words
+        self.addresses = AddressTables()
+        self.policy_rules: dict[int, PolicyRule] = {}
+        self.policy = compile_policy((), {}, words)
+        self._known_slots = dict(used_slots)
+        self._slots = slots
+        taken = set(used_slots.values())
+        self._free_slots = deque(slot for slot in range(slots) if slot not in taken)
+
+    def plan(self, removed: Sequence[Record], added: Sequence[Record], interfaces: Mapping[str, int]) -> RulesetPlan:
+        """A record that is in both changed. `interfaces`: ifindex by name of what is protected."""
+        removed = [each for each in removed if each.rule.enabled]
+        added = [each for each in added if each.rule.enabled]
+        addresses = self.addresses.plan(
+            ((each.rule, each.handle) for each in removed if not is_policy(each)),
+            ((each.rule, each.handle) for each in added if not is_policy(each)),
+        )
+        gone = {each.handle for each in removed if is_policy(each)}
+        come = [each for each in added if is_policy(each)]
+        if not gone and not come:
+            return RulesetPlan(addresses, self.addresses.change(addresses, None, None), None, None, (), ())
+        return self._plan_policy(addresses, gone, come, interfaces)
+
+    def _plan_policy(
+        self, addresses: AddressPlan, gone: set[int], come: Sequence[Record], interfaces: Mapping[str, int]
+    ) -> RulesetPlan:
+        rules = {handle: each for handle, each in self.policy_rules.items() if handle not in gone}
+        fresh = []
+        free = iter(self._free_slots)
+        for record in come:
+            before = self.policy_rules.get(record.handle)
+            if before is not None:
+                slot = before.slot
+            elif record.handle in self._known_slots:
+                slot = self._known_slots[record.handle]
+            else:
+                slot = next(free)
+                fresh.append(slot)
+            rules[record.handle] = PolicyRule(record.rule, record.handle, slot)
+        policy = compile_policy(rules.values(), interfaces, self._words)
+        freed = tuple(self.policy_rules[handle].slot for handle in gone if handle not in rules)
+        change = self.addresses.change(addresses, self.policy, policy, tuple(fresh))
+        return RulesetPlan(addresses, change, rules, policy, tuple(fresh), freed)
+
+    def plan_interfaces(self, interfaces: Mapping[str, int]) -> RulesetPlan | None:
+        """What a change of the protected interfaces means for rules that name some; None for nothing."""
+        if not any(each.rule.interfaces for each in self.policy_rules.values()):
+            return None
+        return self._plan_policy(self.addresses.plan((), ()), set(), (), interfaces)
+
+    def commit(self, plan: RulesetPlan) -> None:
+        self.addresses.commit(plan.addresses)
+        if plan.policy_rules is None or plan.policy is None:
+            return
+        self.policy_rules, self.policy = plan.policy_rules, plan.policy
+        for slot in plan.fresh_slots:
+            self._free_slots.remove(slot)
+        # Freed slots go to the end: until they are cleared for a new rule, packets of the old epoch may count.
+        self._free_slots.extend(plan.freed_slots)
+        self._known_slots.clear()
+
+    def load(self, records: Iterable[Record], interfaces: Mapping[str, int]) -> tuple[int, ...]:
+        """Everything that is stored, at the start. Answers the slots whose counters must start at 0."""
+        plan = self.plan((), list(records), interfaces)
+        self.commit(plan)
+        used = {each.slot for each in self.policy_rules.values()}
+        self._free_slots = deque(slot for slot in range(self._slots) if slot not in used)
+        return plan.fresh_slots

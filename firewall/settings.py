@@ -1,0 +1,143 @@
+"""The service's settings: /etc/ebpf-fw/config.toml with a default for every key.
+
+Owns reading and checking the file. An unknown key, a wrong type or a listen address that would open the
+unauthenticated API to the network is an error that names the key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from firewall.errors import InvalidInput, Problem
+
+DEFAULT_PATH = Path("/etc/ebpf-fw/config.toml")
+DEFAULT_LISTEN = "127.0.0.1:9378"
+
+Action = Literal["allow", "drop"]
+Mode = Literal["auto", "native", "generic", "offload"]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def parse_listen(address: str) -> tuple[str, int] | Path:
+    """`host:port` with a loopback host, or the path of `unix:/path`. Raises ValueError."""
+    if address.startswith("unix:"):
+        path = Path(address.removeprefix("unix:"))
+        if not path.is_absolute():
+            raise ValueError(f"{address!r} needs an absolute path, as in unix:/run/ebpf-fw/api.sock")
+        return path
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:
+        raise ValueError(f"{address!r} is neither host:port nor unix:/path")
+    host = host.removeprefix("[").removesuffix("]")
+    if host == "localhost":
+        return "127.0.0.1", int(port)
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise ValueError(f"{address!r}: {host!r} is not an IP address; use 127.0.0.1, [::1] or unix:/path") from None
+    if not is_loopback:
+        raise ValueError(
+            f"{address!r} is not a loopback address and the API has no authentication: anyone who reaches it "
+            "could change the rules; listen on 127.0.0.1, [::1] or unix:/path"
+        )
+    return host, int(port)
+
+
+class Api(_Section):
+    listen: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = [DEFAULT_LISTEN]
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: list[str]) -> list[str]:
+        for address in value:
+            parse_listen(address)
+        return value
+
+
+class State(_Section):
+    directory: Annotated[Path, Field(strict=False)] = Path("/var/lib/ebpf-fw")
+
+
+class Bpf(_Section):
+    pin_root: Annotated[Path, Field(strict=False)] = Path("/sys/fs/bpf/ebpf-fw")
+    max_addresses: Annotated[int, Field(ge=1, le=1 << 26)] = 1 << 20
+    max_rules: Annotated[int, Field(ge=1, le=16384)] = 4096
+
+    @field_validator("pin_root")
+    @classmethod
+    def _check_pin_root(cls, value: Path) -> Path:
+        if not value.is_absolute():
+            raise ValueError("must be an absolute path on a bpf file system")
+        return value
+
+
+class Filter(_Section):
+    default_ingress: Action = "allow"
+    default_egress: Action = "allow"
+    fragments: Literal["match", "drop"] = "match"
+    malformed: Literal["drop", "pass"] = "drop"
+
+
+class Interface(_Section):
+    """An interface to protect; `name` may be a glob."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    mode: Mode = "auto"
+    ingress: bool = True
+    egress: bool = True
+
+
+class Settings(_Section):
+    """Every setting. `interfaces` are matched in order, the first that fits a name counts."""
+
+    api: Api = Api()
+    state: State = State()
+    bpf: Bpf = Bpf()
+    filter: Filter = Filter()
+    interfaces: list[Interface] = []
+
+
+def parse(text: str, origin: str) -> Settings:
+    """Raises InvalidInput that names every wrong key of `origin`."""
+    try:
+        return Settings.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{origin} is not valid TOML: {error}", code="invalid_config") from error
+    except ValidationError as error:
+        problems = tuple(
+            Problem("/" + "/".join(str(part) for part in fault["loc"]), _describe(fault["type"], fault["msg"]))
+            for fault in error.errors()
+        )
+        listed = "; ".join(f"{problem.pointer[1:].replace('/', '.')}: {problem.detail}" for problem in problems)
+        raise InvalidInput(
+            f"{origin}: {listed}", "every key and its default is in docs/configuration.md", problems, "invalid_config"
+        ) from error
+
+
+def _describe(kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return "unknown key"
+    return message.removeprefix("Value error, ")
+
+
+def load(path: Path) -> Settings:
+    """Reads a config file. Raises InvalidInput where it is missing, unreadable or wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            f"cannot read the config file {path}: {error}", "name another one with --config", code="invalid_config"
+        ) from error
+    return parse(text, str(path))

@@ -1,0 +1,314 @@
+"""The truth: rules, requested interfaces and saved hits in SQLite.
+
+Owns the schema and the transaction around a change: it is durable (WAL, synchronous FULL) when commit
+returns. Knows no map and no HTTP. One connection writes; readers have their own.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from firewall.hits import Hits
+from firewall.errors import StoreFailed
+from firewall.rule import Rule, rule_from_fields
+from firewall.view import RuleQuery
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE rules (
+    handle INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    fields TEXT NOT NULL,          -- JSON, what differs from the defaults
+    direction TEXT NOT NULL,
+    action TEXT NOT NULL,
+    enabled INTEGER NOT NULL,
+    created_at REAL NOT NULL,      -- times: seconds since 1970, UTC
+    updated_at REAL NOT NULL,
+    expires_at REAL
+);
+CREATE INDEX rules_by_expiry ON rules (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE hits (handle INTEGER PRIMARY KEY, packets INTEGER, bytes INTEGER, last_hit REAL);
+CREATE TABLE interface_hits (
+    interface TEXT, hook INTEGER, verdict INTEGER, reason INTEGER, packets INTEGER, bytes INTEGER,
+    PRIMARY KEY (interface, hook, verdict, reason)
+) WITHOUT ROWID;
+CREATE TABLE interfaces (
+    name TEXT PRIMARY KEY, attach INTEGER NOT NULL, mode TEXT NOT NULL, ingress INTEGER NOT NULL, egress INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+_COLUMNS = "handle, id, fields, created_at, updated_at, expires_at"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored rule. The handle is its number in the kernel: never used again for another rule."""
+
+    handle: int
+    rule: Rule
+    created_at: float
+    updated_at: float
+
+
+class InterfaceRequest(NamedTuple):
+    """What the API asked for an interface; `attach` False: leave it alone although the config names it."""
+
+    name: str
+    attach: bool
+    mode: str
+    ingress: bool
+    egress: bool
+
+
+class InterfaceTotal(NamedTuple):
+    interface: str
+    hook: int
+    verdict: int
+    reason: int
+    packets: int
+    bytes: int
+
+
+_DEFAULTS = Rule("default").fields()
+
+
+def encode(rule: Rule) -> str:
+    fields = {name: value for name, value in rule.fields().items() if value != _DEFAULTS[name] and name != "id"}
+    fields.pop("expires_at", None)
+    if rule.ttl_s is not None:
+        fields["ttl"] = rule.ttl_s
+    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+
+
+def decode(rule_id: str, fields: str, expires_at: float | None) -> Rule:
+    """What encode() wrote. The moment of expiry is the stored one: a ttl does not start again."""
+    loaded = json.loads(fields)
+    rule = rule_from_fields(loaded, rule_id, 0.0)
+    return replace(rule, expires_at=expires_at)
+
+
+@contextmanager
+def _failures(action: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreFailed(f"{action} failed: {error}", "check the disk and the state directory's permissions") from error
+
+
+class Store:
+    """Opens or makes the database. Raises StoreFailed where it cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._readers = threading.local()
+        with _failures(f"opening {path}"):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise StoreFailed(f"cannot make {path.parent}: {error}", "see state.directory in the config") from error
+            self._writer = self._connect()
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._writer.execute("PRAGMA synchronous = FULL")
+            self._migrate()
+        self.identity = str(self._meta("identity"))
+        self.revision = int(str(self._meta("revision")))
+        self.next_handle = int(str(self._meta("next_handle")))
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
+
+    @property
+    def _reader(self) -> sqlite3.Connection:
+        """A connection of the calling thread, so that reading never waits for the writer."""
+        if not hasattr(self._readers, "connection"):
+            self._readers.connection = self._connect()
+        connection: sqlite3.Connection = self._readers.connection
+        return connection
+
+    def _migrate(self) -> None:
+        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        if version == SCHEMA_VERSION:
+            return
+        if version:
+            raise StoreFailed(
+                f"{self._path} has schema {version}, this version of ebpf-fw reads {SCHEMA_VERSION}",
+                "it was written by another version; install that one or restore a backup",
+            )
+        self._writer.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        identity = uuid.uuid4().hex[:8]
+        self._writer.executemany(
+            "INSERT INTO meta VALUES (?, ?)", [("identity", identity), ("revision", 0), ("next_handle", 1)]
+        )
+
+    def _meta(self, key: str) -> object:
+        row = self._writer.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise StoreFailed(f"{self._path} is damaged: meta has no {key}", "restore a backup of the state directory")
+        return row[0]
+
+    def close(self) -> None:
+        self._writer.close()
+
+    # -- changes
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Durable when it ends; nothing of it is there when it raises."""
+        before = self.revision, self.next_handle
+        try:
+            with _failures("writing the rules"):
+                self._writer.execute("BEGIN IMMEDIATE")
+            yield
+            with _failures("making the change durable"):
+                self._writer.execute("COMMIT")
+        except BaseException:
+            self.revision, self.next_handle = before
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+            raise
+
+    def write_rules(self, deleted: Sequence[int], written: Sequence[Record]) -> None:
+        """Inside a transaction. `written` replaces what has its handle."""
+        handles = [(handle,) for handle in deleted]
+        rows = [
+            (each.handle, each.rule.id, encode(each.rule), each.rule.direction, each.rule.action, each.rule.enabled,
+             each.created_at, each.updated_at, each.rule.expires_at)
+            for each in written
+        ]  # fmt: skip
+        self.revision += 1
+        self.next_handle = max([self.next_handle, *(each.handle + 1 for each in written)])
+        with _failures("writing the rules"):
+            self._writer.executemany("DELETE FROM rules WHERE handle = ?", handles)
+            self._writer.executemany("DELETE FROM hits WHERE handle = ?", handles)
+            self._writer.executemany("INSERT OR REPLACE INTO rules VALUES (?,?,?,?,?,?,?,?,?)", rows)
+            self._writer.executemany(
+                "UPDATE meta SET value = ? WHERE key = ?",
+                [(self.revision, "revision"), (self.next_handle, "next_handle")],
+            )
+
+    def write_interface(self, request: InterfaceRequest | None, name: str) -> None:
+        """None: forget what was asked for `name`."""
+        with _failures("writing the interfaces"):
+            self._writer.execute("DELETE FROM interfaces WHERE name = ?", (name,))
+            if request is not None:
+                self._writer.execute("INSERT INTO interfaces VALUES (?,?,?,?,?)", request)
+
+    def add_hits(self, hits: Iterable[tuple[int, Hits]]) -> None:
+        """To what is saved for these handles."""
+        with _failures("saving counters"):
+            self._writer.executemany(
+                "INSERT INTO hits VALUES (?,?,?,?) ON CONFLICT (handle) DO UPDATE SET packets = packets + excluded.packets,"
+                " bytes = bytes + excluded.bytes, last_hit = max(last_hit, excluded.last_hit)",
+                [(handle, *each) for handle, each in hits if each.packets],
+            )
+
+    def add_interface_hits(self, totals: Iterable[InterfaceTotal]) -> None:
+        with _failures("saving counters"):
+            self._writer.executemany(
+                "INSERT INTO interface_hits VALUES (?,?,?,?,?,?) ON CONFLICT DO UPDATE SET"
+                " packets = packets + excluded.packets, bytes = bytes + excluded.bytes",
+                totals,
+            )
+
+    # -- reads
+
+    def _records(self, clause: str, parameters: Sequence[object] = ()) -> list[Record]:
+        with _failures("reading the rules"):
+            rows = self._reader.execute(f"SELECT {_COLUMNS} FROM rules {clause}", parameters).fetchall()
+        return [_record(row) for row in rows]
+
+    def by_id(self, rule_id: str) -> Record | None:
+        return next(iter(self._records("WHERE id = ?", (rule_id,))), None)
+
+    def by_ids(self, rule_ids: Sequence[str]) -> dict[str, Record]:
+        return {each.rule.id: each for each in self._by_many("id", rule_ids)}
+
+    def by_handles(self, handles: Sequence[int]) -> list[Record]:
+        return sorted(self._by_many("handle", handles), key=lambda each: each.handle)
+
+    def _by_many(self, column: str, values: Sequence[object]) -> Iterator[Record]:
+        for at in range(0, len(values), 500):
+            some = values[at : at + 500]
+            yield from self._records(f"WHERE {column} IN ({','.join('?' * len(some))})", some)
+
+    def all(self, chunk: int = 5000) -> Iterator[Record]:
+        """In order of handle, that is of creation."""
+        last = 0
+        while some := self._records("WHERE handle > ? ORDER BY handle LIMIT ?", (last, chunk)):
+            yield from some
+            last = some[-1].handle
+
+    def page(self, query: RuleQuery, offset: int, limit: int, among: Sequence[int] | None) -> tuple[list[Record], int]:
+        """Records in order of creation and how many there are in all. `among`: only these handles."""
+        clauses, parameters = _conditions(query)
+        if among is not None:
+            clauses.append(f"handle IN ({','.join(map(str, among))})")
+        where = f"WHERE {' AND '.join(clauses)}" if clauses else ""
+        with _failures("reading the rules"):
+            total = self._reader.execute(f"SELECT count(*) FROM rules {where}", parameters).fetchone()[0]
+        return self._records(f"{where} ORDER BY handle LIMIT ? OFFSET ?", [*parameters, limit, offset]), int(total)
+
+    def disabled(self) -> list[Record]:
+        return self._records("WHERE NOT enabled")
+
+    def count(self) -> int:
+        with _failures("reading the rules"):
+            return int(self._reader.execute("SELECT count(*) FROM rules").fetchone()[0])
+
+    def expired(self, now: float, limit: int) -> list[Record]:
+        return self._records("WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (now, limit))
+
+    def next_expiry(self) -> float | None:
+        with _failures("reading the rules"):
+            row = self._reader.execute("SELECT min(expires_at) FROM rules WHERE expires_at IS NOT NULL").fetchone()
+        return None if row[0] is None else float(row[0])
+
+    def hits(self, handles: Sequence[int]) -> dict[int, Hits]:
+        found = {}
+        with _failures("reading counters"):
+            for at in range(0, len(handles), 500):
+                some = handles[at : at + 500]
+                marks = ",".join("?" * len(some))
+                rows = self._reader.execute(f"SELECT * FROM hits WHERE handle IN ({marks})", some)
+                found.update({row[0]: Hits(*row[1:]) for row in rows})
+        return found
+
+    def interface_totals(self) -> list[InterfaceTotal]:
+        with _failures("reading counters"):
+            return [InterfaceTotal(*row) for row in self._reader.execute("SELECT * FROM interface_hits")]
+
+    def interfaces(self) -> dict[str, InterfaceRequest]:
+        with _failures("reading the interfaces"):
+            rows = self._reader.execute("SELECT * FROM interfaces").fetchall()
+        return {
+            name: InterfaceRequest(name, bool(attach), mode, bool(ingress), bool(egress))
+            for name, attach, mode, ingress, egress in rows
+        }
+
+
+def _record(row: tuple[int, str, str, float, float, float | None]) -> Record:
+    handle, rule_id, fields, created_at, updated_at, expires_at = row
+    return Record(handle, decode(rule_id, fields, expires_at), created_at, updated_at)
+
+
+def _conditions(query: RuleQuery) -> tuple[list[str], list[object]]:
+    clauses: list[str] = []
+    parameters: list[object] = []
+    for column, value in (("direction", query.direction), ("action", query.action), ("enabled", query.enabled)):
+        if value is not None:
+            clauses.append(f"{column} = ?")
+            parameters.append(value)
+    if query.label is not None:
+        key, wanted = query.label
+        path = '$.labels."' + key.replace('"', "") + '"'
+        clauses.append("json_extract(fields, ?) IS NOT NULL" if wanted is None else "json_extract(fields, ?) = ?")
+        parameters += [path] if wanted is None else [path, wanted]
+    return clauses, parameters

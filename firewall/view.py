@@ -1,0 +1,108 @@
+"""What the service tells about itself: plain values for the API, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from firewall.address import Prefix
+from firewall.rule import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class RuleView:
+    """A rule with its life and its hits. Times are seconds since 1970, UTC."""
+
+    rule: Rule
+    created_at: float
+    updated_at: float
+    packets: int
+    bytes: int
+    last_hit: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RuleQuery:
+    """Filters of a listing, None where not asked. `label` is a key, or key and value."""
+
+    direction: str | None = None
+    action: str | None = None
+    enabled: bool | None = None
+    label: tuple[str, str | None] | None = None
+    address: Prefix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutcome:
+    """What a change of many rules did; `ids` are those of the rules that were given, in their order."""
+
+    added: int
+    deleted: int
+    unchanged: int
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HookView:
+    """One hook of an interface: "ingress" or "egress"."""
+
+    hook: str
+    attached: bool
+    mode: str | None = None
+    program_id: int | None = None
+    program_name: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceView:
+    """A protected interface: `mode`, `ingress`, `egress` as requested; `actual_mode` as the kernel has it."""
+
+    name: str
+    ifindex: int | None
+    present: bool
+    mode: str
+    ingress: bool
+    egress: bool
+    actual_mode: str | None
+    native_unavailable: str | None
+    hooks: tuple[HookView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CounterView:
+    hook: str
+    interface: str
+    verdict: str
+    reason: str
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MapView:
+    """`setting` is the key of the config file that makes the map larger; empty where none does."""
+
+    name: str
+    used: int
+    capacity: int
+    setting: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusView:
+    version: str
+    ready: bool
+    not_ready: tuple[str, ...]
+    started_at: float
+    uptime_s: float
+    kernel: str
+    bcc: str | None
+    pin_root: str
+    rules: int
+    revision: int
+    default_ingress: str
+    default_egress: str
+    interfaces: tuple[InterfaceView, ...]
+    maps: tuple[MapView, ...]
+    drift: tuple[str, ...]
+    last_error: str | None

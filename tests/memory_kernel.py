@@ -1,0 +1,144 @@
+"""A kernel in memory: what the enforcer asks for is kept in dictionaries, and can be made to fail."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from api.wiring import build
+from firewall.datapath import Attached, Change, Entry, Key, Link, MapFill, Occupancy
+from firewall.enforcer import Enforcer
+from firewall.errors import Conflict, KernelRefused, kernel_refused
+from firewall.hits import NO_HITS, Hits, InterfaceHits
+from firewall.lengths import LengthBit
+from firewall.policy import Policy
+from firewall.settings import Settings
+
+LINKS = (Link(1, "lo", True, True), Link(2, "eth0", True, True), Link(3, "eth1", True, True), Link(4, "wg0", False, True))
+
+
+class MemoryKernel:
+    """`fail_next`: an errno that the next apply() or attach() answers with. `entries`, `policy`: what packets meet."""
+
+    bcc: str | None = "0.0-memory"
+
+    def __init__(self, max_addresses: int = 1 << 20, max_rules: int = 4096) -> None:
+        self.entries: dict[Key, Entry] = {}
+        self.policy: Policy | None = None
+        self.bits: set[LengthBit] = set()
+        self.hits: dict[int, Hits] = {}
+        self.hooks: dict[tuple[str, int], Attached] = {}
+        self.no_native: set[str] = set()
+        self.host_links = list(LINKS)
+        self.fail_next = 0
+        self.applied = 0
+        self._max_addresses, self._max_rules = max_addresses, max_rules
+
+    def start(self) -> dict[int, int]:
+        return {}
+
+    def stop(self) -> None:
+        self.entries.clear()
+
+    def release(self) -> None:
+        pass
+
+    def settle(self) -> None:
+        pass
+
+    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+        pass
+
+    def reconcile(
+        self,
+        winners: Mapping[Key, Entry],
+        bits: Sequence[LengthBit],
+        occupancy: Occupancy,
+        policy: Policy,
+        fresh_slots: Sequence[int],
+    ) -> None:
+        self.entries, self.bits, self.policy = dict(winners), set(bits), policy
+
+    def _fail(self, action: str) -> None:
+        number, self.fail_next = self.fail_next, 0
+        if number:
+            raise kernel_refused(action, number)
+
+    def apply(self, change: Change) -> dict[int, Hits]:
+        self._fail("writing map address4")
+        self.applied += 1
+        gone: dict[int, Hits] = {}
+        for key, old, new in change.edits:
+            assert self.entries.get(key) == old, f"{key}: {self.entries.get(key)} in the kernel, {old} expected"
+            if new is None:
+                del self.entries[key]
+            else:
+                self.entries[key] = new
+            if old is not None and (new is None or new.handle != old.handle):
+                gone[old.handle] = self.hits.pop(old.handle, NO_HITS)
+        self.bits = (self.bits | set(change.bits_set)) - set(change.bits_cleared)
+        self.policy = change.policy or self.policy
+        return gone
+
+    def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
+        return [self.hits.get(self.entries[key].handle, NO_HITS) if key in self.entries else NO_HITS for key in keys]
+
+    def all_address_hits(self) -> dict[int, Hits]:
+        return dict(self.hits)
+
+    def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
+        return [NO_HITS for _ in slots]
+
+    def count_interface(self, ifindex: int) -> None:
+        pass
+
+    def uncount_interface(self, ifindex: int) -> list[InterfaceHits]:
+        return []
+
+    def interface_hits(self) -> Mapping[int, list[InterfaceHits]]:
+        return {2: [InterfaceHits(0, 1, 1, 7, 700), InterfaceHits(0, 0, 0, 3, 180)]}
+
+    def fills(self, policy_rules: int, addresses: Mapping[int, int]) -> list[MapFill]:
+        return [
+            *(MapFill(f"address{v}", addresses[v], self._max_addresses, "bpf.max_addresses") for v in (4, 6)),
+            MapFill("policy_rules", policy_rules, self._max_rules, "bpf.max_rules"),
+        ]
+
+    def links(self) -> list[Link]:
+        return list(self.host_links)
+
+    def attached(self, link: Link, hook: int) -> Attached | None:
+        return self.hooks.get((link.name, hook))
+
+    def attach(self, link: Link, hook: int, mode: str) -> None:
+        self._fail(f"attaching to {link.name}")
+        present = self.attached(link, hook)
+        if present is not None and not present.is_ours:
+            raise Conflict(f"another XDP program is on {link.name}", "detach it", code="program_conflict")
+        if mode == "native" and link.name in self.no_native:
+            raise kernel_refused(f"attaching in native mode to {link.name}", errno.EOPNOTSUPP)
+        if mode == "offload":
+            raise KernelRefused(f"{link.name} cannot offload", code="offload_unavailable")
+        self.hooks[link.name, hook] = Attached(40 + hook, "fw_memory", mode, True)
+
+    def detach(self, link: Link, hook: int) -> None:
+        present = self.attached(link, hook)
+        if present is not None and present.is_ours:
+            del self.hooks[link.name, hook]
+
+    def expected_program(self, link: Link, hook: int) -> int:
+        return 40 + hook
+
+
+def memory_enforcer(
+    tmp_path: Path, settings: Mapping[str, object] | None = None, clock: Callable[[], float] = time.time
+) -> tuple[Enforcer, MemoryKernel]:
+    """A started enforcer over a real store below tmp_path; `settings` are sections of the config."""
+    content = {"state": {"directory": str(tmp_path / "state")}, **(settings or {})}
+    parsed = Settings.model_validate(content)
+    kernel = MemoryKernel(parsed.bpf.max_addresses, parsed.bpf.max_rules)
+    enforcer = build(parsed, lambda _: kernel, clock)
+    enforcer.start()
+    return enforcer, kernel

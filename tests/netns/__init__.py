@@ -1,0 +1,1 @@
+"""Tests with the real service and real traffic in network namespaces."""

@@ -1,0 +1,52 @@
+"""The unit fits the installation, and the default configuration shows exactly the defaults."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+from firewall import settings
+
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "systemd/ebpf-fw.service"
+CONFIGURATION = ROOT / "systemd/config.toml"
+
+
+def unit_keys() -> dict[str, str]:
+    lines = [line for line in UNIT.read_text().splitlines() if "=" in line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_the_unit_starts_the_installed_command_with_the_installed_configuration() -> None:
+    keys = unit_keys()
+    assert keys["Type"] == "notify"
+    assert keys["ExecStart"] == "/usr/bin/ebpf-fw serve --config /etc/ebpf-fw/config.toml"
+    assert keys["StateDirectory"] == keys["RuntimeDirectory"] == "ebpf-fw"
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """systemd wants the command to exist, so a copy of the unit names one that does."""
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/usr/bin/ebpf-fw", "/bin/true"))
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:  # a machine without systemd cannot run the unit either
+        return
+    done = subprocess.run([analyze, "verify", str(copy)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_default_configuration_changes_nothing() -> None:
+    assert not any(tomllib.loads(CONFIGURATION.read_text()).values())
+    assert settings.load(CONFIGURATION) == settings.Settings()
+
+
+def test_the_default_configuration_shows_every_default(tmp_path: Path) -> None:
+    shown = tmp_path / "config.toml"
+    shown.write_text(re.sub(r"^# (\w+ = )", r"\1", CONFIGURATION.read_text(), flags=re.MULTILINE))
+    before_interfaces = shown.read_text().split("# [[interfaces]]")[0]
+    shown.write_text(before_interfaces)
+    assert tomllib.loads(before_interfaces)["api"] == {"listen": "127.0.0.1:9378"}
+    assert settings.load(shown) == settings.Settings()
