@@ -155,7 +155,7 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 
 def _pointer(location: Sequence[int | str]) -> str:
-    """FastAPI's location as this API writes it: `("body", "add", 3)` → `/add/3`, `("query", "page")` → `?page`."""
+    """FastAPI's location: `("body", "add", 3)` becomes `/add/3`, `("query", "page")` becomes `?page`."""
     origin, *inner = (str(part) for part in location)
     if origin != "body":
         return "?" + ".".join(inner)
@@ -183,11 +183,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         return problem_response(404, "not_found", f"there is nothing at {path}", path, "see /docs")
     if error.status_code == 405:
         allowed = ", ".join(_methods(request.app, path))
-        detail = f"{request.method} is not possible at {path}; {allowed} is"
-        return problem_response(405, "method_not_allowed", detail, path, "see /docs", headers={"Allow": allowed})
-    return problem_response(
-        error.status_code, "bad_request", str(error.detail), path, headers=error.headers
-    )
+        detail = f"{request.method} is not possible at {path}; it takes {allowed}"
+        headers = {"Allow": allowed}
+        return problem_response(405, "method_not_allowed", detail, path, "see /docs", headers=headers)
+    return problem_response(error.status_code, "bad_request", str(error.detail), path, headers=error.headers)
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:

@@ -10,15 +10,13 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec, TypeVar
+from typing import Annotated, Literal, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
 from api.errors import RequestRefused
+from firewall.enforcer import Enforcer
 from firewall.errors import InvalidInput, Problem
-
-if TYPE_CHECKING:
-    from firewall.enforcer import Enforcer
 
 Phase = Literal["starting", "running", "stopping"]
 P = ParamSpec("P")
@@ -37,7 +35,9 @@ class Running:
     def firewall(self) -> Enforcer:
         """Raises RequestRefused while it cannot answer."""
         if self.phase == "starting":
-            raise RequestRefused(503, "starting", "the service is starting", "ask /readyz when it has started")
+            raise RequestRefused(
+                503, "starting", "the service is starting", "ask /readyz when it has started"
+            )
         if self.phase == "stopping":
             raise RequestRefused(503, "stopping", "the service is stopping")
         return self.enforcer
@@ -65,7 +65,9 @@ async def no_query(request: Request) -> None:
     """An unknown parameter is an error, as an unknown field is."""
     if request.query_params:
         problems = tuple(Problem(f"?{name}", "unknown parameter") for name in request.query_params)
-        raise InvalidInput(f"{problems[0].pointer}: unknown parameter", "see /docs", problems, "invalid_query")
+        raise InvalidInput(
+            f"{problems[0].pointer}: unknown parameter", "see /docs", problems, "invalid_query"
+        )
 
 
 NO_QUERY = Depends(no_query)

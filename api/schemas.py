@@ -33,7 +33,8 @@ ExpiresAt = Annotated[
     Field(description="The moment at which the rule goes, RFC 3339.", examples=["2030-01-01T00:00:00Z"]),
 ]
 Labels = Annotated[
-    dict[str, str], Field(description="Your own keys and values, to find rules by.", examples=[{"team": "web"}])
+    dict[str, str],
+    Field(description="Your own keys and values, to find rules by.", examples=[{"team": "web"}]),
 ]
 
 INTERFACES = "Names or globs of interfaces. Empty: every protected interface."
@@ -65,9 +66,9 @@ class Stats(Document):
 
 
 class RuleFields(Document):
-    """A rule as a client writes it. Every field is optional, an empty match field means any, and a list of one
-    element may be written as the element alone. Read-only fields are accepted and ignored, so that what was
-    read can be sent back."""
+    """A rule as a client writes it. Every field is optional, an empty match field means any, and a list of
+    one element may be written as the element alone. Read-only fields are accepted and ignored, so that what
+    was read can be sent back."""
 
     id: Id | None = Field(None, description="Name of the rule; made by the service if it is absent.")
     description: Description = ""
@@ -81,7 +82,9 @@ class RuleFields(Document):
     destinations: list[str] | str = Field([], description=DESTINATIONS, examples=["198.51.100.7"])
     protocols: list[str | int] | str | int = Field([], description=PROTOCOLS, examples=[["tcp", 47]])
     source_ports: list[str | int] | str | int = Field([], description=PORTS, examples=[["1024-65535"]])
-    destination_ports: list[str | int] | str | int = Field([], description=PORTS, examples=[[22, "8000-8100"]])
+    destination_ports: list[str | int] | str | int = Field(
+        [], description=PORTS, examples=[[22, "8000-8100"]]
+    )
     icmp_types: list[str | int] | str | int = Field([], description=ICMP_TYPES, examples=[["8", "3/1"]])
     tcp_flags: TcpFlags | None = Field(None, description=TCP_FLAGS)
     labels: Labels = {}
@@ -171,7 +174,9 @@ class RulesetAnswer(Document):
 
 
 class InterfaceRequest(Document):
-    mode: Mode = Field("auto", description="auto: native, else generic. offload only when asked for.")
+    mode: Annotated[Mode, Field(description="auto: native, else generic. offload only when asked for.")] = (
+        "auto"
+    )
     ingress: bool = True
     egress: bool = True
 

@@ -199,6 +199,21 @@ struct interface_counters {
 	struct counter by[INTERFACE_COUNTERS];
 };
 
+/*
+ * Everything that an offloaded filter has beside its two address tables (bpf/offload_filter.c). Lengths are
+ * those of the whole list: by side, IPv6 as in struct lengths6. Counters: verdict * REASON_CAPACITY + reason.
+ */
+#define OFFLOAD_COUNTERS 64
+
+struct offload_state {
+	__u64 lengths4[2];
+	__u64 lengths6[4];
+	__u32 short_lengths6[2];
+	__u32 options;
+	__u32 always_zero;
+	struct counter by[OFFLOAD_COUNTERS];
+};
+
 #define LAYOUT_SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), #type)
 
 LAYOUT_SIZE(struct prefix4, 8);
@@ -212,5 +227,6 @@ LAYOUT_SIZE(struct interface_key, 8);
 LAYOUT_SIZE(struct policy_rule, 16);
 LAYOUT_SIZE(struct rule_counter, 24);
 LAYOUT_SIZE(struct interface_counters, 2048);
+LAYOUT_SIZE(struct offload_state, 1088);
 
 #endif

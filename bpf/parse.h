@@ -356,4 +356,22 @@ static __always_inline void parse(struct cursor *cursor, int bare, struct packet
 	packet->malformed = reason ? reason : parse_ip(cursor, ethertype, packet);
 }
 
+/*
+ * The verifier follows every path of the parser with the constants that it left (which header, which
+ * reason) and would verify all that follows once for each. `zero` is 0, which the verifier cannot know:
+ * after the xor all those paths are one.
+ */
+static __always_inline void forget(struct packet *packet, __u32 zero)
+{
+	packet->protocol ^= zero;
+	packet->l4 ^= zero;
+	packet->tcp_flags ^= zero;
+	packet->icmp_type ^= zero;
+	packet->icmp_code ^= zero;
+	packet->source_port ^= zero;
+	packet->destination_port ^= zero;
+	packet->is_fragment ^= zero;
+	packet->malformed ^= zero;
+}
+
 #endif

@@ -25,8 +25,9 @@ _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 36
 _BPF = _SYSCALL_NUMBERS.get(platform.machine(), 321)
 _ATTR_SIZE = 128
 
-(MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, _, OBJ_PIN, OBJ_GET, _, _, PROG_TEST_RUN) = range(11)
+(MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD, OBJ_PIN, OBJ_GET, _, _, PROG_TEST_RUN) = range(11)
 PROG_GET_FD_BY_ID, OBJ_GET_INFO = 13, 15
+_PROG_TYPE_XDP = 6
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -211,6 +212,18 @@ class Map:
         if stride != dtype.itemsize:
             raise ValueError(f"{self.info.name}: elements of {dtype.itemsize} bytes stand {stride} apart")
         return np.frombuffer(shared, dtype, count=self.info.max_entries)
+
+
+def try_offload(ifindex: int, device: str) -> None:
+    """Loads `return XDP_PASS` for a device's hardware and drops it. Raises KernelRefused where it takes none."""
+    instructions = ctypes.create_string_buffer(struct.pack("=BBhi", 0xB7, 0, 0, 2) + struct.pack("=BBhi", 0x95, 0, 0, 0))
+    licence = ctypes.create_string_buffer(b"GPL")
+    attr = struct.pack(
+        "=IIQQIIQII16sI", _PROG_TYPE_XDP, 2, ctypes.addressof(instructions), ctypes.addressof(licence),
+        0, 0, 0, 0, 0, b"fw_probe", ifindex,
+    )  # fmt: skip
+    fd, _ = call(PROG_LOAD, attr, f"loading a program into the hardware of {device}")
+    os.close(fd)
 
 
 def test_run(fd: int, frame: bytes, repeat: int = 1, context: bytes = b"") -> tuple[int, int, bytes]:

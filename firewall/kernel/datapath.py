@@ -165,6 +165,17 @@ class KernelDatapath:
         self._delete(strays)
         self._write_exact_bits(bits)
 
+    def ingress_entries(self) -> dict[Key, Entry]:
+        """The address rules that packets meet at ingress now."""
+        self.settle()
+        entries: dict[Key, Entry] = {}
+        for version in VERSIONS:
+            for keys, values in self._addresses(version).dump(PREFIX[version], ADDRESS_ENTRY):
+                mine = keys["scope"] >> C["SCOPE_HOOK_BIT"] == C["HOOK_INGRESS"]
+                found = zip(values["rank"][mine].tolist(), values["handle"][mine].tolist(), strict=True)
+                entries |= dict(zip(keys_from_records(version, keys[mine]), (Entry(*each) for each in found), strict=True))
+        return entries
+
     def _read_occupancy(self) -> Occupancy:
         control = self.maps.arrays["control_map"][0]
         first, second, third, fourth = control["short_lengths6"].tolist()

@@ -19,7 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from firewall.datapath import Attached, Link
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.kernel import bpf
-from firewall.kernel.source import PROGRAMS
+from firewall.kernel.source import OUR_PROGRAMS
 
 XDP_FLAGS_UPDATE_IF_NOEXIST, XDP_FLAGS_REPLACE = 1 << 0, 1 << 4
 XDP_MODE_FLAGS = {"generic": 1 << 1, "native": 1 << 2, "offload": 1 << 3}
@@ -172,7 +172,7 @@ def _attached(program_id: int, mode: str) -> Attached:
         name = bpf.program_info(fd).name
     finally:
         os.close(fd)
-    return Attached(program_id, name, mode, name in PROGRAMS)
+    return Attached(program_id, name, mode, name in OUR_PROGRAMS)
 
 
 def _foreign(link: Link, present: Attached) -> Conflict:

@@ -19,6 +19,7 @@ from firewall.kernel.datapath import KernelDatapath
 from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import NAMES
+from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
@@ -43,6 +44,7 @@ class LinuxKernel:
         self._max_rules = max_rules
         self._options = options
         self._hooks = NetlinkHooks()
+        self._offloaded: dict[int, OffloadDevice] = {}
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
         self._is_promoted = True
@@ -170,15 +172,21 @@ class LinuxKernel:
         self._policy = policy
 
     def apply(self, change: Change) -> dict[int, Hits]:
+        check_change(self._offloaded.values(), change)
         hits = self._datapath.apply(change)
         self._policy = change.policy or self._policy
+        for device in self._offloaded.values():
+            device.apply(change.edits)
         return hits
 
     def settle(self) -> None:
         self._datapath.settle()
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
-        return self._datapath.address_hits(keys)
+        hits = self._datapath.address_hits(keys)
+        for device in self._offloaded.values():
+            hits = [found.plus(device.address_hits(key)) for found, key in zip(hits, keys, strict=True)]
+        return hits
 
     def all_address_hits(self) -> dict[int, Hits]:
         return self._datapath.all_address_hits()
@@ -193,13 +201,17 @@ class LinuxKernel:
         return self._datapath.uncount_interface(ifindex)
 
     def interface_hits(self) -> Mapping[int, list[InterfaceHits]]:
-        return self._datapath.interface_hits()
+        hits = dict(self._datapath.interface_hits())
+        for ifindex, device in self._offloaded.items():
+            hits[ifindex] = hits.get(ifindex, []) + device.interface_hits()
+        return hits
 
     def fills(self, policy_rules: int, addresses: Mapping[int, int]) -> list[MapFill]:
         limit = self._max_addresses
         return [
             *(MapFill(f"address{v}", addresses[v], limit, "bpf.max_addresses") for v in (4, 6)),
             MapFill("policy_rules", policy_rules, self._max_rules, "bpf.max_rules"),
+            *(fill for device in self._offloaded.values() for fill in device.fills()),
         ]
 
     # -- hooks
@@ -216,25 +228,36 @@ class LinuxKernel:
 
     def _put(self, link: Link, hook: int, mode: str) -> None:
         name = _program_name(link, hook)
-        if hook == _INGRESS:
-            if mode == "offload":
-                raise Conflict(
-                    f"{link.name} cannot run the filter in offload mode",
-                    'its driver takes no programs into the hardware; use mode "auto", "native" or "generic"',
-                    code="offload_unavailable",
-                )
-            self._hooks.attach_ingress(link, self._set.programs[name], mode)
-        else:
+        if hook != _INGRESS:
             self._hooks.attach_egress(link, self._set.programs[name], name)
+        elif mode != "offload":
+            self._hooks.attach_ingress(link, self._set.programs[name], mode)
+        elif link.ifindex not in self._offloaded:
+            self._offload(link)
+
+    def _offload(self, link: Link) -> None:
+        device = OffloadDevice(self._pin_root, link, self._options[_INGRESS], self._datapath.ingress_entries())
+        try:
+            device.check((), self._policy)
+            self._hooks.attach_ingress(link, device.program, "offload")
+        except BaseException:
+            device.close()
+            raise
+        self._offloaded[link.ifindex] = device
 
     def detach(self, link: Link, hook: int) -> None:
         if hook == _INGRESS:
             self._hooks.detach_ingress(link)
+            device = self._offloaded.pop(link.ifindex, None)
+            if device is not None:
+                device.close()
         else:
             self._hooks.detach_egress(link)
         self._attached.pop((link.ifindex, hook), None)
 
     def expected_program(self, link: Link, hook: int) -> int:
+        if hook == _INGRESS and link.ifindex in self._offloaded:
+            return program_info(self._offloaded[link.ifindex].program).id
         return program_info(self._set.programs[_program_name(link, hook)]).id
 
 

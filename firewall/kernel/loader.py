@@ -13,10 +13,19 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from firewall.errors import KernelRefused, ProgramRejected
+from firewall.errors import ProgramRejected
 from firewall.kernel import bpf
-from firewall.kernel.source import PROGRAMS, TC_PROGRAMS, Capacities, build_header_tree, program_text
+from firewall.kernel.source import (
+    OFFLOAD_PARTS,
+    OFFLOAD_PROGRAM,
+    PROGRAMS,
+    TC_PROGRAMS,
+    Capacities,
+    build_header_tree,
+    program_text,
+)
 
 TIMEOUT_S = 120
 LOG_LINES = 25
@@ -25,11 +34,19 @@ LOG_LINES = 25
 def load(pin_root: Path, capacities: Capacities) -> str:
     """Pins the maps below pin_root/maps (those pinned there already are used) and the programs below
     pin_root/programs. Returns bcc's version. Raises ProgramRejected with the last lines of the log."""
-    order = json.dumps({"pin_root": str(pin_root), "capacities": asdict(capacities)})
+    return _run({"pin_root": str(pin_root), "capacities": asdict(capacities)})
+
+
+def load_offload(pin_root: Path, device: str, entries: int) -> str:
+    """The same for the program and maps of one device's hardware, with room for `entries` prefixes a family."""
+    return _run({"pin_root": str(pin_root), "device": device, "entries": entries})
+
+
+def _run(order: dict[str, object]) -> str:
     try:
         child = subprocess.run(
             [sys.executable, "-m", "firewall.kernel.loader"],
-            input=order, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+            input=json.dumps(order), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
             cwd=Path(__file__).resolve().parent.parent.parent,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -49,20 +66,35 @@ def _rejected(status: int, stderr: str) -> ProgramRejected:
 
 def main() -> int:
     order = json.load(sys.stdin)
-    pin_root, capacities = Path(order["pin_root"]), Capacities(**order["capacities"])
     try:
-        version = _compile(pin_root, capacities)
-    except (ImportError, FileNotFoundError, KernelRefused) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except Exception as error:  # noqa: BLE001 - bcc raises bare Exception; its text is all there is
+        version = _compile(_job(order), Path(order["pin_root"]))
+    except Exception as error:  # bcc raises bare Exception; the text is all there is
         print(error, file=sys.stderr)
         return 1
     json.dump({"bcc": version}, sys.stdout)
     return 0
 
 
-def _compile(pin_root: Path, capacities: Capacities) -> str:
+class _Job(NamedTuple):
+    """What to compile: a text with its flags, the entry points in it and whether each is XDP, for a device."""
+
+    text: str
+    flags: list[str]
+    is_xdp: dict[str, bool]
+    device: bytes | None
+
+
+def _job(order: dict[str, Any]) -> _Job:
+    pin_root = Path(order["pin_root"])
+    if "device" in order:
+        flags = [f'-DPIN_ROOT="{pin_root}"', f"-DOFFLOAD_ENTRIES={order['entries']}", "-Wno-unused-function"]
+        return _Job(program_text(OFFLOAD_PARTS), flags, {OFFLOAD_PROGRAM: True}, order["device"].encode())
+    capacities = Capacities(**order["capacities"])
+    is_xdp = {name: name not in TC_PROGRAMS.values() for name in PROGRAMS}
+    return _Job(program_text(), capacities.flags(pin_root), is_xdp, None)
+
+
+def _compile(job: _Job, pin_root: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="ebpf-fw-") as directory:
         os.environ["BCC_KERNEL_SOURCE"] = str(build_header_tree(Path(directory)))
         try:
@@ -73,10 +105,10 @@ def _compile(pin_root: Path, capacities: Capacities) -> str:
         answer = os.dup(1)
         os.dup2(2, 1)
         try:
-            module = bcc.BPF(text=program_text(), cflags=capacities.flags(pin_root))
-            for name in PROGRAMS:
-                kind = bcc.BPF.SCHED_CLS if name in TC_PROGRAMS.values() else bcc.BPF.XDP
-                bpf.pin(module.load_func(name, kind).fd, pin_root / "programs" / name)
+            module = bcc.BPF(text=job.text, cflags=job.flags, device=job.device)
+            for name, is_xdp in job.is_xdp.items():
+                kind = bcc.BPF.XDP if is_xdp else bcc.BPF.SCHED_CLS
+                bpf.pin(module.load_func(name, kind, device=job.device).fd, pin_root / "programs" / name)
         finally:
             os.dup2(answer, 1)
         return str(bcc.__version__)

@@ -9,18 +9,26 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from firewall.layout import BPF_DIRECTORY, C
 
 UAPI = ("bpf", "if_ether", "ip", "ipv6", "tcp", "udp", "pkt_cls")
-PARTS = ("layout.h", "maps.h", "parse.h", "decide.h", "account.h", "xdp_filter.c", "tc_filter.c")
+PARTS = (
+    "layout.h", "maps.h", "parse.h", "keys.h", "decision.h", "address.h", "policy.h", "decide.h", "account.h",
+    "xdp_filter.c", "tc_filter.c",
+)  # fmt: skip
+
+OFFLOAD_PARTS = ("layout.h", "parse.h", "keys.h", "decision.h", "offload_filter.c")
+OFFLOAD_PROGRAM = "fw_xdp_offload"
 
 # Entry points: (hook, has an Ethernet header) to function and program type name.
 XDP_PROGRAMS = {True: "fw_xdp_ethernet", False: "fw_xdp_ip"}
 TC_PROGRAMS = {True: "fw_tc_ethernet", False: "fw_tc_ip"}
 PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values())
+OUR_PROGRAMS = frozenset((*PROGRAMS, OFFLOAD_PROGRAM))
 
 BPF_F_NO_PREALLOC = 1
 INTERFACES_MAX = 4096
@@ -56,11 +64,11 @@ class Capacities:
         return [f'-DPIN_ROOT="{pin_root}"', *(f"-D{name}={value}" for name, value in sizes.items())]
 
 
-def program_text() -> str:
+def program_text(parts: Sequence[str] = PARTS) -> str:
     """One text, because bcc rewrites map access in the main text alone; #line keeps file and line in messages."""
     includes = [f"#include <uapi/linux/{name}.h>" for name in UAPI]
-    parts = [f'#line 1 "{part}"\n{(BPF_DIRECTORY / part).read_text(encoding="utf-8")}' for part in PARTS]
-    return "\n".join([*includes, *parts])
+    pasted = [f'#line 1 "{part}"\n{(BPF_DIRECTORY / part).read_text(encoding="utf-8")}' for part in parts]
+    return "\n".join([*includes, *pasted])
 
 
 def _fingerprint(content: str) -> int:

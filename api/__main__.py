@@ -1,0 +1,45 @@
+"""`ebpf-fw serve`: from a config file to a running service, and what goes wrong on the way to an exit status.
+
+0: ended by a signal. 1: could not listen or start. 2: the config is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import structlog
+
+from api import log, server
+from api.listeners import listening
+from api.wiring import build
+from firewall.errors import FirewallError
+from firewall.settings import DEFAULT_PATH, Settings, load
+
+EXIT_FAILED, EXIT_CONFIG = 1, 2
+
+
+def serve(config: Path) -> None:
+    """Runs the service until it is told to stop. Raises SystemExit with the status unless that is 0."""
+    log.configure()
+    try:
+        status = _serve(load(config))
+    except FirewallError as error:
+        print(f"ebpf-fw: {error.detail}", file=sys.stderr)  # noqa: T201
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(EXIT_CONFIG if error.code == "invalid_config" else EXIT_FAILED) from None
+    if status:
+        raise SystemExit(status)
+
+
+def _serve(settings: Settings) -> int:
+    with listening(settings.api.listen) as sockets:
+        for listener in sockets:
+            address = listener.getsockname()
+            structlog.get_logger(__name__).info("listening", address=address)
+        return server.run(build(settings), sockets)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_PATH)

@@ -1,0 +1,53 @@
+"""The application: routes, errors, guard, documentation.
+
+Owns the wiring of the API. It starts and stops nothing: api.server does, and says so in `app.state.running`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from api import docs, errors, interfaces, metrics, openapi, rules, ruleset, status
+from api.guard import MOST_BODY_BYTES, Guard
+from api.running import Phase, Running
+from api.wiring import version
+from firewall.enforcer import Enforcer
+
+
+def create_app(
+    enforcer: Enforcer, *, phase: Phase = "running", most_body_bytes: int = MOST_BODY_BYTES
+) -> FastAPI:
+    """`phase`: "starting" where the enforcer has still to be started. Larger bodies are refused with 413."""
+    app = FastAPI(
+        title="ebpf-fw",
+        version=version(),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        strict_content_type=False,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.running = Running(enforcer, phase)
+    app.state.metrics = metrics.registry_of(app.state.running)
+    for part in (rules, ruleset, interfaces, status, metrics, docs):
+        app.include_router(part.router)
+    errors.install(app)
+    app.add_middleware(Guard, most_body_bytes=most_body_bytes)
+    _document(app)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _document(app: FastAPI) -> None:
+    def cached() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = openapi.document(app)
+        return app.openapi_schema
+
+    app.openapi = cached  # type: ignore[method-assign]

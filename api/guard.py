@@ -1,0 +1,124 @@
+"""What a request must be before any handler sees it, and what becomes of an exception that none foresaw.
+
+Owns the protection of an unauthenticated local API against web pages: a page in a browser on this host can
+send requests to 127.0.0.1. Those that change something carry an Origin header, and those that got here by
+DNS rebinding carry the page's name as Host. Neither is accepted.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import RequestRefused, internal_error_response
+
+MOST_BODY_BYTES = 64 << 20
+CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
+MEDIA_TYPES = {"PATCH": ("application/json", "application/merge-patch+json")}
+
+log = structlog.get_logger(__name__)
+
+
+class Guard:
+    """Pure ASGI: it never holds a body."""
+
+    def __init__(self, app: ASGIApp, most_body_bytes: int) -> None:
+        self._app = app
+        self._most_body_bytes = most_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_answered = False
+
+        async def send_answer(message: Message) -> None:
+            nonlocal is_answered
+            is_answered = True
+            await send(message)
+
+        path = scope["path"]
+        try:
+            self._check(scope, Headers(scope=scope))
+            await self._app(scope, self._limited(receive), send_answer)
+        except RequestRefused as refusal:
+            await refusal.response(path)(scope, receive, send)
+        except Exception:
+            log.exception("request failed", method=scope["method"], path=path)
+            if is_answered:
+                raise
+            await internal_error_response(path)(scope, receive, send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """Raises RequestRefused."""
+        is_unix_socket = (scope.get("server") or ("", None))[1] is None
+        host = headers.get("host", "")
+        if host and not is_unix_socket and not is_local_name(host):
+            raise RequestRefused(
+                421,
+                "misdirected_request",
+                f"this service is not {host!r}",
+                "ask for an IP address or localhost",
+            )
+        method = scope["method"]
+        if method not in CHANGING:
+            return
+        if "origin" in headers:
+            raise RequestRefused(403, "cross_origin", "a web page must not change the firewall")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._most_body_bytes:
+            raise self._too_large()
+        if length != "0" or "transfer-encoding" in headers:
+            _check_media_type(method, headers.get("content-type"))
+
+    def _limited(self, receive: Receive) -> Receive:
+        """The same for a body that does not tell its length."""
+        seen = 0
+
+        async def receive_some() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._most_body_bytes:
+                raise self._too_large()
+            return message
+
+        return receive_some
+
+    def _too_large(self) -> RequestRefused:
+        return RequestRefused(
+            413,
+            "body_too_large",
+            f"the body is larger than {self._most_body_bytes} bytes",
+            "send the rules in several batches",
+            headers={"Connection": "close"},
+        )
+
+
+def is_local_name(host: str) -> bool:
+    """Whether a Host header is an IP address or localhost, with or without a port."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name.lower() == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_media_type(method: str, content_type: str | None) -> None:
+    """None passes: what a program forgets to say; a web page's requests fail by their Origin."""
+    if content_type is None:
+        return
+    allowed = MEDIA_TYPES.get(method, ("application/json",))
+    if content_type.partition(";")[0].strip().lower() not in allowed:
+        raise RequestRefused(
+            415,
+            "unsupported_media_type",
+            f"the body is {content_type!r}; it must be {' or '.join(allowed)}",
+            "send the header Content-Type: application/json",
+        )

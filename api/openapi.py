@@ -1,0 +1,78 @@
+"""The OpenAPI document: FastAPI's, with this API's error shape and the rule as clients write it.
+
+Owns the texts about errors that are the same everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from api import schemas
+
+DESCRIPTION = """Rules go in as JSON; what they name is dropped in the kernel, before its network stack.
+
+A change is answered when it is durable **and** in the kernel; when it fails, everything is as before.
+Errors are `application/problem+json` (RFC 9457): `code` is stable, `errors` point at each fault, `hint` says
+what to do. Unknown fields and parameters are errors."""
+
+TAGS = [
+    {"name": "rules", "description": "What to drop and what to let through."},
+    {"name": "ruleset", "description": "All rules at once."},
+    {"name": "interfaces", "description": "Where packets are judged."},
+    {"name": "status", "description": "How the service is and what it has counted."},
+]
+
+PROBLEMS = {
+    403: "Sent by a web page (it has an Origin header).",
+    404: "There is no such thing.",
+    409: "The id belongs to another rule, or the host is in a state that forbids it.",
+    412: "The rule set is not the one that If-Match names.",
+    413: "The body is too large.",
+    415: "The body is not application/json.",
+    421: "The Host header is a name other than localhost.",
+    422: "The request breaks the contract; `errors` point at each fault. Nothing was changed.",
+    503: "The service is starting or stopping, or the kernel or the disk refused. Nothing was changed.",
+    507: "A map has no room; `table`, `capacity`, `wanted` and `setting` say which. Nothing was changed.",
+}
+READ_PROBLEMS = (421, 503)
+CHANGE_PROBLEMS = (403, 413, 415, 421, 503, 507)
+REFERENCE = "#/components/schemas/{model}"
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer these."""
+    schema = {"$ref": REFERENCE.format(model="ProblemDetails")}
+    content = {"application/problem+json": {"schema": schema}}
+    return {status: {"description": PROBLEMS[status], "content": content} for status in sorted(statuses)}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    found = get_openapi(
+        title=app.title, version=app.version, description=DESCRIPTION, tags=TAGS, routes=app.routes
+    )
+    _, definitions = models_json_schema(
+        [(schemas.RuleFields, "validation"), (schemas.ProblemDetails, "serialization")],
+        ref_template=REFERENCE,
+    )
+    components = found.setdefault("components", {}).setdefault("schemas", {})
+    components.update(definitions["$defs"])
+    components["RulePatch"] = _patch_of(components["RuleFields"])
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components.pop(unused, None)
+    patch = found["paths"]["/v1/rules/{rule_id}"]["patch"]["requestBody"]["content"]
+    patch["application/merge-patch+json"] = patch["application/json"]
+    return found
+
+
+def _patch_of(rule: dict[str, Any]) -> dict[str, Any]:
+    """The same fields, none with a default, each of them or null."""
+    properties = {
+        name: {"anyOf": [{k: v for k, v in field.items() if k != "default"}, {"type": "null"}]}
+        for name, field in rule["properties"].items()
+    }
+    text = "Fields of a rule to change. null resets one to its default."
+    return {**rule, "title": "RulePatch", "description": text, "properties": properties}

@@ -1,0 +1,181 @@
+"""/v1/rules: one rule, a page of rules, many rules in one change.
+
+Owns these addresses and their parameters. What a body means is api.rule_body's, what a change does is the
+enforcer's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from api import rule_body, schemas
+from api.json_body import JsonResponse, JsonRoute
+from api.openapi import CHANGE_PROBLEMS, READ_PROBLEMS, problems
+from api.running import NO_QUERY, InService
+from firewall.address import Prefix, parse_prefix
+from firewall.errors import InvalidInput, Problem
+from firewall.rule import Action, Direction, format_time
+from firewall.view import RuleQuery, RuleView
+
+router = APIRouter(prefix="/v1/rules", tags=["rules"], route_class=JsonRoute)
+FEW_RULES = 100  # read on the event loop; more of them in a thread
+
+
+class RuleFilters(BaseModel):
+    """The query of a listing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    page: int = Field(1, ge=1, le=1 << 31)
+    page_size: int = Field(100, ge=1, le=1000)
+    direction: Direction | None = Field(None, description="Rules with just this direction.")
+    action: Action | None = None
+    enabled: bool | None = None
+    label: str | None = Field(None, description="`key`, or `key=value`.", examples=["team=web"])
+    address: str | None = Field(
+        None,
+        description="Address or CIDR: rules whose sources or destinations cover it.",
+        examples=["203.0.113.7"],
+    )
+
+    def query(self) -> RuleQuery:
+        key, equals, value = (self.label or "").partition("=")
+        label = (key, value if equals else None) if key else None
+        return RuleQuery(self.direction, self.action, self.enabled, label, self._prefix())
+
+    def _prefix(self) -> Prefix | None:
+        try:
+            return None if self.address is None else parse_prefix(self.address)
+        except ValueError as error:
+            problem = Problem("?address", str(error))
+            raise InvalidInput(f"?address: {error}", "", (problem,), "invalid_query") from None
+
+
+def rule_json(view: RuleView) -> dict[str, Any]:
+    last_hit = None if view.last_hit is None else format_time(view.last_hit)
+    return {
+        **view.rule.fields(),
+        "created_at": format_time(view.created_at),
+        "updated_at": format_time(view.updated_at),
+        "stats": {"packets": view.packets, "bytes": view.bytes, "last_hit": last_hit},
+    }
+
+
+@router.get(
+    "", response_model=schemas.RulePage, responses=problems(422, *READ_PROBLEMS), summary="List rules"
+)
+def list_rules(running: InService, filters: Annotated[RuleFilters, Query()]) -> Response:
+    """A page of rules in the order of their creation, of those that fit every filter."""
+    offset = (filters.page - 1) * filters.page_size
+    views, total = running.firewall.rules(filters.query(), offset, filters.page_size)
+    page = {
+        "items": [rule_json(view) for view in views],
+        "total": total,
+        "page": filters.page,
+        "page_size": filters.page_size,
+        "total_pages": -(-total // filters.page_size),
+    }
+    return JsonResponse(page)
+
+
+ADDED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The same rule was there already; nothing changed.", "model": schemas.Rule},
+    201: {
+        "description": "Added.",
+        "headers": {"Location": {"description": "Where the rule is.", "schema": {"type": "string"}}},
+    },
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=schemas.Rule,
+    responses={**ADDED, **problems(409, 422, *CHANGE_PROBLEMS)},
+    summary="Add a rule",
+    dependencies=[NO_QUERY],
+)
+async def add_rule(running: InService, fields: schemas.RuleBody) -> Response:
+    """Answered when the rule is durable and in the kernel. The same id with another body is a 409."""
+    rule = rule_body.read_new(fields, running.firewall.new_rule_id, time.time())
+    view, created = await running.change(running.firewall.add, rule)
+    if not created:
+        return JsonResponse(rule_json(view))
+    return JsonResponse(rule_json(view), 201, {"Location": f"/v1/rules/{view.rule.id}"})
+
+
+@router.post(
+    "/batch",
+    response_model=schemas.BatchAnswer,
+    responses=problems(404, 409, 422, *CHANGE_PROBLEMS),
+    summary="Add and delete many rules in one change",
+    dependencies=[NO_QUERY],
+)
+async def change_rules(running: InService, body: schemas.BatchRequest) -> Response:
+    """All or nothing, and for packets at one moment. Deletes come before adds."""
+    arguments = body.add, "/add", running.firewall.new_rule_id, time.time()
+    if len(body.add) <= FEW_RULES:
+        rules = rule_body.read_many(*arguments)
+    else:
+        rules = await asyncio.to_thread(rule_body.read_many, *arguments)
+    outcome = await running.change(running.firewall.batch, rules, body.delete)
+    return JsonResponse(outcome)
+
+
+@router.get(
+    "/{rule_id}",
+    response_model=schemas.Rule,
+    responses=problems(404, *READ_PROBLEMS),
+    summary="Read a rule",
+    dependencies=[NO_QUERY],
+)
+def read_rule(running: InService, rule_id: str) -> Response:
+    """The rule in canonical text, with what it has counted."""
+    return JsonResponse(rule_json(running.firewall.rule(rule_id)))
+
+
+@router.put(
+    "/{rule_id}",
+    response_model=schemas.Rule,
+    responses=problems(404, 422, *CHANGE_PROBLEMS),
+    summary="Replace a rule",
+    dependencies=[NO_QUERY],
+)
+async def replace_rule(running: InService, rule_id: str, fields: schemas.RuleBody) -> Response:
+    """Fields that are absent get their defaults. What the rule has counted stays. The id cannot change."""
+    rule = rule_body.read_whole(fields, rule_id, time.time())
+    return JsonResponse(rule_json(await running.change(running.firewall.replace, rule)))
+
+
+@router.patch(
+    "/{rule_id}",
+    response_model=schemas.Rule,
+    responses=problems(404, 422, *CHANGE_PROBLEMS),
+    summary="Change fields of a rule",
+    dependencies=[NO_QUERY],
+)
+async def patch_rule(running: InService, rule_id: str, patch: schemas.PatchBody) -> Response:
+    """JSON merge patch (RFC 7396): null resets a field to its default, lists are replaced as a whole. A ttl
+    starts again only if the patch names it."""
+    now = time.time()
+    edit = running.firewall.edit
+    view = await running.change(edit, rule_id, lambda rule: rule_body.patched(rule, patch, now))
+    return JsonResponse(rule_json(view))
+
+
+@router.delete(
+    "/{rule_id}",
+    status_code=204,
+    responses=problems(404, *CHANGE_PROBLEMS),
+    summary="Delete a rule",
+    dependencies=[NO_QUERY],
+)
+async def delete_rule(running: InService, rule_id: str) -> Response:
+    """Answered when no packet meets the rule any more."""
+    await running.change(running.firewall.delete, rule_id)
+    return Response(status_code=204)

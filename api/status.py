@@ -1,0 +1,84 @@
+"""What the service tells about itself: /v1/status, /v1/counters, /healthz, /readyz.
+
+Reads only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from api import schemas
+from api.errors import RequestRefused
+from api.json_body import JsonResponse
+from api.openapi import READ_PROBLEMS, problems
+from api.running import NO_QUERY, InService
+from firewall.errors import Problem
+from firewall.rule import format_time
+from firewall.view import StatusView
+
+router = APIRouter(tags=["status"])
+
+
+@router.get(
+    "/v1/status",
+    response_model=schemas.Status,
+    responses=problems(*READ_PROBLEMS),
+    summary="State of the service",
+    dependencies=[NO_QUERY],
+)
+def read_status(running: InService) -> Response:
+    """Versions, hooks, how full the maps are, where the kernel is not as it should be."""
+    return JsonResponse(status_json(running.firewall.status()))
+
+
+def status_json(view: StatusView) -> dict[str, Any]:
+    return {
+        "version": view.version,
+        "ready": view.ready,
+        "not_ready": view.not_ready,
+        "uptime_s": round(view.uptime_s, 3),
+        "started_at": format_time(view.started_at),
+        "kernel": view.kernel,
+        "bcc": view.bcc,
+        "pin_root": view.pin_root,
+        "rules": view.rules,
+        "revision": view.revision,
+        "default_actions": {"ingress": view.default_ingress, "egress": view.default_egress},
+        "hooks": [
+            {"interface": each.name, **asdict(hook)} for each in view.interfaces for hook in each.hooks
+        ],
+        "maps": view.maps,
+        "drift": view.drift,
+        "last_error": view.last_error,
+    }
+
+
+@router.get(
+    "/v1/counters",
+    response_model=schemas.CounterList,
+    responses=problems(*READ_PROBLEMS),
+    summary="Packets and bytes by verdict and reason",
+    dependencies=[NO_QUERY],
+)
+def read_counters(running: InService) -> Response:
+    """For each hook of each interface, since it was first protected."""
+    return JsonResponse({"items": running.firewall.counters()})
+
+
+@router.get("/healthz", response_model=schemas.Alive, summary="Whether the process answers")
+async def read_health() -> Response:
+    """200 as soon as the service listens."""
+    return JsonResponse({"status": "alive"})
+
+
+@router.get("/readyz", response_model=schemas.Ready, responses=problems(503), summary="Whether it filters")
+def read_readiness(running: InService) -> Response:
+    """200 once every map is filled and every present interface is attached; else 503 with each reason."""
+    reasons = running.firewall.not_ready()
+    if reasons:
+        faults = [Problem("", reason) for reason in reasons]
+        raise RequestRefused(503, "not_ready", "; ".join(reasons), problems=faults)
+    return JsonResponse({"status": "ready"})
