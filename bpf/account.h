@@ -20,7 +20,7 @@ static __always_inline void count_entry(struct address_entry *entry, __u32 lengt
 	entry->last_hit = tick();
 }
 
-/* Finds the winner of the address tables again: its cache lines are hot. */
+/* Looks the winner up once more: its cache lines are hot. */
 static __always_inline void count_address_rule(const struct decision *decision, const struct packet *packet)
 {
 	__u32 scope = decision->best >> 8 & 0xff, length = decision->best & 0xff;
@@ -49,18 +49,36 @@ static __always_inline void count_policy_rule(const struct decision *decision, _
 	counter->last_hit = tick();
 }
 
+/* 0 where the interface has none: its packets are judged but not counted. */
+static __always_inline __u32 interface_slot(__u32 ifindex)
+{
+	struct interface_slot *found;
+	__u32 row;
+
+#pragma unroll
+	for (__u32 i = 0; i < SLOT_PROBES; i++) {
+		row = ifindex % SLOT_ROWS + i;
+		found = interface_slots.lookup(&row);
+		if (found && found->ifindex == ifindex)
+			return found->slot;
+	}
+	return 0;
+}
+
 static __always_inline void count_interface(const struct decision *decision, const struct packet *packet, __u32 hook)
 {
-	__u32 ifindex = packet->ifindex;
-	struct interface_counters *counts = counters.lookup(&ifindex);
-	__u32 index;
+	__u32 slot = interface_slot(packet->ifindex), index;
+	struct counter *count;
 
-	if (!counts)
+	if (!slot)
 		return;
 	index = (hook * VERDICT_COUNT + decision->verdict) * REASON_CAPACITY + decision->reason;
-	index &= INTERFACE_COUNTERS - 1;
-	counts->by[index].packets++;
-	counts->by[index].bytes += packet->length;
+	index += slot * COUNTERS_PER_INTERFACE;
+	count = counters.lookup(&index);
+	if (!count)
+		return;
+	count->packets++;
+	count->bytes += packet->length;
 }
 
 static __always_inline void account(const struct decision *decision, const struct packet *packet, __u32 hook)

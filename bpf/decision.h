@@ -20,7 +20,7 @@ struct decision {
 /*
  * Keeps the smaller of the best so far and the entry that a probe found. By arithmetic: the verifier sees
  * one state after every probe and not one for every order of hits before it. That is also why the entry's
- * key is kept and not a pointer to it.
+ * key is kept and not a pointer to it (a pointer, or none, doubles the states: 250 k instructions became 840 k).
  */
 static __always_inline void better(struct decision *best, const struct address_entry *entry, __u64 epoch, __u32 scope,
 				   __u32 length)

@@ -192,11 +192,19 @@ struct counter {
 	__u64 bytes;
 };
 
-/* All counters of one interface: index (hook * VERDICT_COUNT + verdict) * REASON_CAPACITY + reason. */
-#define INTERFACE_COUNTERS 128
+/*
+ * Counters of interfaces: element (slot * COUNTERS_PER_INTERFACE + (hook * VERDICT_COUNT + verdict) *
+ * REASON_CAPACITY + reason) of counters. An interface's slot stands in interface_slots, in one of the
+ * SLOT_PROBES elements from ifindex modulo SLOT_ROWS on; slot numbers start at 1, 0 is a free row.
+ */
+#define COUNTERS_PER_INTERFACE 128
+#define INTERFACES_MAX 256
+#define SLOT_ROWS 4096
+#define SLOT_PROBES 4
 
-struct interface_counters {
-	struct counter by[INTERFACE_COUNTERS];
+struct interface_slot {
+	__u32 ifindex;
+	__u32 slot;
 };
 
 /*
@@ -226,7 +234,8 @@ LAYOUT_SIZE(struct port_vectors, 8);
 LAYOUT_SIZE(struct interface_key, 8);
 LAYOUT_SIZE(struct policy_rule, 16);
 LAYOUT_SIZE(struct rule_counter, 24);
-LAYOUT_SIZE(struct interface_counters, 2048);
+LAYOUT_SIZE(struct interface_slot, 8);
+LAYOUT_SIZE(struct counter, 16);
 LAYOUT_SIZE(struct offload_state, 1088);
 
 #endif

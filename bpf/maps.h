@@ -52,7 +52,9 @@ BPF_TABLE_PINNED("array", __u32, struct policy_rule, policy_rules, GENERATION_CO
 /* Hits of policy rules by slot; packets of an interface by hook, verdict and reason. */
 BPF_TABLE_PINNED("percpu_array", __u32, struct rule_counter, policy_counters, GENERATION_COUNT * MAX_RULES,
 		 PIN("policy_counters"));
-BPF_TABLE_PINNED("percpu_hash", __u32, struct interface_counters, counters, MAX_INTERFACES, PIN("counters"),
-		 BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("array", __u32, struct interface_slot, interface_slots, SLOT_ROWS + SLOT_PROBES, PIN("interface_slots"),
+		 BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, (INTERFACES_MAX + 1) * COUNTERS_PER_INTERFACE,
+		 PIN("counters"));
 
 #endif

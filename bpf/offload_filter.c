@@ -120,6 +120,7 @@ int fw_xdp_offload(struct xdp_md *ctx)
 	state = offload_state.lookup(&zero);
 	if (!state)
 		return XDP_PASS;
+	keep_in_memory(&packet);
 	parse(&cursor, 0, &packet);
 	forget(&packet, state->always_zero);
 	decide_offload(&decision, state, &packet);

@@ -9,6 +9,7 @@ static __always_inline void parse_skb(struct __sk_buff *skb, int bare, struct pa
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct cursor cursor = {.at = data, .end = end, .left = skb->len};
 
+	keep_in_memory(packet);
 	parse(&cursor, bare, packet);
 }
 

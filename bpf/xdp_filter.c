@@ -11,6 +11,7 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 	struct packet packet = {.length = end - data, .ifindex = ctx->ingress_ifindex};
 	struct decision decision = {};
 
+	keep_in_memory(&packet);
 	parse(&cursor, bare, &packet);
 	decide(&decision, &packet, HOOK_INGRESS);
 	account(&decision, &packet, HOOK_INGRESS);

@@ -48,7 +48,8 @@ def parse_prefix(text: str) -> Prefix:
     bits = BITS[version]
     if not slash:
         return Prefix(version, address, bits)
-    if not (length_text.isascii() and length_text.isdecimal()) or int(length_text) > bits or len(length_text) > 3:
+    is_number = length_text.isascii() and length_text.isdecimal() and len(length_text) <= 3
+    if not is_number or int(length_text) > bits:
         raise ValueError(f"{text!r}: the prefix length must be 0 to {bits}")
     length = int(length_text)
     if address & host_bits(version, length):

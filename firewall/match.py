@@ -24,7 +24,7 @@ ICMP_PROTOCOLS = frozenset((ICMP, ICMPV6))
 FLAG_BITS = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ece": 64, "cwr": 128}
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_DURATION = re.compile(r"(?:\d{1,10}[smhdw])+")
+_DURATION = re.compile(r"(?:[0-9]{1,10}[smhdw])+")
 TTL_MAX_S = 10 * 365 * 86400
 
 
@@ -128,7 +128,7 @@ def parse_duration(value: object) -> int:
                 raise ValueError(f"{value!r} is not a number of seconds or a duration such as \"1h\" or \"7d\"")
             value = int(value[:12])
         else:
-            value = sum(int(count) * _UNITS_S[unit] for count, unit in re.findall(r"(\d+)([smhdw])", value))
+            value = sum(int(count) * _UNITS_S[unit] for count, unit in re.findall(r"([0-9]+)([smhdw])", value))
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= TTL_MAX_S:
         raise ValueError(f"must be from 1 second to {TTL_MAX_S} seconds (ten years)")
     return value

@@ -99,10 +99,13 @@ class Rule:
         return ICMP_PROTOCOLS if self.icmp_types else None
 
     def asks_same_as(self, other: Rule) -> bool:
-        """Whether a client that sends either meant the other: all but the moment of expiry."""
-        if self.ttl_s is not None or other.ttl_s is not None:
-            return replace(self, expires_at=None) == replace(other, expires_at=None)
-        return self == other
+        """Whether a client that sends either meant the other. The same ttl again is the same at any time; what
+        was read of a rule with a ttl carries the moment of expiry instead."""
+        if self.ttl_s is None and other.ttl_s is None:
+            return self == other
+        if self.ttl_s is None or other.ttl_s is None:
+            return replace(self, ttl_s=None) == replace(other, ttl_s=None)
+        return replace(self, expires_at=None) == replace(other, expires_at=None)
 
     def fields(self) -> dict[str, object]:
         """The contract's writable fields and expires_at, in canonical text."""
@@ -135,7 +138,7 @@ def format_time(seconds: float) -> str:
 
 
 def parse_time(text: object) -> float:
-    """RFC 3339 with a zone. Raises ValueError."""
+    """RFC 3339 with a zone, to the millisecond as format_time() writes it. Raises ValueError."""
     if not isinstance(text, str):
         raise ValueError("must be an RFC 3339 time such as 2030-01-01T00:00:00Z")
     try:
@@ -144,7 +147,11 @@ def parse_time(text: object) -> float:
         raise ValueError(f"{text!r} is not an RFC 3339 time such as 2030-01-01T00:00:00Z") from None
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone; write {text}Z for UTC")
-    return moment.timestamp()
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{text!r} is not an RFC 3339 time within the years 1 to 9999 of UTC") from None
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000).timestamp()
 
 
 class _Reader:
@@ -286,11 +293,11 @@ def rule_from_fields(fields: Mapping[str, object], rule_id: str, now: float) -> 
     read = _Reader(fields)
     for name in fields:
         if name not in WRITABLE and name not in READ_ONLY:
-            read.fault(f"/{name}", "unknown field")
+            read.fault(f"/{name.replace('~', '~0').replace('/', '~1')}", "unknown field")
     ttl_s = read.value("ttl", parse_duration, None)
     expires_at = read.value("expires_at", parse_time, None)
     if ttl_s is not None:
-        expires_at = now + ttl_s
+        expires_at = round(now + ttl_s, 3)
     elif expires_at is not None and expires_at <= now:
         read.fault("/expires_at", f"{fields['expires_at']} is in the past")
     flags = read.value("tcp_flags", _tcp_flags, None)

@@ -38,7 +38,8 @@ def parse_listen(address: str) -> tuple[str, int] | Path:
             raise ValueError(f"{address!r} needs an absolute path, as in unix:/run/ebpf-fw/api.sock")
         return path
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65535:
+    is_number = port.isascii() and port.isdecimal() and len(port) <= 5
+    if not colon or not is_number or int(port) > 65535:
         raise ValueError(f"{address!r} is neither host:port nor unix:/path")
     host = host.removeprefix("[").removesuffix("]")
     if host == "localhost":

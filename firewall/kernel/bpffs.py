@@ -21,8 +21,8 @@ def is_bpffs(path: Path) -> bool:
     buffer = ctypes.create_string_buffer(256)
     if _libc.statfs(os.fsencode(path), buffer):
         raise kernel_refused(f"statfs {path}", ctypes.get_errno())
-    (kind,) = struct.unpack_from("=l", buffer.raw)
-    return int(kind) == _BPF_FS_MAGIC
+    (kind,) = struct.unpack_from("@l", buffer.raw)
+    return int(kind) & 0xFFFFFFFF == _BPF_FS_MAGIC
 
 
 def ensure(pin_root: Path) -> None:

@@ -11,15 +11,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from firewall.datapath import Change, Edit, Entry, Key, MapFill, Occupancy
-from firewall.hits import NO_HITS, Hits, InterfaceHits
+from firewall.datapath import Change, Edit, Entry, Key, Occupancy
+from firewall.hits import NO_HITS, Hits
 from firewall.kernel.bpf import Map, Records
 from firewall.kernel.clock import tick_to_wall
 from firewall.kernel.grace import GracePeriod
+from firewall.kernel.interface_counters import InterfaceCounters
 from firewall.kernel.keys import PREFIX, entry_records, key_records, keys_from_records
 from firewall.kernel.maps import PinnedMaps
 from firewall.kernel.policy_maps import write_policy
-from firewall.layout import ADDRESS_ENTRY, INTERFACE_COUNTERS, RANK_NONE, RULE_COUNTER, C
+from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
 from firewall.lengths import LengthBit
 from firewall.policy import Policy, Words
 
@@ -38,6 +39,7 @@ class KernelDatapath:
         self._unsettled: Change | None = None
         self._epoch_word = maps.arrays["control_map"].view("<u8")
         self._cpus = possible_cpus()
+        self.interfaces = InterfaceCounters(maps, self._cpus)
 
     @property
     def epoch(self) -> int:
@@ -260,49 +262,9 @@ class KernelDatapath:
         for slot in slots:
             self.maps["policy_counters"].update(slot.to_bytes(4, "little"), bytes(RULE_COUNTER.itemsize * self._cpus))
 
-    def count_interface(self, ifindex: int) -> None:
-        key = ifindex.to_bytes(4, "little")
-        size = INTERFACE_COUNTERS.itemsize * self._cpus
-        if self.maps["counters"].lookup(key, size) is None:
-            self.maps["counters"].update(key, bytes(size))
-
-    def uncount_interface(self, ifindex: int) -> list[InterfaceHits]:
-        hits = self.interface_hits().get(ifindex, [])
-        self.maps["counters"].delete(ifindex.to_bytes(4, "little"))
-        return hits
-
-    def interface_hits(self) -> Mapping[int, list[InterfaceHits]]:
-        table = self.maps["counters"]
-        found = {}
-        for key in list(table.keys()):
-            raw = table.lookup(key, INTERFACE_COUNTERS.itemsize * self._cpus)
-            if raw is not None:
-                found[int.from_bytes(key, "little")] = _interface_hits(raw)
-        return found
-
-    def fills(self, policy_rules: int, addresses: Mapping[int, int]) -> list[MapFill]:
-        def room(name: str) -> int:
-            return self.maps[name].info.max_entries
-
-        return [
-            *(MapFill(f"address{v}", addresses[v], room(f"address{v}"), "bpf.max_addresses") for v in VERSIONS),
-            MapFill("policy_rules", policy_rules, room("policy_counters") // 2, "bpf.max_rules"),
-        ]
-
 
 def _hits(record: np.void) -> Hits:
     return Hits(int(record["packets"]), int(record["bytes"]), tick_to_wall(int(record["last_hit"])))
-
-
-def _interface_hits(raw: bytes) -> list[InterfaceHits]:
-    counters = np.frombuffer(raw, INTERFACE_COUNTERS)["by"]
-    packets, size = counters["packets"].sum(axis=0), counters["bytes"].sum(axis=0)
-    hits = []
-    for index in np.flatnonzero(packets):
-        rest, reason = divmod(int(index), C["REASON_CAPACITY"])
-        hook, verdict = divmod(rest, C["VERDICT_COUNT"])
-        hits.append(InterfaceHits(hook, verdict, reason, int(packets[index]), int(size[index])))
-    return hits
 
 
 def _mask(bit: LengthBit) -> np.uint64:

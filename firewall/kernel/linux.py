@@ -195,13 +195,13 @@ class LinuxKernel:
         return self._datapath.policy_hits(slots)
 
     def count_interface(self, ifindex: int) -> None:
-        self._datapath.count_interface(ifindex)
+        self._datapath.interfaces.add(ifindex)
 
     def uncount_interface(self, ifindex: int) -> list[InterfaceHits]:
-        return self._datapath.uncount_interface(ifindex)
+        return self._datapath.interfaces.remove(ifindex)
 
     def interface_hits(self) -> Mapping[int, list[InterfaceHits]]:
-        hits = dict(self._datapath.interface_hits())
+        hits = dict(self._datapath.interfaces.hits())
         for ifindex, device in self._offloaded.items():
             hits[ifindex] = hits.get(ifindex, []) + device.interface_hits()
         return hits

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.kernel.bpf import Map
-from firewall.layout import CONTROL, LAYOUT, POLICY, POLICY_RULE
+from firewall.layout import CONTROL, INTERFACE_SLOT, LAYOUT, POLICY, POLICY_RULE
 
 HASHES = ("address4", "address6", "policy_prefix4", "policy_prefix6", "policy_iface", "policy_counters", "counters")
 ARRAYS = {
@@ -25,6 +25,7 @@ ARRAYS = {
     "policy_port": LAYOUT.structs["port_vectors"],
     "policy_icmp": LAYOUT.structs["vector_number"],
     "policy_rules": POLICY_RULE,
+    "interface_slots": INTERFACE_SLOT,
 }
 NAMES = (*HASHES, *ARRAYS, "policy_vectors")
 

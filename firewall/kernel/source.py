@@ -31,7 +31,7 @@ PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values())
 OUR_PROGRAMS = frozenset((*PROGRAMS, OFFLOAD_PROGRAM))
 
 BPF_F_NO_PREALLOC = 1
-INTERFACES_MAX = 4096
+POLICY_INTERFACES_MAX = 4096
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,9 @@ class Capacities:
             "ADDRESS_FLAGS": 0,
             "MAX_RULES": self.rules,
             "MAX_POLICY_PREFIXES": self.prefixes * C["GENERATION_COUNT"],
-            "MAX_POLICY_INTERFACES": INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
+            "MAX_POLICY_INTERFACES": POLICY_INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
             "VECTOR_WORDS": self.words,
             "VECTOR_COUNT": self.vectors,
-            "MAX_INTERFACES": INTERFACES_MAX,
         }
         return [f'-DPIN_ROOT="{pin_root}"', *(f"-D{name}={value}" for name, value in sizes.items())]
 
