@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from api import log, server
-from api.listeners import listening
+from api.listeners import listening, name_of
 from api.wiring import build
 from firewall.errors import FirewallError
 from firewall.settings import DEFAULT_PATH, Settings, load
@@ -35,9 +35,8 @@ def serve(config: Path) -> None:
 
 def _serve(settings: Settings) -> int:
     with listening(settings.api.listen) as sockets:
-        for listener in sockets:
-            address = listener.getsockname()
-            structlog.get_logger(__name__).info("listening", address=address)
+        addresses = ", ".join(name_of(listener) for listener in sockets)
+        structlog.get_logger(__name__).info("listening", addresses=addresses)
         return server.run(build(settings), sockets)
 
 

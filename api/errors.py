@@ -165,7 +165,7 @@ def _pointer(location: Sequence[int | str]) -> str:
 def _describe(fault: Mapping[str, Any]) -> str:
     kind, where = fault["type"], fault["loc"]
     if kind == "missing" and len(where) == 1:
-        return "the body is missing; send a JSON object"
+        return "is missing; send a JSON object"
     if kind == "extra_forbidden":
         return "unknown field" if where[0] == "body" else "unknown parameter"
     if kind in ("dict_type", "model_attributes_type", "model_type"):

@@ -40,7 +40,7 @@ def read_interface(running: InService, name: str) -> Response:
 @router.put(
     "/{name}",
     response_model=schemas.InterfaceState,
-    responses=problems(404, 409, 422, *CHANGE_PROBLEMS),
+    responses=problems(404, 409, *CHANGE_PROBLEMS),
     summary="Attach to an interface",
 )
 async def attach_interface(

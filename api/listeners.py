@@ -45,6 +45,15 @@ def _listening(address: str) -> Iterator[socket.socket]:
             _remove_if_same(where, bound)
 
 
+def name_of(listener: socket.socket) -> str:
+    """As in api.listen, with the port that was chosen for 0."""
+    bound = listener.getsockname()
+    if isinstance(bound, str):
+        return f"unix:{bound}"
+    host, port = bound[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _cannot(address: str, reason: str) -> FirewallError:
     return Conflict(f"cannot listen on {address}: {reason}", HINT, code="cannot_listen")
 

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from api.openapi import problems
 from api.running import Running
 from firewall.view import CounterView, StatusView
 
@@ -79,7 +80,10 @@ def registry_of(running: Running) -> CollectorRegistry:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(421),
+    },
     summary="Metrics for Prometheus",
 )
 def read_metrics(request: Request) -> Response:

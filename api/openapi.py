@@ -38,8 +38,8 @@ PROBLEMS = {
     503: "The service is starting or stopping, or the kernel or the disk refused. Nothing was changed.",
     507: "A map has no room; `table`, `capacity`, `wanted` and `setting` say which. Nothing was changed.",
 }
-READ_PROBLEMS = (421, 503)
-CHANGE_PROBLEMS = (403, 413, 415, 421, 503, 507)
+READ_PROBLEMS = (421, 422, 503)
+CHANGE_PROBLEMS = (403, 413, 415, 421, 422, 503, 507)
 REFERENCE = "#/components/schemas/{model}"
 
 

@@ -64,8 +64,10 @@ def patched(rule: Rule, patch: Mapping[str, Any], now: float) -> Rule:
     if "id" in patch:
         check_same_id(patch["id"], rule.id)
     patch = {name: value for name, value in patch.items() if name not in READ_ONLY}
-    present = {name: value for name, value in rule.fields().items() if name not in EXPIRY}
-    result = rule_from_fields(merge(present, patch), rule.id, now)
+    fields = {name: value for name, value in rule.fields().items() if name not in EXPIRY}
+    # A null stays, where RFC 7396 removes the field: it means the default, and unknown fields are found.
+    fields.update({name: merge(fields.get(name), value) for name, value in patch.items()})
+    result = rule_from_fields(fields, rule.id, now)
     if EXPIRY & patch.keys():
         return result
     return replace(result, ttl_s=rule.ttl_s, expires_at=rule.expires_at)

@@ -66,9 +66,7 @@ def rule_json(view: RuleView) -> dict[str, Any]:
     }
 
 
-@router.get(
-    "", response_model=schemas.RulePage, responses=problems(422, *READ_PROBLEMS), summary="List rules"
-)
+@router.get("", response_model=schemas.RulePage, responses=problems(*READ_PROBLEMS), summary="List rules")
 def list_rules(running: InService, filters: Annotated[RuleFilters, Query()]) -> Response:
     """A page of rules in the order of their creation, of those that fit every filter."""
     offset = (filters.page - 1) * filters.page_size
@@ -96,7 +94,7 @@ ADDED: dict[int | str, dict[str, Any]] = {
     "",
     status_code=201,
     response_model=schemas.Rule,
-    responses={**ADDED, **problems(409, 422, *CHANGE_PROBLEMS)},
+    responses={**ADDED, **problems(409, *CHANGE_PROBLEMS)},
     summary="Add a rule",
     dependencies=[NO_QUERY],
 )
@@ -112,7 +110,7 @@ async def add_rule(running: InService, fields: schemas.RuleBody) -> Response:
 @router.post(
     "/batch",
     response_model=schemas.BatchAnswer,
-    responses=problems(404, 409, 422, *CHANGE_PROBLEMS),
+    responses=problems(404, 409, *CHANGE_PROBLEMS),
     summary="Add and delete many rules in one change",
     dependencies=[NO_QUERY],
 )
@@ -142,7 +140,7 @@ def read_rule(running: InService, rule_id: str) -> Response:
 @router.put(
     "/{rule_id}",
     response_model=schemas.Rule,
-    responses=problems(404, 422, *CHANGE_PROBLEMS),
+    responses=problems(404, *CHANGE_PROBLEMS),
     summary="Replace a rule",
     dependencies=[NO_QUERY],
 )
@@ -155,7 +153,7 @@ async def replace_rule(running: InService, rule_id: str, fields: schemas.RuleBod
 @router.patch(
     "/{rule_id}",
     response_model=schemas.Rule,
-    responses=problems(404, 422, *CHANGE_PROBLEMS),
+    responses=problems(404, *CHANGE_PROBLEMS),
     summary="Change fields of a rule",
     dependencies=[NO_QUERY],
 )

@@ -63,7 +63,7 @@ def ruleset_json(rules: Iterator[Rule]) -> Iterator[bytes]:
 @router.put(
     "",
     response_model=schemas.RulesetAnswer,
-    responses={200: ETAG, **problems(412, 422, *CHANGE_PROBLEMS)},
+    responses={200: ETAG, **problems(412, *CHANGE_PROBLEMS)},
     summary="Replace every rule in one change",
 )
 async def replace_ruleset(

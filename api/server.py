@@ -63,15 +63,14 @@ async def _live(app: FastAPI, running: Running, sockets: Sequence[socket.socket]
     serving = asyncio.create_task(server.serve(sockets=list(sockets)))
     status = 1
     try:
-        if await _start(running):
-            await _until_stopped(stop, serving)
+        if await _start(running) and await _is_told_to_stop(stop, serving):
             status = 0
     finally:
         is_started = running.phase == "running"
         running.phase = "stopping"
         notify("STOPPING=1", "STATUS=stopping")
         server.should_exit = True
-        await serving
+        await asyncio.wait((serving,))
         await asyncio.to_thread(running.close)
         if is_started and not await _stop(running):
             status = 1
@@ -109,14 +108,16 @@ async def _start(running: Running) -> bool:
     return True
 
 
-async def _until_stopped(stop: asyncio.Event, serving: asyncio.Task[None]) -> None:
-    """Until a signal, or until the server ends by itself, which is a failure and is raised."""
+async def _is_told_to_stop(stop: asyncio.Event, serving: asyncio.Task[None]) -> bool:
+    """Waits for a signal: True. False if the server ends by itself, which is a failure."""
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((stopping, serving), return_when=asyncio.FIRST_COMPLETED)
-    if not stopping.done():
-        stopping.cancel()
-        raise RuntimeError("the HTTP server ended by itself") from serving.exception()
-    log.info("stopping")
+    if stopping.done():
+        log.info("stopping")
+        return True
+    stopping.cancel()
+    log.error("the HTTP server ended by itself", exc_info=serving.exception())
+    return False
 
 
 async def _stop(running: Running) -> bool:

@@ -68,13 +68,17 @@ def read_counters(running: InService) -> Response:
     return JsonResponse({"items": running.firewall.counters()})
 
 
-@router.get("/healthz", response_model=schemas.Alive, summary="Whether the process answers")
+@router.get(
+    "/healthz", response_model=schemas.Alive, responses=problems(421), summary="Whether the process answers"
+)
 async def read_health() -> Response:
     """200 as soon as the service listens."""
     return JsonResponse({"status": "alive"})
 
 
-@router.get("/readyz", response_model=schemas.Ready, responses=problems(503), summary="Whether it filters")
+@router.get(
+    "/readyz", response_model=schemas.Ready, responses=problems(421, 503), summary="Whether it filters"
+)
 def read_readiness(running: InService) -> Response:
     """200 once every map is filled and every present interface is attached; else 503 with each reason."""
     reasons = running.firewall.not_ready()

@@ -14,6 +14,7 @@ static __always_inline void best_address4(struct decision *best, __u64 epoch, __
 {
 	__u32 bucket = scope * BUCKET_COUNT + bucket4(address);
 	struct lengths4 *present = lengths4.lookup(&bucket);
+	struct address_entry *entry;
 	struct prefix4 key;
 	__u64 lengths;
 	__u32 length;
@@ -28,7 +29,12 @@ static __always_inline void best_address4(struct decision *best, __u64 epoch, __
 		length = lowest_bit(lengths);
 		lengths &= lengths - 1;
 		key4(&key, scope, address, length);
-		better(best, address4.lookup(&key), epoch, scope, length);
+		entry = address4.lookup(&key);
+		if (!entry)
+			continue;
+		better(best, entry, epoch, scope, length);
+		best->last = entry;
+		best->last_key = scope << 8 | length;
 	}
 }
 
