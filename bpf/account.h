@@ -27,15 +27,21 @@ static __always_inline void count_address_rule(const struct decision *decision, 
 	const __u32 *address = scope & SIDE_DESTINATION ? packet->destination : packet->source;
 	struct prefix4 small;
 	struct prefix6 large;
+	__u32 zero = 0;
+	void *entries;
 
 	if (decision->last && decision->last_key == (decision->best & 0xffff)) {
 		count_entry(decision->last, packet->length);
 	} else if (packet->family == FAMILY_IPV4) {
 		key4(&small, scope, address[0], length);
-		count_entry(address4.lookup(&small), packet->length);
+		entries = address4_maps.lookup(&zero);
+		if (entries)
+			count_entry(bpf_map_lookup_elem(entries, &small), packet->length);
 	} else {
 		key6(&large, scope, address, length);
-		count_entry(address6.lookup(&large), packet->length);
+		entries = address6_maps.lookup(&zero);
+		if (entries)
+			count_entry(bpf_map_lookup_elem(entries, &large), packet->length);
 	}
 }
 

@@ -17,9 +17,10 @@ static __always_inline void best_address4(struct decision *best, __u64 epoch, __
 	struct address_entry *entry;
 	struct prefix4 key;
 	__u64 lengths;
-	__u32 length;
+	__u32 length, zero = 0;
+	void *entries = address4_maps.lookup(&zero);
 
-	if (!present)
+	if (!present || !entries)
 		return;
 	lengths = present->lengths;
 #pragma clang loop unroll(disable)
@@ -29,7 +30,7 @@ static __always_inline void best_address4(struct decision *best, __u64 epoch, __
 		length = lowest_bit(lengths);
 		lengths &= lengths - 1;
 		key4(&key, scope, address, length);
-		entry = address4.lookup(&key);
+		entry = bpf_map_lookup_elem(entries, &key);
 		if (!entry)
 			continue;
 		better(best, entry, epoch, scope, length);
@@ -45,9 +46,10 @@ static __always_inline void best_address6(struct decision *best, __u64 epoch, __
 	struct lengths6 *present = lengths6.lookup(&bucket);
 	struct prefix6 key;
 	__u64 lengths;
-	__u32 length;
+	__u32 length, zero = 0;
+	void *entries = address6_maps.lookup(&zero);
 
-	if (!present)
+	if (!present || !entries)
 		return;
 #pragma clang loop unroll(disable)
 	for (int run = 0; run < 3; run++) {
@@ -59,7 +61,7 @@ static __always_inline void best_address6(struct decision *best, __u64 epoch, __
 			length = run_base(run) + lowest_bit(lengths);
 			lengths &= lengths - 1;
 			key6(&key, scope, address, length);
-			better(best, address6.lookup(&key), epoch, scope, length);
+			better(best, bpf_map_lookup_elem(entries, &key), epoch, scope, length);
 		}
 	}
 }

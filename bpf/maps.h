@@ -18,9 +18,17 @@ struct vector {
 /* Epoch, fingerprint and which address lists have entries. One element. */
 BPF_TABLE_PINNED("array", __u32, struct control, control_map, 1, PIN("control_map"), BPF_F_MMAPABLE);
 
-/* Address rules by prefix, and beside them the prefix lengths that occur (index scope * BUCKET_COUNT + bucket). */
-BPF_TABLE_PINNED("hash", struct prefix4, struct address_entry, address4, MAX_ADDRESSES4, PIN("address4"), ADDRESS_FLAGS);
-BPF_TABLE_PINNED("hash", struct prefix6, struct address_entry, address6, MAX_ADDRESSES6, PIN("address6"), ADDRESS_FLAGS);
+/*
+ * Address rules by prefix, one element each: the hash map of their entries. The service makes that map (pinned
+ * as address4, address6) and a larger one when it must grow, fills it and puts it here in the place of the
+ * other. address*_kind are never used: they say what kind of map stands here.
+ */
+BPF_TABLE("hash", struct prefix4, struct address_entry, address4_kind, 1);
+BPF_TABLE("hash", struct prefix6, struct address_entry, address6_kind, 1);
+BPF_TABLE_PINNED("array_of_maps$address4_kind", __u32, __u32, address4_maps, 1, PIN("address4_maps"));
+BPF_TABLE_PINNED("array_of_maps$address6_kind", __u32, __u32, address6_maps, 1, PIN("address6_maps"));
+
+/* Which prefix lengths occur beside them (index scope * BUCKET_COUNT + bucket). */
 BPF_TABLE_PINNED("array", __u32, struct lengths4, lengths4, ADDRESS_SCOPE_COUNT * BUCKET_COUNT, PIN("lengths4"),
 		 BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct lengths6, lengths6, ADDRESS_SCOPE_COUNT * BUCKET_COUNT, PIN("lengths6"),

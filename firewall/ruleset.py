@@ -102,6 +102,7 @@ class Ruleset:
         """Everything that is stored, at the start. Answers the slots whose counters must start at 0."""
         plan = self.plan((), list(records), interfaces)
         self.commit(plan)
+        self._known_slots.clear()  # also what a change counted that never became durable
         used = {each.slot for each in self.policy_rules.values()}
         self._free_slots = deque(slot for slot in range(self._slots) if slot not in used)
         return plan.fresh_slots

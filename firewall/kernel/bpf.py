@@ -32,6 +32,8 @@ MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 
 _libc = ctypes.CDLL(None, use_errno=True)
 Records = npt.NDArray[np.void]
+Layout = np.dtype[np.void]
+_MAP_TYPE_HASH = 1
 
 
 def call(command: int, attr: bytes, action: str, allowed: tuple[int, ...] = ()) -> tuple[int, bytes]:
@@ -118,6 +120,14 @@ class Map:
         self.info = map_info(fd)
 
     @classmethod
+    def hash(cls, name: str, key: Layout, value: Layout, entries: int) -> Map:
+        """A new hash map, all its memory taken at once."""
+        attr = struct.pack(
+            "=IIIIIII16s", _MAP_TYPE_HASH, key.itemsize, value.itemsize, entries, 0, 0, 0, name.encode()
+        )
+        return cls(call(MAP_CREATE, attr, f"creating map {name} with room for {entries} entries")[0])
+
+    @classmethod
     def pinned(cls, path: Path) -> Map:
         return cls(get(path))
 
@@ -183,7 +193,7 @@ class Map:
         return result, int(struct.unpack_from("=I", after, 32)[0])
 
     def dump(
-        self, key: np.dtype[np.void], value: np.dtype[np.void], chunk: int = 65536
+        self, key: Layout, value: Layout, chunk: int = 65536
     ) -> Iterator[tuple[Records, Records]]:
         """All elements in batches, as arrays of the given dtypes."""
         position = np.zeros(8, np.uint8)
@@ -205,7 +215,7 @@ class Map:
                 return
             at_in = position.ctypes.data
 
-    def mapped(self, dtype: np.dtype[np.void]) -> Records:
+    def mapped(self, dtype: Layout) -> Records:
         """The elements of a BPF_F_MMAPABLE array, shared with the kernel: what is written is there at once."""
         stride = -(-self.info.value_size // 8) * 8
         shared = mmap.mmap(self.fd, -(-stride * self.info.max_entries // mmap.PAGESIZE) * mmap.PAGESIZE)

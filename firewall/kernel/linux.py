@@ -14,7 +14,7 @@ from firewall.datapath import Attached, Change, Entry, Key, Link, MapFill, Occup
 from firewall.errors import Conflict
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, program_set
-from firewall.kernel.bpf import program_info
+from firewall.kernel.bpf import Map, program_info
 from firewall.kernel.datapath import KernelDatapath
 from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.keys import PREFIX
@@ -28,7 +28,6 @@ from firewall.lengths import LengthBit
 from firewall.policy import Policy
 
 _INGRESS = C["HOOK_INGRESS"]
-_INITIAL_ADDRESSES = 16384
 _INITIAL_PREFIXES = 65536
 _INITIAL_VECTORS = 1024
 _GROWTH = 4
@@ -62,10 +61,7 @@ class LinuxKernel:
             else:
                 self._build(pinned, self._pinned_maps())
             return self._live_slots()
-        first = Capacities(
-            _INITIAL_ADDRESSES, _INITIAL_ADDRESSES, self._max_rules, _INITIAL_PREFIXES, _INITIAL_VECTORS
-        )
-        self._build(first, {})
+        self._build(Capacities(self._max_rules, _INITIAL_PREFIXES, _INITIAL_VECTORS), {})
         return {}
 
     def _pinned_maps(self) -> dict[str, int]:
@@ -97,34 +93,50 @@ class LinuxKernel:
         return slots
 
     def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
-        have = self._capacities
-        wanted = replace(
-            have,
-            addresses4=_grown(have.addresses4, entries[4] * 10 // 9),
-            addresses6=_grown(have.addresses6, entries[6] * 10 // 9),
-            vectors=_grown(have.vectors, vectors),
-            prefixes=_grown(have.prefixes, prefixes),
+        for version, wanted in entries.items():
+            have = self._set.maps[f"address{version}"].info.max_entries
+            room = _room_for(wanted, have)
+            if room != have:
+                self._grow_addresses(version, room)
+        present = self._capacities
+        wanted_sizes = replace(
+            present, vectors=_grown(present.vectors, vectors), prefixes=_grown(present.prefixes, prefixes)
         )
-        if wanted != have:
-            self._grow(wanted)
+        if wanted_sizes != present:
+            self._grow_policy(wanted_sizes)
 
-    def _grow(self, wanted: Capacities) -> None:
-        """Builds the larger set beside, fills it, puts it in the place of the other on every hook."""
+    def _grow_addresses(self, version: int, room: int) -> None:
+        """Fills a larger table beside and swaps it in: the programs stay."""
         self._datapath.settle()
-        old, have, old_datapath = self._set, self._capacities, self._datapath
-        renewed = {f"address{v}" for v in (4, 6) if getattr(wanted, f"addresses{v}") != getattr(have, f"addresses{v}")}
-        if (wanted.vectors, wanted.prefixes) != (have.vectors, have.prefixes):
-            renewed |= {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
+        name = f"address{version}"
+        larger = Map.hash(name, PREFIX[version], ADDRESS_ENTRY, room)
+        try:
+            for keys, values in self._set.maps[name].dump(PREFIX[version], ADDRESS_ENTRY):
+                larger.update_batch(keys, values)
+        except BaseException:
+            larger.close()
+            raise
+        self._set.maps.replace_addresses(version, larger, self._pins())
+
+    def _pins(self) -> Path:
+        return self._pin_root if self._is_promoted else self._pin_root / "next"
+
+    def _grow_policy(self, wanted: Capacities) -> None:
+        """Builds programs with larger policy tables beside, fills those, puts the programs on every hook."""
+        self._datapath.settle()
+        old, present, old_datapath = self._set, self._capacities, self._datapath
+        renewed = {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
         kept = {name: old.maps[name].fd for name in NAMES if name not in renewed}
         was_promoted = self._is_promoted
         self._build(wanted, kept)
         try:
-            self._fill(old, renewed)
+            if self._policy is not None:
+                write_policy(self._set.maps, self._datapath.epoch & 1, self._policy, self._options)
             self._reattach()
         except BaseException:
             program_set.discard(self._pin_root / "next")
             self._set.close()
-            self._set, self._capacities, self._datapath = old, have, old_datapath
+            self._set, self._capacities, self._datapath = old, present, old_datapath
             self._is_promoted = was_promoted
             self._reattach()
             raise
@@ -132,15 +144,6 @@ class LinuxKernel:
             self.release()
         old_datapath.close()
         old.close()
-
-    def _fill(self, old: ProgramSet, renewed: set[str]) -> None:
-        for version in (4, 6):
-            name = f"address{version}"
-            if name in renewed:
-                for keys, values in old.maps[name].dump(PREFIX[version], ADDRESS_ENTRY):
-                    self._set.maps[name].update_batch(keys, values)
-        if "policy_vectors" in renewed and self._policy is not None:
-            write_policy(self._set.maps, self._datapath.epoch & 1, self._policy, self._options)
 
     def _reattach(self) -> None:
         for (_, hook), (link, mode) in list(self._attached.items()):
@@ -263,6 +266,14 @@ class LinuxKernel:
 
 def _program_name(link: Link, hook: int) -> str:
     return (XDP_PROGRAMS if hook == _INGRESS else TC_PROGRAMS)[link.has_ethernet]
+
+
+def _room_for(entries: int, have: int) -> int:
+    """Capacity of a hash map for so many entries. A full preallocated map makes CPUs fight over the last free
+    elements, so a part of it stays free; powers of two, because its buckets are one in any case."""
+    while have - have // 25 < entries:
+        have *= 2
+    return have
 
 
 def _grown(have: int, wanted: int) -> int:

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from firewall.kernel.bpf import Map
+from firewall.kernel.bpf import Map, pin
 from firewall.layout import CONTROL, INTERFACE_SLOT, LAYOUT, POLICY, POLICY_RULE
 
-HASHES = ("address4", "address6", "policy_prefix4", "policy_prefix6", "policy_iface", "policy_counters", "counters")
+HASHES = ("address4_maps", "address6_maps", "address4", "address6", "policy_prefix4", "policy_prefix6", "policy_iface", "policy_counters", "counters")
 ARRAYS = {
     "control_map": CONTROL,
     "lengths4": LAYOUT.structs["lengths4"],
@@ -50,6 +50,17 @@ class PinnedMaps:
         words = self.maps["policy_vectors"].info.value_size // 8
         vector = np.dtype([("word", "<u8", (words,))])
         self.vectors = self.maps["policy_vectors"].mapped(vector)["word"]
+
+    def replace_addresses(self, version: int, entries: Map, pins: Path) -> None:
+        """Puts a filled table in the place of the present one; packets meet the one or the other, whole."""
+        name = f"address{version}"
+        self.maps[f"{name}_maps"].update(bytes(4), entries.fd.to_bytes(4, "little"))
+        pin(entries.fd, pins / "maps" / f"{name}.new")
+        (pins / "maps" / f"{name}.new").rename(pins / "maps" / name)
+        old = self.maps.get(name)
+        self.maps[name] = entries
+        if old is not None:
+            old.close()
 
     def __getitem__(self, name: str) -> Map:
         return self.maps[name]

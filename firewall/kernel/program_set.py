@@ -16,9 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firewall.kernel import bpf, bpffs
+from firewall.kernel.keys import PREFIX
 from firewall.kernel.loader import load
 from firewall.kernel.maps import NAMES, PinnedMaps
 from firewall.kernel.source import PROGRAMS, Capacities, layout_fingerprint, program_fingerprint
+from firewall.layout import ADDRESS_ENTRY
+
+INITIAL_ADDRESSES = 16384
 
 
 @dataclass
@@ -49,8 +53,6 @@ def pinned_capacities(pin_root: Path) -> Capacities | None:
             return None
         size = {name: maps[name].info.max_entries for name in NAMES}
         return Capacities(
-            addresses4=size["address4"],
-            addresses6=size["address6"],
             rules=size["policy_counters"] // 2,
             prefixes=size["policy_prefix4"] // 2,
             vectors=size["policy_vectors"] // 2,
@@ -86,6 +88,7 @@ def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int]) -> Pr
         for name, fd in keep.items():
             bpf.pin(fd, beside / "maps" / name)
         version = load(beside, capacities)
+        _ensure_addresses(beside)
         maps = PinnedMaps(beside)
         maps.control["program"] = program_fingerprint(capacities)
         maps.control["layout"] = layout_fingerprint()
@@ -93,6 +96,19 @@ def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int]) -> Pr
     except BaseException:
         discard(beside)
         raise
+
+
+def _ensure_addresses(beside: Path) -> None:
+    """Puts empty address tables where none were kept."""
+    for version in (4, 6):
+        path = beside / "maps" / f"address{version}"
+        if not path.exists():
+            entries = bpf.Map.hash(path.name, PREFIX[version], ADDRESS_ENTRY, INITIAL_ADDRESSES)
+            outer = bpf.Map.pinned(beside / "maps" / f"{path.name}_maps")
+            outer.update(bytes(4), entries.fd.to_bytes(4, "little"))
+            bpf.pin(entries.fd, path)
+            entries.close()
+            outer.close()
 
 
 def promote(pin_root: Path) -> None:

@@ -36,11 +36,9 @@ POLICY_INTERFACES_MAX = 4096
 
 @dataclass(frozen=True)
 class Capacities:
-    """What the maps hold at most. `addresses4/6`: entries; `prefixes`: of the policy, a family; `vectors`: a
-    generation; `rules`: policy rules."""
+    """What the maps hold at most that are made with the programs. `rules`: policy rules; `prefixes`: of the policy,
+    a family; `vectors`: a generation."""
 
-    addresses4: int
-    addresses6: int
     rules: int
     prefixes: int
     vectors: int
@@ -51,9 +49,6 @@ class Capacities:
 
     def flags(self, pin_root: Path) -> list[str]:
         sizes = {
-            "MAX_ADDRESSES4": self.addresses4,
-            "MAX_ADDRESSES6": self.addresses6,
-            "ADDRESS_FLAGS": 0,
             "MAX_RULES": self.rules,
             "MAX_POLICY_PREFIXES": self.prefixes * C["GENERATION_COUNT"],
             "MAX_POLICY_INTERFACES": POLICY_INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
