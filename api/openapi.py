@@ -63,6 +63,10 @@ def document(app: FastAPI) -> dict[str, Any]:
     components["RulePatch"] = _patch_of(components["RuleFields"])
     for unused in ("HTTPValidationError", "ValidationError"):
         components.pop(unused, None)
+    for operations in found["paths"].values():
+        for operation in operations.values():
+            for answer in operation["responses"].values():
+                answer["description"] = answer["description"].replace("Successful Response", "Done.")
     patch = found["paths"]["/v1/rules/{rule_id}"]["patch"]["requestBody"]["content"]
     patch["application/merge-patch+json"] = patch["application/json"]
     return found

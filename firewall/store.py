@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from firewall.hits import Hits
-from firewall.errors import StoreFailed
+from firewall.errors import FirewallError, StoreFailed
 from firewall.rule import Rule, rule_from_fields
 from firewall.view import RuleQuery
 
@@ -118,9 +118,9 @@ class Store:
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._writer.execute("PRAGMA synchronous = FULL")
             self._migrate()
-        self.identity = str(self._meta("identity"))
-        self.revision = int(str(self._meta("revision")))
-        self.next_handle = int(str(self._meta("next_handle")))
+            self.identity = str(self._meta("identity"))
+            self.revision = int(str(self._meta("revision")))
+            self.next_handle = int(str(self._meta("next_handle")))
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
@@ -142,10 +142,9 @@ class Store:
                 f"{self._path} has schema {version}, this version of ebpf-fw reads {SCHEMA_VERSION}",
                 "it was written by another version; install that one or restore a backup",
             )
-        self._writer.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        identity = uuid.uuid4().hex[:8]
-        self._writer.executemany(
-            "INSERT INTO meta VALUES (?, ?)", [("identity", identity), ("revision", 0), ("next_handle", 1)]
+        meta = f"('identity', '{uuid.uuid4().hex[:8]}'), ('revision', 0), ('next_handle', 1)"
+        self._writer.executescript(
+            f"BEGIN; {_SCHEMA} INSERT INTO meta VALUES {meta}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
 
     def _meta(self, key: str) -> object:
@@ -296,7 +295,13 @@ class Store:
 
 def _record(row: tuple[int, str, str, float, float, float | None]) -> Record:
     handle, rule_id, fields, created_at, updated_at, expires_at = row
-    return Record(handle, decode(rule_id, fields, expires_at), created_at, updated_at)
+    try:
+        rule = decode(rule_id, fields, expires_at)
+    except (ValueError, AttributeError, FirewallError) as error:
+        raise StoreFailed(
+            f"the stored rule {rule_id!r} is damaged: {error}", "restore a backup of the state directory"
+        ) from error
+    return Record(handle, rule, created_at, updated_at)
 
 
 def _conditions(query: RuleQuery) -> tuple[list[str], list[object]]:
@@ -308,7 +313,7 @@ def _conditions(query: RuleQuery) -> tuple[list[str], list[object]]:
             parameters.append(value)
     if query.label is not None:
         key, wanted = query.label
-        path = '$.labels."' + key.replace('"', "") + '"'
-        clauses.append("json_extract(fields, ?) IS NOT NULL" if wanted is None else "json_extract(fields, ?) = ?")
-        parameters += [path] if wanted is None else [path, wanted]
+        asked = "key = ?" if wanted is None else "key = ? AND value = ?"
+        clauses.append(f"EXISTS (SELECT 1 FROM json_each(fields, '$.labels') WHERE {asked})")
+        parameters += [key] if wanted is None else [key, wanted]
     return clauses, parameters

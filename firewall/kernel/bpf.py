@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from firewall.errors import kernel_refused
+from firewall.errors import KernelRefused, kernel_refused
 
 _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _BPF = _SYSCALL_NUMBERS.get(platform.machine(), 321)
@@ -232,7 +232,12 @@ def try_offload(ifindex: int, device: str) -> None:
         "=IIQQIIQII16sI", _PROG_TYPE_XDP, 2, ctypes.addressof(instructions), ctypes.addressof(licence),
         0, 0, 0, 0, 0, b"fw_probe", ifindex,
     )  # fmt: skip
-    fd, _ = call(PROG_LOAD, attr, f"loading a program into the hardware of {device}")
+    try:
+        fd, _ = call(PROG_LOAD, attr, f"loading a program into the hardware of {device}")
+    except KernelRefused as error:
+        error.hint = 'its driver takes no programs into the hardware; use mode "auto", "native" or "generic"'
+        error.code = "offload_unavailable"
+        raise
     os.close(fd)
 
 

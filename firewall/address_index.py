@@ -1,0 +1,164 @@
+"""Entries of address tables by the million: sorted arrays, and beside them what changed since.
+
+Owns the encoding of a key as one sortable value: IPv4 as scope | length | address in 64 bits, IPv6 as the same
+in 18 bytes. 16 bytes an IPv4 entry, 26 an IPv6 one; a change costs a dictionary entry until it is merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.datapath import Entry, Key
+
+_MERGE_AT = 1 << 16
+_SCOPE_SHIFT, _LENGTH_SHIFT = 40, 32
+_DTYPES: dict[int, Any] = {4: np.dtype(np.uint64), 6: np.dtype("S18")}
+Keys = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Entries of one IP version as columns; `keys` encoded and sorted."""
+
+    version: int
+    keys: Keys
+    ranks: npt.NDArray[np.uint32]
+    handles: npt.NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def only(self, mask: npt.NDArray[np.bool_]) -> Entries:
+        return Entries(self.version, self.keys[mask], self.ranks[mask], self.handles[mask])
+
+    def decoded(self) -> Iterator[tuple[Key, Entry]]:
+        """One by one: for few, or for tests."""
+        fields = key_fields(self.version, self.keys)
+        for scope, length, address, rank, handle in zip(*fields, self.ranks.tolist(), self.handles.tolist(), strict=True):
+            yield Key(self.version, scope, length, address), Entry(rank, handle)
+
+
+def no_entries(version: int) -> Entries:
+    empty = np.zeros(0, np.uint32)
+    return Entries(version, np.zeros(0, _DTYPES[version]), empty, empty)
+
+
+def encode(key: Key) -> Any:
+    if key.version == 4:
+        return key.scope << _SCOPE_SHIFT | key.length << _LENGTH_SHIFT | key.address
+    return bytes((key.scope, key.length)) + key.address.to_bytes(16, "big")
+
+
+def encode_many(version: int, scope: int, lengths: npt.NDArray[np.uint8], addresses: npt.NDArray[np.uint8]) -> Keys:
+    """`addresses`: (n, 4 or 16) bytes in network order."""
+    if version == 4:
+        numbers = np.ascontiguousarray(addresses).view(">u4").reshape(-1).astype(np.uint64)
+        return np.uint64(scope << _SCOPE_SHIFT) | lengths.astype(np.uint64) << np.uint64(_LENGTH_SHIFT) | numbers
+    rows = np.empty((len(lengths), 18), np.uint8)
+    rows[:, 0], rows[:, 1], rows[:, 2:] = scope, lengths, addresses
+    return rows.reshape(-1).view("S18")
+
+
+def key_columns(version: int, keys: Keys) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Scopes, lengths and addresses (n, 4 or 16 bytes in network order) of encoded keys."""
+    if version == 4:
+        scopes = (keys >> np.uint64(_SCOPE_SHIFT)).astype(np.uint8)
+        lengths = (keys >> np.uint64(_LENGTH_SHIFT)).astype(np.uint8)
+        return scopes, lengths, keys.astype(">u4").view(np.uint8).reshape(-1, 4)
+    rows = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 18)
+    return rows[:, 0], rows[:, 1], np.ascontiguousarray(rows[:, 2:])
+
+
+def key_fields(version: int, keys: Keys) -> tuple[list[int], list[int], list[int]]:
+    """Scopes, lengths and addresses as Python integers."""
+    scopes, lengths, addresses = key_columns(version, keys)
+    raw, size = addresses.tobytes(), addresses.shape[1]
+    numbers = [int.from_bytes(raw[at : at + size], "big") for at in range(0, len(raw), size)]
+    return scopes.tolist(), lengths.tolist(), numbers
+
+
+class AddressIndex:
+    """Entry by key, for one IP version."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self._base = no_entries(version)
+        self._changed: dict[Key, Entry | None] = {}
+
+    def get(self, key: Key) -> Entry | None:
+        if key in self._changed:
+            return self._changed[key]
+        at = self._position(encode(key))
+        return None if at is None else Entry(int(self._base.ranks[at]), int(self._base.handles[at]))
+
+    def _position(self, encoded: Any) -> int | None:
+        keys = self._base.keys
+        wanted = np.array([encoded], keys.dtype)
+        at = int(np.searchsorted(keys, wanted)[0])
+        return at if at < len(keys) and keys[at] == wanted[0] else None
+
+    def put(self, key: Key, entry: Entry | None) -> None:
+        self._changed[key] = entry
+        if len(self._changed) > _MERGE_AT:
+            self._merge()
+
+    def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        self._merge()
+        base = self._base.keys
+        if not len(base):
+            return np.zeros(len(keys), np.bool_)
+        at = np.searchsorted(base, keys).clip(max=len(base) - 1)
+        return np.asarray(base[at] == keys)
+
+    def find(self, keys: Keys) -> Entries:
+        """Those of the given keys that are there, with their entries."""
+        present = keys[self.contains(keys)]
+        at = np.searchsorted(self._base.keys, present)
+        return Entries(self.version, present, self._base.ranks[at], self._base.handles[at])
+
+    def add(self, fresh: Entries) -> None:
+        """Entries whose keys are not there yet."""
+        self._merge()
+        self._base = _sorted(_joined(self._base, fresh))
+
+    def remove(self, keys: Keys) -> None:
+        self._merge()
+        self._base = self._base.only(~np.isin(self._base.keys, keys, assume_unique=True))
+
+    def entries(self) -> Entries:
+        self._merge()
+        return self._base
+
+    def _merge(self) -> None:
+        if not self._changed:
+            return
+        changed, self._changed = self._changed, {}
+        touched = np.array([encode(key) for key in changed], _DTYPES[self.version])
+        base = self._base.only(~np.isin(self._base.keys, touched, assume_unique=True))
+        alive = [(encode(key), *entry) for key, entry in changed.items() if entry is not None]
+        if alive:
+            keys, ranks, handles = zip(*alive, strict=True)
+            fresh = Entries(
+                self.version, np.array(keys, _DTYPES[self.version]), np.array(ranks, np.uint32), np.array(handles, np.uint32)
+            )
+            base = _joined(base, fresh)
+        self._base = _sorted(base)
+
+
+def _joined(one: Entries, other: Entries) -> Entries:
+    return Entries(
+        one.version,
+        np.concatenate((one.keys, other.keys)),
+        np.concatenate((one.ranks, other.ranks)),
+        np.concatenate((one.handles, other.handles)),
+    )
+
+
+def _sorted(entries: Entries) -> Entries:
+    order = np.argsort(entries.keys, kind="stable")
+    return Entries(entries.version, entries.keys[order], entries.ranks[order], entries.handles[order])

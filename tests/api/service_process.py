@@ -1,0 +1,53 @@
+"""`ebpf-fw serve` with the kernel in memory: what tests/api/test_server.py runs as a process.
+
+python -m tests.api.service_process CONFIG [start-fails | start-is-rejected | start-is-slow | change-is-slow]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import api.__main__
+from api.wiring import build
+from firewall.enforcer import Enforcer
+from firewall.errors import KernelRefused, ProgramRejected
+from firewall.settings import Settings
+from tests.memory_kernel import MemoryKernel
+
+SLOW_S = 1.5
+
+
+class ServiceKernel(MemoryKernel):
+    def __init__(self, settings: Settings, trouble: str) -> None:
+        super().__init__(settings.bpf.max_addresses, settings.bpf.max_rules)
+        self._trouble = trouble
+
+    def start(self) -> dict[int, int]:
+        if self._trouble == "start-fails":
+            raise KernelRefused("creating map address4 failed with EPERM", "run it as root", errno=1)
+        if self._trouble == "start-is-rejected":
+            raise ProgramRejected("the verifier rejected it", log="0: (79) r1\nR1 invalid mem access")
+        if self._trouble == "start-is-slow":
+            time.sleep(SLOW_S)
+        return super().start()
+
+    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+        if self._trouble == "change-is-slow" and self.policy is not None:
+            time.sleep(SLOW_S)
+
+
+def main() -> None:
+    config, trouble = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+
+    def build_in_memory(settings: Settings) -> Enforcer:
+        return build(settings, lambda _: ServiceKernel(settings, trouble))
+
+    vars(api.__main__)["build"] = build_in_memory
+    api.__main__.serve(config)
+
+
+if __name__ == "__main__":
+    main()

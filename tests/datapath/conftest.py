@@ -1,0 +1,59 @@
+"""Fixtures of the packet tests: loaded programs on a bpf file system of the test's own.
+
+`firewall` is shared by a worker's tests and starts each with no rules and the default settings; what a test
+changes about capacities or pins it does on a `fresh` one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("tests.datapath.contents", "tests.datapath.loaded")
+
+from tests.datapath.loaded import INTERFACES, Loaded  # noqa: E402
+
+
+@contextmanager
+def mounted(directory: Path) -> Iterator[Path]:
+    """`directory` with a bpf file system on its bpf/."""
+    target = directory / "bpf"
+    target.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(target)], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    with mounted(tmp_path_factory.mktemp("shared")) as directory:
+        loaded = Loaded(directory)
+        yield loaded
+        loaded.close()
+
+
+@pytest.fixture
+def firewall(shared: Loaded) -> Loaded:
+    shared.rules()
+    shared.configure()
+    shared.name_interfaces(**INTERFACES)
+    return shared
+
+
+@pytest.fixture
+def fresh_directory(tmp_path: Path) -> Iterator[Path]:
+    with mounted(tmp_path) as directory:
+        yield directory
+
+
+@pytest.fixture
+def fresh(fresh_directory: Path) -> Iterator[Loaded]:
+    loaded = Loaded(fresh_directory)
+    yield loaded
+    loaded.close()

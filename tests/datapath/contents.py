@@ -1,0 +1,185 @@
+"""What the maps of a loaded program set hold, and what they should hold: the stored rules compiled anew.
+
+The comparison is exact where a difference would be a fault now or later. Numbers of vectors are compared by
+what the vectors hold, since they depend on history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.datapath import Key
+from firewall.kernel.keys import PREFIX, keys_from_records
+from firewall.kernel.maps import PinnedMaps
+from firewall.layout import ADDRESS_ENTRY, HOOKS, INTERFACE_KEY, RANK_NONE, C
+from firewall.lengths import LengthBit
+from firewall.policy import HookPolicy, Policy
+from firewall.ruleset import Ruleset
+from tests.datapath.loaded import Loaded
+
+NUMBER = np.dtype([("vector", "<u4")])
+SIDES = C["SIDE_COUNT"]
+
+
+class Entry(NamedTuple):
+    """What a packet sees of an address entry, and what it has counted."""
+
+    rank: int
+    handle: int
+    packets: int
+    bytes: int
+
+
+def raw_entries(loaded: Loaded) -> dict[Key, np.void]:
+    found: dict[Key, np.void] = {}
+    for version, dtype in PREFIX.items():
+        for keys, values in loaded.kernel._set.maps[f"address{version}"].dump(dtype, ADDRESS_ENTRY):
+            found |= dict(zip(keys_from_records(version, keys), values, strict=True))
+    return found
+
+
+def visible_entries(loaded: Loaded) -> dict[Key, Entry]:
+    epoch = loaded.kernel._datapath.epoch
+    entries = {}
+    for key, raw in raw_entries(loaded).items():
+        rank = int(raw["rank"] if raw["since"] <= epoch else raw["old_rank"])
+        if rank != RANK_NONE:
+            entries[key] = Entry(rank, int(raw["handle"]), int(raw["packets"]), int(raw["bytes"]))
+    return entries
+
+
+def fresh(loaded: Loaded) -> Ruleset:
+    """The stored rules compiled anew, apart from everything that earlier changes did."""
+    limits = loaded.enforcer._limits
+    ruleset = Ruleset(limits.words, 2 * limits.rules, {})
+    ruleset.load(loaded.enforcer._store.all(), loaded.interfaces)
+    return ruleset
+
+
+def assert_exact(loaded: Loaded) -> None:
+    """The maps hold the stored rules and nothing else, once the last change is settled."""
+    loaded.kernel.settle()
+    ruleset = fresh(loaded)
+    maps, tables = loaded.kernel._set.maps, ruleset.addresses
+    epoch = loaded.kernel._datapath.epoch
+    raw = raw_entries(loaded)
+    found = {key: (int(each["rank"]), int(each["handle"])) for key, each in raw.items()}
+    assert found == {key: tuple(entry) for key, entry in tables.winners().items()}
+    assert all(each["since"] <= epoch for each in raw.values()), "an entry waits for an epoch to come"
+    assert present_bits(maps) == exact_bits(tables.length_bits())
+    control = maps.control
+    assert int(control["occupied"]) == tables.occupancy.lists
+    assert tuple(control["short_lengths6"].tolist()) == tables.occupancy.short_lengths6
+    assert list(policy_differences(loaded, ruleset.policy)) == []
+
+
+def present_bits(maps: PinnedMaps) -> dict[str, dict[int, tuple[int, ...]]]:
+    """Words that are not 0, by map and index."""
+    words = {"lengths4": maps.arrays["lengths4"]["lengths"][:, None], "lengths6": maps.arrays["lengths6"]["word"]}
+    return {
+        name: {int(at): tuple(table[at].tolist()) for at in np.flatnonzero(table.any(axis=1))}
+        for name, table in words.items()
+    }
+
+
+def exact_bits(bits: list[LengthBit]) -> dict[str, dict[int, tuple[int, ...]]]:
+    """The same of the prefixes that there are, by bpf/layout.h's text."""
+    words4: dict[int, tuple[int, ...]] = {}
+    words6: dict[int, tuple[int, ...]] = {}
+    for bit in bits:
+        for bucket in range(bit.first, bit.first + bit.buckets):
+            at = bit.scope * C["BUCKET_COUNT"] + bucket
+            if bit.version == 4:
+                words4[at] = (words4.get(at, (0,))[0] | 1 << bit.length,)
+            else:
+                first, second = words6.get(at, (0, 0))
+                is_second = bit.length >= 96
+                mask = 1 << (bit.length - (96 if is_second else 32))
+                words6[at] = (first, second | mask) if is_second else (first | mask, second)
+    return {"lengths4": words4, "lengths6": words6}
+
+
+def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
+    """Where the live generation is not this policy."""
+    maps, generation = loaded.kernel._set.maps, loaded.kernel._datapath.epoch & 1
+    for hook, image in enumerate(policy.hooks):
+        scope = generation * len(HOOKS) + hook
+        for what, wanted, found in tables(maps, scope, image, loaded.kernel._max_rules):
+            if not same_vectors(policy.vectors, wanted, maps.vectors, found):
+                yield f"{HOOKS[hook]}: {what}"
+        for what, wanted_value, found_value in plain_values(maps, scope, image, loaded.kernel._max_rules):
+            if not np.array_equal(wanted_value, found_value):
+                yield f"{HOOKS[hook]}: {what}"
+
+
+Numbers = npt.NDArray[np.int64]
+
+
+def tables(
+    maps: PinnedMaps, scope: int, image: HookPolicy, max_rules: int
+) -> Iterator[tuple[str, Numbers, Numbers]]:
+    """Vector numbers: as compiled, and as found."""
+
+    def rows(name: str, count: int, field: str) -> Numbers:
+        return maps.arrays[name][scope * count : (scope + 1) * count][field].reshape(-1).astype(np.int64)
+
+    head = maps.arrays["policy_heads"][scope]
+    yield "protocol", image.protocol.astype(np.int64), rows("policy_protocol", C["PROTOCOL_ROWS"], "vector")
+    yield "icmp", image.icmp.astype(np.int64), rows("policy_icmp", C["ICMP_ROWS"], "vector")
+    yield "port", image.port.reshape(-1).astype(np.int64), rows("policy_port", C["PORT_ROWS"], "side")
+    yield "any_address", np.array(image.any_address, np.int64), head["any_address"].astype(np.int64)
+    yield "any_interface", np.array([image.any_interface]), np.array([int(head["any_interface"])])
+    for version, prefixes in ((4, image.prefixes4), (6, image.prefixes6)):
+        wanted = {(side, length, address): vector for side, address, length, vector in prefixes}
+        found = {}
+        for keys, values in maps[f"policy_prefix{version}"].dump(PREFIX[version], NUMBER):
+            for key, vector in zip(keys_from_records(version, keys), values["vector"].tolist(), strict=True):
+                if key.scope >> C["SCOPE_HOOK_BIT"] == scope:
+                    found[key.scope & 1, key.length, key.address] = vector
+        yield f"policy_prefix{version}", *aligned(wanted, found)
+    interfaces = {}
+    for each_key, each_value in maps["policy_iface"].dump(INTERFACE_KEY, NUMBER):
+        mine = each_key["scope"] == scope
+        interfaces |= dict(zip(each_key["ifindex"][mine].tolist(), each_value["vector"][mine].tolist(), strict=True))
+    yield "policy_iface", *aligned(dict(image.interfaces), interfaces)
+
+
+def aligned(wanted: dict[object, int], found: dict[object, int]) -> tuple[Numbers, Numbers]:
+    """Both in one order; of different length where the keys are not the same."""
+    if wanted.keys() != found.keys():
+        return np.zeros(1, np.int64), np.zeros(0, np.int64)
+    return np.array(list(wanted.values()), np.int64), np.array([found[key] for key in wanted], np.int64)
+
+
+def same_vectors(
+    wanted_vectors: npt.NDArray[np.uint64], wanted: Numbers, found_vectors: npt.NDArray[np.uint64], found: Numbers
+) -> bool:
+    if len(wanted) != len(found):
+        return False
+    pairs = np.unique(np.stack([wanted, found], axis=1), axis=0)
+    return np.array_equal(wanted_vectors[pairs[:, 0]], found_vectors[pairs[:, 1]])
+
+
+def plain_values(
+    maps: PinnedMaps, scope: int, image: HookPolicy, max_rules: int
+) -> Iterator[tuple[str, object, object]]:
+    head = maps.arrays["policy_heads"][scope]
+    yield "best_rank", image.best_rank, int(head["best_rank"])
+    yield "words", image.words, int(head["words"])
+    yield "short_lengths6", image.short_lengths6, tuple(head["short_lengths6"].tolist())
+    for name, buckets, wanted in (
+        ("policy_lengths4", C["BUCKET_COUNT"], image.lengths4),
+        ("policy_lengths6", C["POLICY_BUCKET6_COUNT"], image.lengths6),
+    ):
+        count = buckets * SIDES
+        found = maps.arrays[name][scope * count : (scope + 1) * count]
+        yield name, wanted.reshape(-1), found[found.dtype.names[0]].reshape(-1)
+    rules = maps.arrays["policy_rules"][scope * max_rules : (scope + 1) * max_rules][: image.words * 64]
+    bits = len(image.rules)
+    for field in ("rank", "handle"):
+        yield f"policy_rules.{field}", image.rules[field], rules[field][:bits]
+    yield "policy_rules beyond the last", 0, int(rules["handle"][bits:].any())

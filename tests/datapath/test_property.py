@@ -1,0 +1,269 @@
+"""Random rule sets and frames: the loaded programs and the oracle agree on verdict, reason and counted rule.
+
+PROPERTY_PAIRS says how many pairs of rule set and frame to try. A failure prints the seed, the frame and the
+smallest rule set that still shows it. The same seed gives the same rules and frames.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests import oracle
+from tests.datapath.contents import assert_exact
+from tests.datapath.frames import tcp, udp
+from tests.datapath.loaded import ELSEWHERE, HERE, Loaded, runnable
+from tests.random_rules import random_frame, random_rules
+
+Rule = dict[str, Any]
+HOOKS = ("ingress", "egress")
+LINKS = ("ethernet", "ip")
+NAMES = ("pretended-interface-0", "pretended-interface-1")
+GLOBS = (*NAMES, "pretended-*", "*-1", "none-*")
+PAIRS = int(os.environ.get("PROPERTY_PAIRS", "8000"))
+FRAMES_A_SET = 40
+# Every way of setting up the filter, and which name the packets' interface has.
+FILTERS: list[dict[str, str]] = [
+    {},
+    {"malformed": "pass"},
+    {"fragments": "drop"},
+    {"default_ingress": "drop"},
+    {"malformed": "pass", "default_ingress": "drop", "default_egress": "drop"},
+    {"malformed": "pass", "fragments": "drop", "default_egress": "drop"},
+]
+PLACES = [{NAMES[0]: HERE, NAMES[1]: ELSEWHERE}, {NAMES[0]: ELSEWHERE, NAMES[1]: HERE}, {NAMES[0]: ELSEWHERE}]
+
+
+class Arrival(NamedTuple):
+    """A frame, and how it comes."""
+
+    frame: bytes
+    hook: str
+    link: str
+
+
+class World(NamedTuple):
+    """What beside the rules a verdict depends on."""
+
+    settings: dict[str, str]
+    interface: str
+
+    def judge(self, rules: Sequence[Rule], arrival: Arrival) -> oracle.Judgement:
+        return oracle.judge(
+            rules,
+            arrival.frame,
+            direction=arrival.hook,
+            interface=self.interface,
+            link=arrival.link,
+            default_action=self.settings.get(f"default_{arrival.hook}", "allow"),
+            fragments=self.settings.get("fragments", "match"),
+            malformed=self.settings.get("malformed", "drop"),
+        )
+
+
+def rank_of(rules: Sequence[Rule], rule_id: str | None) -> tuple[int, int] | None:
+    return next((oracle.rank(rule) for rule in rules if rule["id"] == rule_id), None)
+
+
+def hits_by_rank(firewall: Loaded, rules: Sequence[Rule]) -> Counter[tuple[tuple[int, int] | None, str]]:
+    """Packets and bytes. Of equally ranked rules any may count, so those are one."""
+    total: Counter[tuple[tuple[int, int] | None, str]] = Counter()
+    for rule_id, (packets, size) in firewall.all_hits().items():
+        rank = rank_of(rules, rule_id)
+        total[rank, "packets"] += packets
+        total[rank, "bytes"] += size
+    return total
+
+
+def disagreement(firewall: Loaded, world: World, rules: Sequence[Rule], arrivals: Sequence[Arrival]) -> str | None:
+    """The first thing on which programs and oracle differ, None where they do not."""
+    firewall.rules()
+    firewall.rules(*rules)
+    expected_hits: Counter[tuple[tuple[int, int] | None, str]] = Counter()
+    for arrival in arrivals:
+        expected = world.judge(rules, arrival)
+        found = firewall.judge(arrival.frame, arrival.hook, arrival.link)
+        if found != (expected.verdict, expected.reason):
+            return f"{arrival.hook} {arrival.link} {arrival.frame.hex()}\njudged {found}, expected {expected}"
+        if expected.rule_id is not None:
+            rank = rank_of(rules, expected.rule_id)
+            expected_hits[rank, "packets"] += 1
+            expected_hits[rank, "bytes"] += len(arrival.frame)
+    counted = hits_by_rank(firewall, rules)
+    return None if counted == expected_hits else f"counted {dict(counted)}, expected {dict(expected_hits)}"
+
+
+def smallest(firewall: Loaded, world: World, rules: list[Rule], arrivals: list[Arrival]) -> str:
+    """Leaves out arrivals, then rules one by one, while a disagreement stays."""
+    arrivals = next(([each] for each in arrivals if disagreement(firewall, world, rules, [each])), arrivals)
+    for rule in list(rules):
+        fewer = [each for each in rules if each is not rule]
+        if disagreement(firewall, world, fewer, arrivals):
+            rules = fewer
+    listed = "\n".join(map(str, rules))
+    return f"{world}\n{disagreement(firewall, world, rules, arrivals)}\nrules:\n{listed}"
+
+
+def random_arrivals(rng: random.Random, count: int) -> list[Arrival]:
+    arrivals = []
+    for _ in range(count):
+        hook, link = rng.choice(HOOKS), rng.choice((*LINKS, "ethernet"))
+        frame = random_frame(rng, link)
+        arrivals.append(Arrival(runnable(frame, hook), hook, link))
+    return arrivals
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_property_programs_and_oracle_agree(firewall: Loaded, part: int) -> None:
+    sets = -(-PAIRS // (8 * FRAMES_A_SET))
+    for number in range(sets):
+        seed = number * 8 + part
+        rng = random.Random(seed)
+        settings = FILTERS[number * len(FILTERS) // sets]
+        place = rng.choice(PLACES)
+        firewall.configure(**settings)
+        firewall.name_interfaces(**place)
+        interface = next((name for name, ifindex in place.items() if ifindex == HERE), "unnamed")
+        world = World(settings, interface)
+        rules = random_rules(rng, rng.choice((1, 2, 5, 12, 12, 30, 80)), GLOBS)
+        arrivals = random_arrivals(rng, FRAMES_A_SET)
+        if disagreement(firewall, world, rules, arrivals):
+            pytest.fail(f"seed {seed}: {smallest(firewall, world, rules, arrivals)}", pytrace=False)
+
+
+# --- scale -------------------------------------------------------------------------------------------------
+
+
+def address(rng: random.Random, version: int) -> str:
+    """Half of them crowd together, so that prefixes nest and buckets are shared."""
+    crowd = {4: 0x0A000000, 6: 0x20010DB8 << 96}[version]
+    bits = {4: 32, 6: 128}[version]
+    if rng.random() < 0.5:
+        return str(ip_address(crowd + rng.getrandbits(bits - rng.choice((8, 16)) if version == 4 else 96)))
+    number = rng.getrandbits(bits)
+    return str(ip_address(number if version == 4 else number | 1 << 127))
+
+
+def network(rng: random.Random, version: int, shortest: int) -> str:
+    bits = {4: 32, 6: 128}[version]
+    length = rng.randint(shortest, bits)
+    kept = int(ip_address(address(rng, version))) >> (bits - length) << (bits - length)
+    text = str(ip_address(kept)) if version == 4 else str(ip_address(kept.to_bytes(16, "big")))
+    return f"{text}/{length}"
+
+
+def large_rule_set(rng: random.Random, policy: int, addresses: int) -> list[Rule]:
+    rules: list[Rule] = []
+    for number in range(addresses):
+        version = rng.choice((4, 6))
+        shortest = 0 if number < 20 else 6
+        rules.append({rng.choice(("sources", "destinations")): [network(rng, version, shortest)]})
+    for _ in range(policy):
+        first = rng.randrange(65536)
+        rule: Rule = {"protocols": rng.choice((["tcp"], ["udp"], ["tcp", "udp"]))}
+        rule[rng.choice(("source_ports", "destination_ports"))] = [f"{first}-{min(65535, first + rng.choice((0, 0, 9, 999)))}"]
+        for side in ("sources", "destinations"):
+            if rng.random() < 0.4:
+                version = rng.choice((4, 6))
+                rule[side] = [network(rng, version, 2)]
+                if side == "destinations" and "sources" in rule and (":" in rule["sources"][0]) != (version == 6):
+                    del rule["sources"]
+        rules.append(rule)
+    rng.shuffle(rules)
+    for place, rule in enumerate(rules):
+        rule |= {
+            "id": f"r{place}",
+            "priority": rng.randrange(65536),
+            "action": rng.choice(("drop", "allow")),
+            "direction": rng.choice(("ingress", "egress", "both")),
+        }
+    return rules
+
+
+def frame_towards(rng: random.Random, rules: Sequence[Rule]) -> bytes:
+    """A packet that some rule is about to meet, and chance decides on the rest."""
+    rule = rng.choice(rules)
+    prefixes = [rule[side][0] for side in ("sources", "destinations") if side in rule]
+    version = 6 if prefixes and ":" in prefixes[0] else 4 if prefixes else rng.choice((4, 6))
+    ends = {}
+    for side in ("sources", "destinations"):
+        ends[side] = address(rng, version)
+        if side in rule:
+            start, _, length = rule[side][0].partition("/")
+            free = {4: 32, 6: 128}[version] - int(length)
+            ends[side] = str(type(ip_address(start))(int(ip_address(start)) | rng.getrandbits(free) if free else int(ip_address(start))))
+    ports = [
+        int(rule[side][0].partition("-")[0]) if side in rule else rng.randrange(65536)
+        for side in ("source_ports", "destination_ports")
+    ]
+    return rng.choice((tcp, udp))(ends["sources"], ends["destinations"], *ports)
+
+
+def test_4096_policy_rules_and_10000_nested_prefixes_are_judged_as_by_the_oracle(fresh: Loaded) -> None:
+    rng = random.Random(4096)
+    rules = large_rule_set(rng, 4096, 10_000)
+    world = World({}, NAMES[0])
+    arrivals = [Arrival(frame_towards(rng, rules), hook, "ethernet") for _ in range(75) for hook in HOOKS]
+    outcomes = {world.judge(rules, arrival).verdict for arrival in arrivals[:20]}
+    assert outcomes == {"pass", "drop"}
+    assert disagreement(fresh, world, rules, arrivals) is None
+
+
+# --- sequences of changes ----------------------------------------------------------------------------------
+
+
+def change(firewall: Loaded, rng: random.Random, rules: dict[str, Rule], number: int) -> str:
+    """One random change, made to the firewall and to `rules`, oldest first."""
+    kind = rng.choices(("add", "edit", "delete", "batch", "replace", "disable"), (30, 25, 20, 15, 3, 7))[0]
+    fresh = [{**rule, "id": f"c{number}-{rule['id']}"} for rule in random_rules(rng, rng.randint(1, 6), GLOBS)]
+    known = list(rules)
+    if kind == "add" or not known:
+        firewall.add(**fresh[0])
+        rules[fresh[0]["id"]] = fresh[0]
+    elif kind in ("edit", "disable"):
+        chosen = rng.choice(known)
+        new = {**fresh[0], "id": chosen} if kind == "edit" else {**rules[chosen], "enabled": False}
+        firewall.put(new)
+        rules[chosen] = new
+    elif kind == "delete":
+        firewall.delete(known[0] if rng.random() < 0.3 else rng.choice(known))
+        present = {view.id for view in firewall.enforcer.export()[0]}
+        for gone in set(rules) - present:
+            del rules[gone]
+    elif kind == "batch":
+        going = rng.sample(known, rng.randint(0, min(4, len(known))))
+        firewall.batch(fresh, going)
+        for each in going:
+            del rules[each]
+        rules |= {rule["id"]: rule for rule in fresh}
+    else:
+        kept = [rule for rule in rules.values() if rng.random() < 0.7]
+        firewall.rules(*kept, *fresh)
+        rules.clear()
+        rules |= {rule["id"]: rule for rule in [*kept, *fresh]}
+    return kind
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_property_after_any_sequence_of_changes_the_maps_are_those_of_a_fresh_start(
+    firewall: Loaded, seed: int
+) -> None:
+    rng = random.Random(seed)
+    world, rules, history = World({}, NAMES[0]), dict[str, Rule](), list[str]()
+    for number in range(25):
+        history.append(change(firewall, rng, rules, number))
+        for arrival in random_arrivals(rng, 6):
+            expected = world.judge(list(rules.values()), arrival)
+            found = firewall.judge(arrival.frame, arrival.hook, arrival.link)
+            assert found == (expected.verdict, expected.reason), (seed, history, arrival, list(rules.values()))
+        if rng.random() < 0.3:
+            assert_exact(firewall)
+    assert_exact(firewall)
+    firewall.restart()
+    assert_exact(firewall)

@@ -1,0 +1,120 @@
+"""A slow reader of the compiled image: what bpf/decide.h does with it, in Python, for one packet at a time.
+
+It owns its own reading of the tables (rows and buckets written down again here, checked against layout.h by
+the tests of that) and takes packets as tests.oracle parses them. It compiles nothing.
+"""
+
+from __future__ import annotations
+
+from firewall.addresses import AddressTables
+from firewall.datapath import Entry, Key
+from firewall.policy import HookPolicy, Policy
+from tests.oracle import ICMP, ICMPV6, TCP, TCP_FLAGS, Packet
+
+FAMILY_OF = {4: 0, 6: 1}
+BITS = {4: 32, 6: 128}
+
+
+def policy_rule(policy: Policy, hook: int, packet: Packet, ifindex: int) -> tuple[int, int, int] | None:
+    """(rank, slot, handle) of the first rule whose bit all six vectors have, None for no such rule."""
+    image = policy.hooks[hook]
+    protocol = protocol_vector(image, packet)
+    numbers = [
+        protocol,
+        address_vector(image, packet, 0),
+        address_vector(image, packet, 1),
+        protocol if packet.ports is None else int(image.port[packet.ports[0], 0]),
+        protocol if packet.ports is None else int(image.port[packet.ports[1], 1]),
+        image.interfaces.get(ifindex, image.any_interface) if image.uses_interfaces else protocol,
+    ]
+    for word in range(image.words):
+        both = ~0
+        for number in numbers:
+            both &= int(policy.vectors[number, word])
+        if both:
+            found = image.rules[word * 64 + (both & -both).bit_length() - 1]
+            return int(found["rank"]), int(found["slot"]), int(found["handle"])
+    return None
+
+
+def protocol_vector(image: HookPolicy, packet: Packet) -> int:
+    protocol = packet.protocol
+    assert protocol is not None
+    if packet.icmp is not None:
+        assert protocol in (ICMP, ICMPV6)
+        return int(image.icmp[(protocol == ICMPV6) * 65536 + packet.icmp[0] * 256 + packet.icmp[1]])
+    if packet.tcp_flags is not None:
+        assert protocol == TCP
+        return int(image.protocol[256 + sum(TCP_FLAGS[name] for name in packet.tcp_flags)])
+    return int(image.protocol[protocol if packet.ports is None else 512 + protocol])
+
+
+def address_vector(image: HookPolicy, packet: Packet, side: int) -> int:
+    """The longest prefix that covers the address, of the lengths that occur below its bucket."""
+    assert packet.version is not None
+    address = int((packet.destination if side else packet.source) or 0)
+    entries = image.prefixes4 if packet.version == 4 else image.prefixes6
+    vectors = {(length, masked): vector for at, masked, length, vector in entries if at == side}
+    for length in sorted(policy_lengths(image, packet.version, side, address), reverse=True):
+        spare = BITS[packet.version] - length
+        vector = vectors.get((length, address >> spare << spare))
+        if vector is not None:
+            return vector
+    return image.any_address[FAMILY_OF[packet.version] * 2 + side]
+
+
+def policy_lengths(image: HookPolicy, version: int, side: int, address: int) -> list[int]:
+    if version == 4:
+        return set_bits(int(image.lengths4[side, address >> 16]))
+    words = image.lengths6[side, bucket6(address, 12)]
+    long = [32 + bit for bit in set_bits(int(words[0]))] + [96 + bit for bit in set_bits(int(words[1]))]
+    return set_bits(image.short_lengths6[side]) + long
+
+
+def bucket6(address: int, bits: int) -> int:
+    return (address >> 96) * 0x9E3779B1 % 2**32 >> (32 - bits)
+
+
+def set_bits(word: int) -> list[int]:
+    return [bit for bit in range(word.bit_length()) if word >> bit & 1]
+
+
+def address_entry(tables: AddressTables, hook: int, packet: Packet) -> Entry | None:
+    """The best entry of all prefixes that the length bits lead to, None for none."""
+    assert packet.version is not None
+    best: Entry | None = None
+    for side, address in enumerate((packet.source, packet.destination)):
+        scope = hook * 2 + side
+        if not tables.occupancy.lists >> (FAMILY_OF[packet.version] * 4 + scope) & 1:
+            continue
+        for length in table_lengths(tables, packet.version, scope, int(address or 0)):
+            spare = BITS[packet.version] - length
+            key = Key(packet.version, scope, length, int(address or 0) >> spare << spare)
+            entry = tables.winners().get(key)
+            if entry is not None and (best is None or entry.rank < best.rank):
+                best = entry
+    return best
+
+
+def table_lengths(tables: AddressTables, version: int, scope: int, address: int) -> list[int]:
+    bucket = address >> 16 if version == 4 else bucket6(address, 16)
+    found = [
+        bit.length
+        for bit in tables.length_bits()
+        if (bit.version, bit.scope) == (version, scope) and bit.first <= bucket < bit.first + bit.buckets
+    ]
+    return found + (set_bits(tables.occupancy.short_lengths6[scope]) if version == 6 else [])
+
+
+def verdict(
+    policy: Policy, tables: AddressTables, hook: int, packet: Packet, ifindex: int
+) -> tuple[int, int] | None:
+    """(rank, handle) of the winner, None where no rule matches. The policy is asked as decide() asks it."""
+    address = address_entry(tables, hook, packet)
+    if address is not None and policy.hooks[hook].best_rank >= address.rank:
+        return address.rank, address.handle
+    found = policy_rule(policy, hook, packet, ifindex)
+    if found is None or (address is not None and address.rank <= found[0]):
+        return address and (address.rank, address.handle)
+    return found[0], found[2]
+

@@ -1,0 +1,266 @@
+"""The address tables against a naive model: after any changes the edits lead to just the winners, bits and words."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firewall.address import parse_prefix
+from firewall.addresses import AddressPlan, AddressTables, address_keys
+from firewall.datapath import Change, Entry, Key, Occupancy
+from firewall.lengths import LengthBit, length_bit
+from firewall.rule import Rule, rule_from_fields
+
+PREFIXES = (
+    "10.0.0.1", "10.0.0.0/24", "10.0.0.0/8", "0.0.0.0/0", "192.0.2.0/31", "192.0.0.0/15",
+    "2001:db8::1", "2001:db8::/64", "2001:db8::/32", "2001:db8::/33", "2000::/3", "::/0",
+)  # fmt: skip
+Handled = tuple[Rule, int]
+
+
+def rule(rule_id: str = "r", **fields: Any) -> Rule:
+    return rule_from_fields(fields, rule_id, 0.0)
+
+
+def random_rule(rng: random.Random, number: int) -> Rule:
+    side = rng.choice(("sources", "destinations"))
+    return rule(
+        f"r{number}",
+        action=rng.choice(("drop", "allow")),
+        priority=rng.choice((0, 1000, 1000, 1001)),
+        direction=rng.choice(("ingress", "egress", "both")),
+        family=rng.choice(("any", "any", "ipv4", "ipv6")),
+        **{side: rng.sample(PREFIXES, rng.randint(1, 4))},
+    )
+
+
+# --- the model: no counting, everything anew
+
+
+def naive_entries(rules: Iterable[Handled]) -> dict[Key, list[tuple[int, bool, int, int]]]:
+    """By prefix, (priority, is allow, handle, rank) of every rule there, the winner first."""
+    lists: dict[Key, list[tuple[int, bool, int, int]]] = {}
+    for each, handle in rules:
+        is_destination = bool(each.destinations)
+        for hook in {"ingress": [0], "egress": [1], "both": [0, 1]}[each.direction]:
+            for prefix in each.destinations or each.sources:
+                if each.family in ("any", f"ipv{prefix.version}"):
+                    key = Key(prefix.version, hook * 2 + is_destination, prefix.length, prefix.address)
+                    lists.setdefault(key, []).append(
+                        (each.priority, each.action == "allow", handle, each.rank)
+                    )
+    return {key: sorted(found) for key, found in lists.items()}
+
+
+def naive_winners(rules: Iterable[Handled]) -> dict[Key, Entry]:
+    return {key: Entry(found[0][3], found[0][2]) for key, found in naive_entries(rules).items()}
+
+
+def naive_bits(winners: Iterable[Key]) -> set[LengthBit]:
+    return {length_bit(key.version, key.scope, key.address, key.length) for key in winners}
+
+
+def naive_occupancy(winners: Iterable[Key]) -> Occupancy:
+    lists, short = 0, [0, 0, 0, 0]
+    for key in winners:
+        lists |= 1 << (key.version == 6) * 4 + key.scope
+        if key.version == 6 and key.length < 32:
+            short[key.scope] |= 1 << key.length
+    return Occupancy(lists, (short[0], short[1], short[2], short[3]))
+
+
+@dataclass
+class Tables:
+    """What a kernel would hold: it does as it is told and notices what cannot be."""
+
+    entries: dict[Key, Entry] = field(default_factory=dict)
+    bits: set[LengthBit] = field(default_factory=set)
+    occupancy: Occupancy = Occupancy()
+
+    def perform(self, change: Change) -> None:
+        assert len({edit.key for edit in change.edits}) == len(change.edits), "one edit a key"
+        for key, old, new in change.edits:
+            assert self.entries.pop(key, None) == old
+            if new is not None:
+                self.entries[key] = new
+        assert self.bits.isdisjoint(change.bits_set) and self.bits.issuperset(change.bits_cleared)
+        self.bits = (self.bits | set(change.bits_set)) - set(change.bits_cleared)
+        assert self.occupancy == change.before
+        self.occupancy = change.after
+
+    def is_what_these_mean(self, rules: Iterable[Handled]) -> None:
+        winners = naive_winners(rules)
+        assert self.entries == winners
+        assert self.bits == naive_bits(winners)
+        assert self.occupancy == naive_occupancy(winners)
+
+
+@dataclass
+class World:
+    """The tables under test beside what was told to a kernel and the rules that live."""
+
+    tables: AddressTables = field(default_factory=AddressTables)
+    kernel: Tables = field(default_factory=Tables)
+    live: dict[int, Rule] = field(default_factory=dict)
+    next_handle: int = 1
+
+    def draw(self, rng: random.Random) -> tuple[list[Handled], list[Handled]]:
+        """Rules to remove and to add; some that go come back changed under their handle."""
+        removed = [(each, handle) for handle, each in self.live.items() if rng.random() < 0.3]
+        added = [(random_rule(rng, handle), handle) for _, handle in removed if rng.random() < 0.5]
+        for _ in range(rng.randint(0, 4)):
+            added.append((random_rule(rng, self.next_handle), self.next_handle))
+            self.next_handle += 1
+        return removed, added
+
+    def commit(self, plan: AddressPlan, removed: Iterable[Handled], added: Iterable[Handled]) -> None:
+        self.kernel.perform(self.tables.change(plan, None, None))
+        self.tables.commit(plan)
+        for _, handle in removed:
+            del self.live[handle]
+        self.live |= {handle: each for each, handle in added}
+
+    def handled(self) -> list[Handled]:
+        return [(each, handle) for handle, each in self.live.items()]
+
+
+@given(st.integers(0, 2**32))
+def test_any_changes_lead_to_just_the_winners_of_the_rules_that_live(seed: int) -> None:
+    rng, world = random.Random(seed), World()
+    for _ in range(8):
+        removed, added = world.draw(rng)
+        plan = world.tables.plan(removed, added)
+        world.kernel.is_what_these_mean(world.handled())
+        world.commit(plan, removed, added)
+        world.kernel.is_what_these_mean(world.handled())
+        assert world.tables.winners() == world.kernel.entries
+        assert set(world.tables.length_bits()) == world.kernel.bits
+        assert world.tables.occupancy == world.kernel.occupancy
+
+
+@given(st.integers(0, 2**32))
+def test_a_plan_says_the_sizes_after_it_and_changes_nothing(seed: int) -> None:
+    rng, world = random.Random(seed), World()
+    for _ in range(4):
+        removed, added = world.draw(rng)
+        before = world.tables.sizes()
+        plan = world.tables.plan(removed, added)
+        assert world.tables.sizes() == before
+        world.commit(plan, removed, added)
+        winners = naive_winners(world.handled())
+        by_version = {version: sum(key.version == version for key in winners) for version in (4, 6)}
+        assert world.tables.sizes(plan) == world.tables.sizes() == by_version
+
+
+@given(st.integers(0, 2**32))
+def test_the_inverse_of_a_change_takes_it_back(seed: int) -> None:
+    rng, world = random.Random(seed), World()
+    for _ in range(4):
+        removed, added = world.draw(rng)
+        plan = world.tables.plan(removed, added)
+        change = world.tables.change(plan, None, None)
+        world.kernel.perform(change)
+        world.kernel.perform(change.inverse())
+        world.kernel.is_what_these_mean(world.handled())
+        world.commit(plan, removed, added)
+
+
+@given(st.integers(0, 2**32))
+def test_losers_are_kept_in_their_order(seed: int) -> None:
+    rng, world = random.Random(seed), World()
+    for _ in range(5):
+        removed, added = world.draw(rng)
+        world.commit(world.tables.plan(removed, added), removed, added)
+    for key, found in naive_entries(world.handled()).items():
+        assert [entry.handle for entry in world.tables.entries(key)] == [handle for _, _, handle, _ in found]
+
+
+@given(st.integers(0, 2**32), st.sampled_from((*PREFIXES, "10.0.0.2", "10.1.0.0/16", "2001:db8::2", "fe80::/10")))
+def test_the_entries_that_cover_a_prefix_are_found_in_every_list(seed: int, text: str) -> None:
+    rng, world = random.Random(seed), World()
+    removed, added = world.draw(rng)
+    world.commit(world.tables.plan(removed, added), removed, added)
+    prefix = parse_prefix(text)
+    found = {entry.handle for entry in world.tables.covering(*prefix)}
+    assert found == {
+        handle
+        for each, handle in world.handled()
+        for own in (*each.sources, *each.destinations)
+        if own.covers(prefix) and each.family in ("any", f"ipv{own.version}")
+    }
+
+
+# --- in single steps
+
+
+def test_of_equals_the_older_rule_wins_whatever_the_order_in_which_they_come() -> None:
+    one, other = rule(sources="10.0.0.1"), rule(sources="10.0.0.1")
+    (key,) = address_keys(one)
+    for order in ([(one, 1), (other, 2)], [(other, 2), (one, 1)]):
+        tables = AddressTables()
+        for each in order:
+            tables.commit(tables.plan((), [each]))
+        assert tables.winner(key) == Entry(one.rank, 1)
+
+
+def test_a_loser_that_comes_or_goes_is_no_edit() -> None:
+    tables = AddressTables()
+    winner, loser = rule(sources="10.0.0.1"), rule(sources="10.0.0.1", action="allow")
+    tables.commit(tables.plan((), [(winner, 1)]))
+    plan = tables.plan((), [(loser, 2)])
+    assert not plan.edits and not plan.bits_set
+    tables.commit(plan)
+    plan = tables.plan([(loser, 2)], ())
+    assert not plan.edits and not plan.bits_cleared
+
+
+def test_a_winner_that_goes_leaves_its_place_to_the_next() -> None:
+    tables = AddressTables()
+    winner, loser = rule(sources="10.0.0.1"), rule(sources="10.0.0.1", action="allow")
+    tables.commit(tables.plan((), [(winner, 1), (loser, 2)]))
+    ((key, old, new),) = tables.plan([(winner, 1)], ()).edits
+    assert (old, new) == (Entry(winner.rank, 1), Entry(loser.rank, 2))
+    assert key == address_keys(winner)[0]
+
+
+def test_a_rule_that_changes_nothing_for_packets_is_no_edit() -> None:
+    tables = AddressTables()
+    tables.commit(tables.plan((), [(rule(sources="10.0.0.1"), 1)]))
+    plan = tables.plan([(rule(sources="10.0.0.1"), 1)], [(rule(sources="10.0.0.1", description="x"), 1)])
+    assert not plan.edits and not plan.bits_set and not plan.bits_cleared
+
+
+def test_two_prefixes_share_a_bit_and_the_last_to_go_clears_it() -> None:
+    tables = AddressTables()
+    one, other = rule(sources="10.0.0.1"), rule(sources="10.0.0.2")
+    assert len(tables.plan((), [(one, 1)]).bits_set) == 1
+    tables.commit(tables.plan((), [(one, 1)]))
+    assert not tables.plan((), [(other, 2)]).bits_set
+    tables.commit(tables.plan((), [(other, 2)]))
+    assert not tables.plan([(one, 1)], ()).bits_cleared
+    assert len(tables.plan([(one, 1), (other, 2)], ()).bits_cleared) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "scopes"),
+    [
+        ({"sources": "10.0.0.1"}, [0]),
+        ({"destinations": "10.0.0.1"}, [1]),
+        ({"sources": "10.0.0.1", "direction": "egress"}, [2]),
+        ({"destinations": "10.0.0.1", "direction": "both"}, [1, 3]),
+        ({"sources": "10.0.0.1", "family": "ipv6"}, []),
+    ],
+)
+def test_the_list_of_a_prefix_is_its_hook_and_side(fields: dict[str, Any], scopes: list[int]) -> None:
+    assert [key.scope for key in address_keys(rule(**fields))] == scopes
+
+
+def test_a_rule_that_is_not_there_cannot_be_removed() -> None:
+    with pytest.raises(ValueError):
+        AddressTables().plan([(rule(sources="10.0.0.1"), 1)], ())

@@ -1,0 +1,126 @@
+"""Boots a kernel on the root image under QEMU, runs one command in it and brings back its output and status.
+
+Owns the machine's command line, the share and noticing that a machine died. It must not know what the command
+does. Nothing that the machine writes survives it (snapshot=on), and nothing on this host's network is involved.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.vm import root
+from tests.vm.kernel import Kernel
+from tests.vm.share import copy_project
+
+MEMORY_MB = 2048
+CPUS = 2
+CONSOLE_LINES = 40
+_PANIC = re.compile(r"Kernel panic|end Kernel panic|BUG: unable to handle|Oops:")
+
+
+@dataclass(frozen=True)
+class Result:
+    """`output`: of the command, standard error included. `console`: what kernel and systemd said."""
+
+    status: int
+    output: str
+    console: str
+    seconds: float
+
+
+class GuestDied(Exception):
+    """The machine went off, or was ended, before the command gave its status."""
+
+    def __init__(self, why: str, output: str, console: str) -> None:
+        tail = "\n".join(console.splitlines()[-CONSOLE_LINES:])
+        super().__init__(f"{why}\n--- output\n{output}\n--- console\n{tail}")
+        self.output, self.console = output, console
+
+
+def boot(
+    kernel: Kernel,
+    command: str,
+    share: Path | None = None,
+    timeout_s: float = 600,
+    arguments: Iterable[str] = (),
+    parameters: Sequence[str] = (),
+) -> Result:
+    """Runs a shell command as root in /opt/ebpf-fw, which holds a copy of the project, once systemd is up.
+
+    `share`: a directory whose content is at /share in the machine, read-only; `arguments`: more for QEMU;
+    `parameters`: more for the kernel. Raises GuestDied.
+    """
+    image = root.prepare()
+    with tempfile.TemporaryDirectory(prefix="ebpf-fw-vm-") as scratch_name:
+        scratch = Path(scratch_name)
+        shared = scratch / "share"
+        copy_project(shared, share)
+        (shared / "command").write_text(command + "\n", encoding="utf-8")
+        started = time.monotonic()
+        why = _run([*_qemu(kernel, image, shared, scratch, parameters), *arguments], timeout_s)
+        output, console = _read(scratch / "output"), _read(scratch / "console")
+        status = _read(scratch / "status").strip()
+        if not status.isdecimal():
+            panic = next((line for line in console.splitlines() if _PANIC.search(line)), None)
+            raise GuestDied(f"kernel {kernel.build.abi}: {panic or why or 'went off without a status'}", output, console)
+        return Result(int(status), output, console, time.monotonic() - started)
+
+
+def _qemu(kernel: Kernel, image: Path, shared: Path, scratch: Path, parameters: Sequence[str]) -> list[str]:
+    append = ["console=ttyS0", "panic=-1", "oops=panic", "quiet", "mitigations=off", *parameters]
+    ports = [
+        option
+        for name in ("output", "status")
+        for option in (
+            "-chardev", f"file,id={name},path={scratch / name}",
+            "-device", f"virtserialport,chardev={name},name={name}",
+        )
+    ]  # fmt: skip
+    return [
+        "nice", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", *_accelerator(),
+        "-smp", str(CPUS), "-m", str(MEMORY_MB),
+        "-kernel", str(kernel.image), "-initrd", str(kernel.initrd), "-append", " ".join(append),
+        "-chardev", f"file,id=console,path={scratch / 'console'}", "-serial", "chardev:console",
+        "-drive", f"file={image},if=virtio,format=raw,snapshot=on",
+        "-drive", f"file={kernel.modules},if=virtio,format=raw,snapshot=on",
+        "-device", "virtio-serial-pci", *ports, "-device", "virtio-rng-pci",
+        "-virtfs", f"local,path={shared},mount_tag=share,security_model=none,readonly=on",
+    ]  # fmt: skip
+
+
+def _accelerator() -> list[str]:
+    """Emulation, unless the processor says that it can do better: /dev/kvm alone may be there and not work."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    if re.search(r"\b(vmx|svm)\b", flags) and Path("/dev/kvm").exists():
+        return ["-accel", "kvm", "-cpu", "host"]
+    return ["-accel", "tcg,thread=multi", "-cpu", "max"]
+
+
+def _run(command: list[str], timeout_s: float) -> str | None:
+    """What went wrong, in words."""
+    try:
+        done = subprocess.run(command, timeout=timeout_s, capture_output=True, text=True, check=False)
+    except subprocess.TimeoutExpired:
+        return f"had not finished after {timeout_s:.0f} s and was ended"
+    return f"QEMU ended with {done.returncode}: {done.stderr.strip()}" if done.returncode else None
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+if __name__ == "__main__":
+    # Debugging by hand: python -m tests.vm.boot 6.1 'uname -a'
+    from tests.vm import kernel as kernels
+
+    result = boot(kernels.prepare(sys.argv[1]), sys.argv[2])
+    print(result.output, end="")
+    print(f"status {result.status} after {result.seconds:.1f} s", file=sys.stderr)
+    sys.exit(result.status)

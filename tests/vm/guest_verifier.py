@@ -1,0 +1,89 @@
+"""Runs inside the machine: what the verifier says of each program, accepted or not.
+
+`python -m tests.vm.guest_verifier RULES...`: one report line (guest.py) per number of policy rules. bcc compiles,
+and bpf(2) loads what it compiled: bcc asks for no statistics, and keeps the log of a program that is too complex.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import struct
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from firewall.kernel import bpf, bpffs, program_set
+from firewall.kernel.source import PROGRAMS, TC_PROGRAMS, Capacities, build_header_tree, program_text
+from tests.vm.guest import run_checks
+
+PIN_ROOT = Path("/sys/fs/bpf/verifier")
+_SCHED_CLS, _XDP = 3, 6
+_LOG_ERRORS, _LOG_STATISTICS = 1, 4
+_LOG_SIZE = 1 << 24
+_LAST_LINES = 25
+_STATISTICS = re.compile(r"processed (\d+) insns .*?total_states (\d+) peak_states (\d+)")
+
+
+def verify(rules: int) -> dict[str, Any]:
+    import bcc
+
+    pins = PIN_ROOT / str(rules)
+    program_set.discard(pins)
+    bpffs.ensure(pins / "maps")
+    capacities = capacities_of(rules)
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["BCC_KERNEL_SOURCE"] = str(build_header_tree(Path(directory)))
+        module = bcc.BPF(text=program_text(), cflags=capacities.flags(pins))
+    found = {name: _load(name, module.dump_func(name)) for name in PROGRAMS}
+    program_set.discard(pins)
+    refused = {name: facts for name, facts in found.items() if facts["error"]}
+    assert not refused, "\n".join(f"{name}: {facts}" for name, facts in found.items())
+    return found
+
+
+def capacities_of(rules: int) -> Capacities:
+    """As firewall/kernel/linux.py starts."""
+    from firewall.kernel import linux
+
+    known: dict[str, int] = {
+        "addresses4": 16384, "addresses6": 16384, "rules": rules, "prefixes": linux._INITIAL_PREFIXES,
+        "vectors": linux._INITIAL_VECTORS,
+    }  # fmt: skip
+    return Capacities(**{name: known[name] for name in Capacities.__dataclass_fields__})
+
+
+def _load(name: str, code: bytes) -> dict[str, Any]:
+    kind = _SCHED_CLS if name in TC_PROGRAMS.values() else _XDP
+    status, log = _try(kind, name, code, _LOG_STATISTICS)
+    if status not in (0, errno.E2BIG):
+        status, log = _try(kind, name, code, _LOG_ERRORS | _LOG_STATISTICS)
+    statistics = _STATISTICS.search(log)
+    processed, total, peak = map(int, statistics.groups()) if statistics else (0, 0, 0)
+    tail = "\n".join(log.strip().splitlines()[-_LAST_LINES:]) if status else ""
+    return {
+        "insns": len(code) // 8, "processed": processed, "total_states": total, "peak_states": peak,
+        "error": errno.errorcode.get(status, str(status)) if status else "", "log": tail,
+    }  # fmt: skip
+
+
+def _try(kind: int, name: str, code: bytes, level: int) -> tuple[int, str]:
+    instructions, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    attr = struct.pack(
+        "=IIQQIIQII16s", kind, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(licence),
+        level, _LOG_SIZE, ctypes.addressof(log), 0, 0, name.encode()[:15],
+    )  # fmt: skip
+    allowed = tuple(errno.errorcode)
+    fd, _ = bpf.call(bpf.PROG_LOAD, attr, f"loading {name}", allowed)
+    if fd >= 0:
+        os.close(fd)
+    return max(-fd, 0), log.value.decode(errors="replace")
+
+
+if __name__ == "__main__":
+    run_checks({f"verify-{rules}": partial(verify, int(rules)) for rules in sys.argv[1:]})

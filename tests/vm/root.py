@@ -1,0 +1,90 @@
+"""The root file system: Debian 12 with systemd, bcc and this project's Python packages, the same for every kernel.
+
+Owns the package list, the virtual environment at /opt/ebpf-fw/.venv and the unit that runs a command. The
+project itself is not in it: boot.py shares that.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+from tests.vm import archive, cache
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parents[1]
+HOME = "/opt/ebpf-fw"
+PACKAGES = (
+    "systemd", "systemd-sysv", "dbus", "udev", "kmod", "iproute2", "iputils-ping", "ethtool", "procps", "python3",
+    "python3-bpfcc", "bpftool", "nftables", "tcpdump", "linux-libc-dev",
+)  # fmt: skip
+LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+# Wheels for the guest's Python, whatever runs here.
+PYTHON = "3.11"
+PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
+TEST_PACKAGES = ("pytest", "pytest-xdist", "hypothesis", "scapy")
+SIZE = "2G"
+UNIT = "vm-command.service"
+
+
+def prepare() -> Path:
+    """The ext4 image. Built on first use: about a minute and 2 GB, sparse. Needs root."""
+    requirements = _requirements()
+    unit = [(HERE / name).read_text(encoding="ascii") for name in (UNIT, "run_command.sh")]
+    made_from = (PACKAGES, LEFT_OUT, requirements, PLATFORMS, unit, _revision())
+    return cache.artifact("root", made_from, lambda directory: _build(directory, requirements)) / "root.ext4"
+
+
+def _revision() -> int:
+    """Raise it when a change of this module changes the image."""
+    return 1
+
+
+def _requirements() -> list[str]:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [each for each in project["optional-dependencies"]["dev"] if each.partition("==")[0] in TEST_PACKAGES]
+    return [*project["dependencies"], *wanted]
+
+
+def _build(directory: Path, requirements: list[str]) -> None:
+    root = directory / "root"
+    excludes = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
+    archive.run(
+        "mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--include={','.join(PACKAGES)}", *excludes,
+        "bookworm", str(root), *archive.source_lines(archive.ROOT_SUITES),
+    )  # fmt: skip
+    _install_python_packages(root, requirements)
+    _configure(root)
+    archive.run("mke2fs", "-q", "-t", "ext4", "-d", str(root), str(directory / "root.ext4"), SIZE)
+    shutil.rmtree(root)
+
+
+def _install_python_packages(root: Path, requirements: list[str]) -> None:
+    venv = f"{HOME}/.venv"
+    archive.run(
+        "chroot", str(root), "/usr/bin/python3", "-m", "venv", "--without-pip", "--system-site-packages", venv
+    )
+    target = root / venv.lstrip("/") / "lib" / f"python{PYTHON}" / "site-packages"
+    archive.run(
+        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile",
+        "--target", str(target), "--python-version", PYTHON, "--implementation", "cp", "--only-binary=:all:",
+        *(f"--platform={platform}" for platform in PLATFORMS), *requirements,
+    )  # fmt: skip
+    # Compiling there, at a twentieth of this machine's speed, would cost every boot some seconds.
+    archive.run("chroot", str(root), f"{venv}/bin/python", "-m", "compileall", "-q", venv)
+
+
+def _configure(root: Path) -> None:
+    (root / "etc/hostname").write_text("ebpf-fw-vm\n", encoding="ascii")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost ebpf-fw-vm\n", encoding="ascii")
+    (root / "etc/fstab").write_text("", encoding="ascii")
+    (root / "usr/lib/modules").mkdir(exist_ok=True)
+    archive.run("chroot", str(root), "passwd", "-d", "root")
+    shutil.copy(HERE / UNIT, root / "etc/systemd/system" / UNIT)
+    shutil.copy(HERE / "run_command.sh", root / "usr/local/sbin/run_command")
+    (root / "usr/local/sbin/run_command").chmod(0o755)
+    archive.run("chroot", str(root), "systemctl", "enable", UNIT)
+    unwanted = ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer")
+    archive.run("chroot", str(root), "systemctl", "mask", *unwanted)
