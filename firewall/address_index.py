@@ -7,13 +7,12 @@ in 18 bytes. 16 bytes an IPv4 entry, 26 an IPv6 one; a change costs a dictionary
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from firewall.datapath import Entry, Key
+from firewall.datapath import Entries, Entry, Key
 
 _MERGE_AT = 1 << 16
 _SCOPE_SHIFT, _LENGTH_SHIFT = 40, 32
@@ -21,31 +20,16 @@ _DTYPES: dict[int, Any] = {4: np.dtype(np.uint64), 6: np.dtype("S18")}
 Keys = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Entries:
-    """Entries of one IP version as columns; `keys` encoded and sorted."""
-
-    version: int
-    keys: Keys
-    ranks: npt.NDArray[np.uint32]
-    handles: npt.NDArray[np.uint32]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def only(self, mask: npt.NDArray[np.bool_]) -> Entries:
-        return Entries(self.version, self.keys[mask], self.ranks[mask], self.handles[mask])
-
-    def decoded(self) -> Iterator[tuple[Key, Entry]]:
-        """One by one: for few, or for tests."""
-        fields = key_fields(self.version, self.keys)
-        for scope, length, address, rank, handle in zip(*fields, self.ranks.tolist(), self.handles.tolist(), strict=True):
-            yield Key(self.version, scope, length, address), Entry(rank, handle)
-
-
 def no_entries(version: int) -> Entries:
     empty = np.zeros(0, np.uint32)
     return Entries(version, np.zeros(0, _DTYPES[version]), empty, empty)
+
+
+def decoded(entries: Entries) -> Iterator[tuple[Key, Entry]]:
+    """One by one: for few, or for tests."""
+    fields = key_fields(entries.version, entries.keys)
+    for scope, length, address, rank, handle in zip(*fields, entries.ranks.tolist(), entries.handles.tolist(), strict=True):
+        yield Key(entries.version, scope, length, address), Entry(rank, handle)
 
 
 def encode(key: Key) -> Any:
@@ -124,7 +108,7 @@ class AddressIndex:
     def add(self, fresh: Entries) -> None:
         """Entries whose keys are not there yet."""
         self._merge()
-        self._base = _sorted(_joined(self._base, fresh))
+        self._base = sorted_entries(_joined(self._base, fresh))
 
     def remove(self, keys: Keys) -> None:
         self._merge()
@@ -147,7 +131,7 @@ class AddressIndex:
                 self.version, np.array(keys, _DTYPES[self.version]), np.array(ranks, np.uint32), np.array(handles, np.uint32)
             )
             base = _joined(base, fresh)
-        self._base = _sorted(base)
+        self._base = sorted_entries(base)
 
 
 def _joined(one: Entries, other: Entries) -> Entries:
@@ -159,6 +143,6 @@ def _joined(one: Entries, other: Entries) -> Entries:
     )
 
 
-def _sorted(entries: Entries) -> Entries:
+def sorted_entries(entries: Entries) -> Entries:
     order = np.argsort(entries.keys, kind="stable")
     return Entries(entries.version, entries.keys[order], entries.ranks[order], entries.handles[order])

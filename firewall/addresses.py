@@ -7,13 +7,17 @@ Plans a change before anything is touched; knows no map.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from firewall.address import BITS
-from firewall.datapath import Change, Edit, Entry, Key, Occupancy
+from firewall.address_index import AddressIndex, decoded, key_columns
+from firewall.datapath import Change, Edit, Entries, Entry, Key, Occupancy
 from firewall.layout import C
-from firewall.lengths import LengthBit, LengthCounts, length_bit
+from firewall.lengths import LengthBit, LengthCounts, bit_mask, bucket_words, length_bit, length_bits
 from firewall.policy import Policy
 from firewall.rule import VERSIONS, Rule
 
@@ -33,36 +37,46 @@ def address_keys(rule: Rule) -> list[Key]:
 
 @dataclass(frozen=True)
 class AddressPlan:
-    """What a change does to the tables: entries by key after it, edits in the kernel, length counts."""
+    """What a change does to the tables: entries by key after it, edits in the kernel, length counts. `come`, `gone`:
+    as in Change."""
 
     entries: dict[Key, list[Entry]]
     edits: list[Edit]
+    come: list[Entries]
+    gone: list[Entries]
     deltas: Counter[LengthBit]
     bits_set: list[LengthBit]
     bits_cleared: list[LengthBit]
     sizes: Counter[int]
     after: Occupancy
 
+    def new_keys(self) -> dict[int, int]:
+        """By IP version, how many keys come that were not there."""
+        count = Counter(edit.key.version for edit in self.edits if edit.old is None)
+        for each in self.come:
+            count[each.version] += len(each)
+        return {version: count[version] for version in BITS}
+
 
 class AddressTables:
-    """All entries of all rules, the winner of each prefix first."""
+    """All entries of all rules: of each prefix the winner, and those that it beats."""
 
     def __init__(self) -> None:
-        self._winners: dict[Key, Entry] = {}
+        self._winners = {version: AddressIndex(version) for version in BITS}
         self._losers: dict[Key, list[Entry]] = {}
         self._lengths = LengthCounts()
-        self.occupancy = Occupancy()
         self._sizes: Counter[int] = Counter()
+        self.occupancy = Occupancy()
 
     def entries(self, key: Key) -> list[Entry]:
-        winner = self._winners.get(key)
+        winner = self.winner(key)
         return [] if winner is None else [winner, *self._losers.get(key, ())]
 
     def winner(self, key: Key) -> Entry | None:
-        return self._winners.get(key)
+        return self._winners[key.version].get(key)
 
-    def winners(self) -> dict[Key, Entry]:
-        return self._winners
+    def winners(self, version: int) -> Entries:
+        return self._winners[version].entries()
 
     def sizes(self, plan: AddressPlan | None = None) -> dict[int, int]:
         """Entries by IP version, now or after a plan."""
@@ -71,6 +85,14 @@ class AddressTables:
 
     def length_bits(self) -> list[LengthBit]:
         return self._lengths.bits()
+
+    def length_words(self) -> dict[int, npt.NDArray[np.uint64]]:
+        """The bitmaps of all buckets, by IP version: (262144,) and (262144, 2)."""
+        rows = _SCOPES * C["BUCKET_COUNT"]
+        words = {4: np.zeros(rows, np.uint64), 6: np.zeros((rows, 2), np.uint64)}
+        for bit in self._lengths.bits():
+            bucket_words(bit, words[bit.version])[...] |= bit_mask(bit)
+        return words
 
     def covering(self, version: int, address: int, length: int) -> list[Entry]:
         """Entries of every prefix that covers the given one, in any list."""
@@ -88,21 +110,40 @@ class AddressTables:
         for rule, handle in added:
             for key in address_keys(rule):
                 entries.setdefault(key, self.entries(key)).append(Entry(rule.rank, handle))
+        return self._planned(entries, [], [])
+
+    def plan_many(self, arriving: Sequence[Entries]) -> AddressPlan:
+        """Entries by the million, keys distinct: those of prefixes that have entries are settled one by one."""
+        entries: dict[Key, list[Entry]] = {}
+        come = []
+        for each in arriving:
+            known = self._winners[each.version].contains(each.keys)
+            come.append(each.only(~known))
+            for key, entry in decoded(each.only(known)):
+                entries.setdefault(key, self.entries(key)).append(entry)
+        return self._planned(entries, come, [])
+
+    def _planned(self, entries: dict[Key, list[Entry]], come: list[Entries], gone: list[Entries]) -> AddressPlan:
         edits = []
         deltas: Counter[LengthBit] = Counter()
         sizes = self._sizes.copy()
         for key, after in entries.items():
             after.sort()
-            old, new = self._winners.get(key), after[0] if after else None
+            old, new = self.winner(key), after[0] if after else None
             if old != new:
                 edits.append(Edit(key, old, new))
             if (old is None) != (new is None):
                 step = 1 if old is None else -1
                 deltas[length_bit(key.version, key.scope, key.address, key.length)] += step
                 sizes[_list_number(key.version, key.scope)] += step
+        for each in come:
+            scopes, lengths, addresses = key_columns(each.version, each.keys)
+            deltas.update(length_bits(each.version, scopes, lengths, addresses))
+            for scope, count in enumerate(np.bincount(scopes, minlength=_SCOPES).tolist()):
+                sizes[_list_number(each.version, scope)] += count
         bits_set, bits_cleared = self._lengths.would_change(deltas)
         after_all = self._occupancy(sizes, bits_set, bits_cleared)
-        return AddressPlan(entries, edits, deltas, bits_set, bits_cleared, sizes, after_all)
+        return AddressPlan(entries, edits, come, gone, deltas, bits_set, bits_cleared, sizes, after_all)
 
     def _occupancy(self, sizes: Counter[int], bits_set: list[LengthBit], bits_cleared: list[LengthBit]) -> Occupancy:
         """Control words of the tables with lists of these sizes and these bits changed."""
@@ -118,14 +159,13 @@ class AddressTables:
 
     def commit(self, plan: AddressPlan) -> None:
         for key, entries in plan.entries.items():
-            if entries:
-                self._winners[key] = entries[0]
-            else:
-                self._winners.pop(key, None)
+            self._winners[key.version].put(key, entries[0] if entries else None)
             if len(entries) > 1:
                 self._losers[key] = entries[1:]
             else:
                 self._losers.pop(key, None)
+        for each in plan.come:
+            self._winners[each.version].add(each)
         self._lengths.add(plan.deltas)
         self._sizes = plan.sizes
         self.occupancy = plan.after
@@ -134,8 +174,10 @@ class AddressTables:
         self, plan: AddressPlan, policy_before: Policy | None, policy: Policy | None, fresh_slots: tuple[int, ...] = ()
     ) -> Change:
         """The plan as what the kernel is asked for, from the tables as they are now."""
-        bits = plan.bits_set, plan.bits_cleared
-        return Change(plan.edits, *bits, self.occupancy, plan.after, policy_before, policy, fresh_slots)
+        return Change(
+            plan.edits, plan.bits_set, plan.bits_cleared, self.occupancy, plan.after, policy_before, policy,
+            plan.come, plan.gone, fresh_slots,
+        )  # fmt: skip
 
 
 def _list_number(version: int, scope: int) -> int:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from firewall.hits import Hits, InterfaceHits
 from firewall.lengths import LengthBit
@@ -30,6 +33,22 @@ class Key(NamedTuple):
     address: int
 
 
+@dataclass(frozen=True)
+class Entries:
+    """Entries of one IP version as columns, sorted. `keys` are encoded as firewall/address_index.py has it."""
+
+    version: int
+    keys: npt.NDArray[Any]
+    ranks: npt.NDArray[np.uint32]
+    handles: npt.NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def only(self, mask: npt.NDArray[np.bool_]) -> Entries:
+        return Entries(self.version, self.keys[mask], self.ranks[mask], self.handles[mask])
+
+
 class Edit(NamedTuple):
     """A prefix's entry before and after, None where there is none."""
 
@@ -48,7 +67,8 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class Change:
-    """One change of what packets meet, all of it at one moment. `policy` None: as it is."""
+    """One change of what packets meet, all of it at one moment. `policy` None: as it is. `come` and `gone`: entries
+    by the million, of keys that no edit names, that were not there before or are not there after."""
 
     edits: Sequence[Edit]
     bits_set: Sequence[LengthBit]
@@ -57,6 +77,8 @@ class Change:
     after: Occupancy
     policy_before: Policy | None = None
     policy: Policy | None = None
+    come: Sequence[Entries] = ()
+    gone: Sequence[Entries] = ()
     fresh_slots: Sequence[int] = ()
 
     def inverse(self) -> Change:
@@ -69,8 +91,21 @@ class Change:
             after=self.before,
             policy_before=self.policy,
             policy=self.policy_before,
+            come=self.gone,
+            gone=self.come,
             fresh_slots=(),
         )
+
+
+@dataclass(frozen=True)
+class Image:
+    """Everything that the maps hold. `words`: the length bits by version, (262144,) and (262144, 2)."""
+
+    entries: Mapping[int, Entries]
+    words: Mapping[int, npt.NDArray[np.uint64]]
+    occupancy: Occupancy
+    policy: Policy
+    fresh_slots: Sequence[int]
 
 
 class MapFill(NamedTuple):
@@ -113,14 +148,7 @@ class Kernel(Protocol):
     def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
         """Makes the tables large enough: address entries by IP version, policy vectors, policy prefixes."""
 
-    def reconcile(
-        self,
-        winners: Mapping[Key, Entry],
-        bits: Sequence[LengthBit],
-        occupancy: Occupancy,
-        policy: Policy,
-        fresh_slots: Sequence[int],
-    ) -> None:
+    def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this, whatever they held."""
 
     def apply(self, change: Change) -> dict[int, Hits]:

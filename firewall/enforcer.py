@@ -11,14 +11,23 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import structlog
 
-from firewall.address import Prefix
+from firewall.address import BITS, Prefix
 from firewall.addresses import address_keys
-from firewall.datapath import Kernel
-from firewall.errors import AlreadyExists, FirewallError, InvalidInput, NotFound, PreconditionFailed, Problem, TableFull
+from firewall.datapath import Image, Kernel, Link
+from firewall.errors import (
+    AlreadyExists,
+    FirewallError,
+    InvalidInput,
+    NotFound,
+    PreconditionFailed,
+    Problem,
+    table_full,
+)
 from firewall.hits import NO_HITS, Hits
 from firewall.interfaces import Held, Interfaces
 from firewall.layout import HOOKS, REASONS, VERDICTS
@@ -102,7 +111,13 @@ class Enforcer:
             addresses = self._ruleset.addresses
             self._reserve(addresses.sizes(), self._ruleset.policy)
             self._kernel.reconcile(
-                addresses.winners(), addresses.length_bits(), addresses.occupancy, self._ruleset.policy, fresh_slots
+                Image(
+                    {version: addresses.winners(version) for version in BITS},
+                    addresses.length_words(),
+                    addresses.occupancy,
+                    self._ruleset.policy,
+                    fresh_slots,
+                )
             )
             for link, request in come:
                 self._hold(lambda link=link, request=request: self._interfaces.hold(link, request), link.ifindex)  # type: ignore[misc]
@@ -115,17 +130,15 @@ class Enforcer:
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join()
-        with self._lock:
+        with self._lock, ExitStack() as leaving:  # from the last to the first, each whatever the others say
+            leaving.callback(self._store.close)
             if self._is_started:
                 self._is_started = False
-                self._kernel.settle()
-                self._save_hits()
-                for name in list(self._interfaces.protected()):
-                    held = self._interfaces.held(name)
-                    if held is not None:
-                        self._interfaces.release(held)
-                self._kernel.stop()
-            self._store.close()
+                leaving.callback(self._kernel.stop)
+                for held in self._interfaces.all_held():
+                    leaving.callback(self._interfaces.release, held)
+                leaving.callback(self._save_hits)
+                leaving.callback(self._kernel.settle)
 
     def _save_hits(self) -> None:
         """Everything that only the maps know, before they go."""
@@ -139,18 +152,25 @@ class Enforcer:
                 self._store.add_interface_hits(InterfaceTotal(names.get(ifindex, f"#{ifindex}"), *each) for each in totals)
 
     def _watch(self) -> None:
-        while not self._stopping.wait(self._until_next_expiry()):
-            try:
-                with self._lock:
-                    self._kernel.settle()
-                    self._expire()
-                    self._follow_interfaces()
-            except FirewallError as error:
-                self.last_error = str(error)
-                log.error("watch failed", error=str(error))
-            except Exception as error:
-                self.last_error = repr(error)
-                log.exception("watch failed")
+        wait_s = self._until_next_expiry()
+        while not self._stopping.wait(wait_s):
+            steps = (self._kernel.settle, self._expire, self._follow_interfaces)
+            is_well = all([self._try(step) for step in steps])
+            wait_s = self._until_next_expiry() if is_well else _WATCH_S  # no hot loop while something is wrong
+
+    def _try(self, step: Callable[[], None]) -> bool:
+        try:
+            with self._lock:
+                step()
+        except FirewallError as error:
+            self.last_error = str(error)
+            log.error("watch failed", error=str(error))
+            return False
+        except Exception as error:
+            self.last_error = repr(error)
+            log.exception("watch failed")
+            return False
+        return True
 
     def _until_next_expiry(self) -> float:
         try:
@@ -283,17 +303,16 @@ class Enforcer:
         self._store.add_hits((handle, hits) for handle, hits in gone.items() if handle not in deleted)
 
     def _check_room(self, plan: RulesetPlan) -> None:
-        """Raises TableFull before anything is written."""
+        """Raises TableFull before anything is written. Planning raised it where the policy is full."""
         before = self._ruleset.addresses.sizes()
         for version, wanted in self._ruleset.addresses.sizes(plan.addresses).items():
             if wanted > self._limits.addresses and wanted > before[version]:
-                raise _full(f"address{version}", self._limits.addresses, wanted, "bpf.max_addresses", "addresses")
-        if plan.policy_rules is not None and len(plan.policy_rules) > self._limits.rules:
-            raise _full("policy_rules", self._limits.rules, len(plan.policy_rules), "bpf.max_rules", "rules")
+                limit = self._limits.addresses
+                raise table_full(f"address{version}", limit, wanted, "bpf.max_addresses", "addresses")
 
     def _reserve_for(self, plan: RulesetPlan) -> None:
         """Room for the old and the new entries at once: both are there for a moment."""
-        new = Counter(edit.key.version for edit in plan.change.edits if edit.old is None)
+        new = plan.addresses.new_keys()
         sizes = {version: size + new[version] for version, size in self._ruleset.addresses.sizes().items()}
         self._reserve(sizes, plan.policy or self._ruleset.policy)
 
@@ -335,12 +354,28 @@ class Enforcer:
         with self._lock:
             link = self._interfaces.link(name)
             request = InterfaceRequest(name, True, mode, ingress, egress)
-            with self._store.transaction():
-                self._store.write_interface(request, name)
-                self._apply_interfaces(self._interfaces.protected() | {name: link.ifindex})
-                self._hold(lambda: self._interfaces.hold_strictly(link, request), link.ifindex)
+            before = self._interfaces.held(name)
+            try:
+                with self._store.transaction():
+                    self._store.write_interface(request, name)
+                    self._apply_interfaces(self._interfaces.protected() | {name: link.ifindex})
+                    self._hold(lambda: self._interfaces.hold_strictly(link, request), link.ifindex)
+            except BaseException:
+                self._take_back_attach(link, before)
+                raise
             self._interfaces.remember(name, request)
             return self.interface(name)
+
+    def _take_back_attach(self, link: Link, before: Held | None) -> None:
+        now = self._interfaces.held(link.name)
+        if before is not None:
+            if now is not before:
+                self._interfaces.hold(before.link, before.request)
+            return
+        if now is not None:
+            self._interfaces.release(now)
+        self._kernel.uncount_interface(link.ifindex)
+        self._apply_interfaces(self._interfaces.protected())
 
     def detach(self, name: str) -> None:
         with self._lock:
@@ -350,12 +385,19 @@ class Enforcer:
                                code="interface_not_found")  # fmt: skip
             is_configured = self._interfaces.is_configured(name)
             request = InterfaceRequest(name, False, "auto", True, True) if is_configured else None
-            with self._store.transaction():
-                self._store.write_interface(request, name)
+            try:
+                with self._store.transaction():
+                    self._store.write_interface(request, name)
+                    if held is not None:
+                        self._interfaces.release(held)
+                        self._save_interface_hits(held)
+            except BaseException:
                 if held is not None:
-                    self._interfaces.release(held)
-                    self._uncount(held)
+                    self._interfaces.hold(held.link, held.request)
+                raise
             self._interfaces.remember(name, request)
+            if held is not None:
+                self._kernel.uncount_interface(held.link.ifindex)
             self._apply_interfaces(self._interfaces.protected())
 
     def _follow_interfaces(self) -> None:
@@ -364,9 +406,10 @@ class Enforcer:
         if not gone and not come:
             return
         for held in gone:
-            self._interfaces.forget(held)
             with self._store.transaction():
-                self._uncount(held)
+                self._save_interface_hits(held)
+            self._interfaces.leave(held)
+            self._kernel.uncount_interface(held.link.ifindex)
             log.warning("interface gone", interface=held.link.name)
         self._apply_interfaces(self._interfaces.protected() | {link.name: link.ifindex for link, _ in come})
         for link, request in come:
@@ -377,8 +420,8 @@ class Enforcer:
         self._kernel.count_interface(ifindex)
         return hold()
 
-    def _uncount(self, held: Held) -> None:
-        totals = self._kernel.uncount_interface(held.link.ifindex)
+    def _save_interface_hits(self, held: Held) -> None:
+        totals = self._kernel.interface_hits().get(held.link.ifindex, [])
         self._store.add_interface_hits(InterfaceTotal(held.link.name, *each) for each in totals)
 
     def _apply_interfaces(self, protected: dict[str, int]) -> None:
@@ -535,17 +578,6 @@ def _exists(rule_id: str, pointer: str = "/id") -> AlreadyExists:
         f"there is another rule {rule_id!r}",
         "change it with PUT or PATCH, or choose another id",
         (Problem(pointer, "is the id of another rule"),),
-    )
-
-
-def _full(table: str, capacity: int, wanted: int, setting: str, what: str) -> TableFull:
-    return TableFull(
-        f"{table} holds at most {capacity} {what} and this change makes {wanted}",
-        f"raise {setting} in the config and restart, or delete rules",
-        table=table,
-        capacity=capacity,
-        wanted=wanted,
-        setting=setting,
     )
 
 

@@ -100,6 +100,8 @@ class StoreFailed(FirewallError):
 
 def errno_name(number: int) -> str:
     """`EPERM` for 1; the number itself where the C library has no name for it."""
+    if number == errno_names.EOPNOTSUPP:  # ENOTSUP is the same number; the kernel's name is the one that people search
+        return "EOPNOTSUPP"
     return errno_names.errorcode.get(number, f"errno {number}")
 
 
@@ -107,6 +109,17 @@ def kernel_refused(action: str, number: int, hint: str = "", said: str = "") -> 
     """The error for a failed system call: `action` in words, the errno's name, what the kernel said."""
     told = f": {said}" if said else ""
     return KernelRefused(f"{action} failed with {errno_name(number)}{told}", hint or ERRNO_HINTS.get(number, ""), errno=number)
+
+
+def table_full(table: str, capacity: int, wanted: int, setting: str, what: str) -> TableFull:
+    return TableFull(
+        f"{table} holds at most {capacity} {what} and this change makes {wanted}",
+        f"raise {setting} in the config and restart, or delete rules",
+        table=table,
+        capacity=capacity,
+        wanted=wanted,
+        setting=setting,
+    )
 
 
 ERRNO_HINTS = {

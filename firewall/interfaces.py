@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -91,8 +92,17 @@ class Interfaces:
         ]
         return gone, come
 
-    def forget(self, held: Held) -> None:
+    def leave(self, held: Held) -> None:
+        """Forgets an interface that went away. If it only has another name now, which nobody asked to protect,
+        our programs go."""
         self._held.pop(held.link.name, None)
+        for link in self._kernel.links():
+            if link.ifindex == held.link.ifindex and self.wanted(link.name) is None:
+                for hook in (INGRESS, EGRESS):
+                    self._kernel.detach(link, hook)
+
+    def all_held(self) -> list[Held]:
+        return list(self._held.values())
 
     def held(self, name: str) -> Held | None:
         return self._held.get(name)
@@ -163,10 +173,11 @@ class Interfaces:
         return None
 
     def release(self, held: Held) -> None:
-        """Detaches both hooks."""
-        for hook in (INGRESS, EGRESS):
-            self._kernel.detach(held.link, hook)
-        self.forget(held)
+        """Detaches both hooks, the second also where the first says no."""
+        with ExitStack() as leaving:
+            for hook in (EGRESS, INGRESS):
+                leaving.callback(self._kernel.detach, held.link, hook)
+        self._held.pop(held.link.name, None)
 
     # -- telling
 

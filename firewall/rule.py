@@ -146,7 +146,7 @@ def parse_time(text: object) -> float:
     except ValueError:
         raise ValueError(f"{text!r} is not an RFC 3339 time such as 2030-01-01T00:00:00Z") from None
     if moment.tzinfo is None:
-        raise ValueError(f"{text!r} has no time zone; write {text}Z for UTC")
+        raise ValueError(f"{text!r} has no time zone; write it as in 2030-01-01T00:00:00Z")
     try:
         moment = moment.astimezone(UTC)
     except OverflowError:
@@ -288,7 +288,8 @@ def rule_from_fields(fields: Mapping[str, object], rule_id: str, now: float) -> 
     """The rule that the contract's JSON fields ask for, under `rule_id` (the fields' own id is not read).
 
     `now` (seconds since 1970) turns a ttl into the moment of expiry. Read-only fields are accepted, so that
-    what was read can be sent back, and have no effect. Raises InvalidInput with a problem for each fault.
+    what was read can be sent back, and have no effect. A moment of expiry in the past is no fault: an old export
+    can be restored, and the rule expires at once. Raises InvalidInput with a problem for each fault.
     """
     read = _Reader(fields)
     for name in fields:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from firewall.addresses import AddressPlan, AddressTables
 from firewall.datapath import Change
+from firewall.errors import table_full
 from firewall.policy import Policy, PolicyRule, compile_policy
 from firewall.store import Record
 
@@ -33,7 +34,8 @@ def is_policy(record: Record) -> bool:
 
 
 class Ruleset:
-    """Enabled rules, compiled. `words`: of a policy vector; `slots`: counters for policy rules there are."""
+    """Enabled rules, compiled. `words`: of a policy vector; `slots`: counters for policy rules there are, two
+    for each rule that has room, so that one change can put others in the place of all."""
 
     def __init__(self, words: int, slots: int, used_slots: Mapping[int, int]) -> None:
         """`used_slots`: by handle, those that already count."""
@@ -47,7 +49,10 @@ class Ruleset:
         self._free_slots = deque(slot for slot in range(slots) if slot not in taken)
 
     def plan(self, removed: Sequence[Record], added: Sequence[Record], interfaces: Mapping[str, int]) -> RulesetPlan:
-        """A record that is in both changed. `interfaces`: ifindex by name of what is protected."""
+        """A record that is in both changed. `interfaces`: ifindex by name of what is protected.
+
+        Raises TableFull where there are more policy rules than a vector has bits for.
+        """
         removed = [each for each in removed if each.rule.enabled]
         added = [each for each in added if each.rule.enabled]
         addresses = self.addresses.plan(
@@ -64,6 +69,9 @@ class Ruleset:
         self, addresses: AddressPlan, gone: set[int], come: Sequence[Record], interfaces: Mapping[str, int]
     ) -> RulesetPlan:
         rules = {handle: each for handle, each in self.policy_rules.items() if handle not in gone}
+        wanted = len(rules.keys() | {record.handle for record in come})
+        if wanted > self._slots // 2:
+            raise table_full("policy_rules", self._slots // 2, wanted, "bpf.max_rules", "rules")
         fresh = []
         free = iter(self._free_slots)
         for record in come:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from api.wiring import build
-from firewall.datapath import Attached, Change, Entry, Key, Link, MapFill, Occupancy
+from firewall.address_index import decoded
+from firewall.datapath import Attached, Change, Entry, Image, Key, Link, MapFill
 from firewall.enforcer import Enforcer
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
@@ -51,15 +52,9 @@ class MemoryKernel:
     def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
         pass
 
-    def reconcile(
-        self,
-        winners: Mapping[Key, Entry],
-        bits: Sequence[LengthBit],
-        occupancy: Occupancy,
-        policy: Policy,
-        fresh_slots: Sequence[int],
-    ) -> None:
-        self.entries, self.bits, self.policy = dict(winners), set(bits), policy
+    def reconcile(self, image: Image) -> None:
+        self.entries = {key: entry for each in image.entries.values() for key, entry in decoded(each)}
+        self.policy = image.policy
 
     def _fail(self, action: str) -> None:
         number, self.fail_next = self.fail_next, 0
@@ -78,6 +73,11 @@ class MemoryKernel:
                 self.entries[key] = new
             if old is not None and (new is None or new.handle != old.handle):
                 gone[old.handle] = self.hits.pop(old.handle, NO_HITS)
+        for each in change.come:
+            self.entries |= dict(decoded(each))
+        for each in change.gone:
+            for key, _ in decoded(each):
+                del self.entries[key]
         self.bits = (self.bits | set(change.bits_set)) - set(change.bits_cleared)
         self.policy = change.policy or self.policy
         return gone

@@ -7,25 +7,32 @@ what only packets of the old epoch could need is cleared away once none of them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from firewall.datapath import Change, Edit, Entry, Key, Occupancy
+from firewall.address_index import Keys, decoded, no_entries, sorted_entries
+from firewall.datapath import Change, Edit, Entries, Entry, Image, Key, Occupancy
 from firewall.hits import NO_HITS, Hits
 from firewall.kernel.bpf import Map, Records
 from firewall.kernel.clock import tick_to_wall
 from firewall.kernel.grace import GracePeriod
 from firewall.kernel.interface_counters import InterfaceCounters
-from firewall.kernel.keys import PREFIX, entry_records, key_records, keys_from_records
+from firewall.kernel.keys import (
+    PREFIX,
+    encoded_keys,
+    entries_key_records,
+    entry_records,
+    key_records,
+    many_entry_records,
+)
 from firewall.kernel.maps import PinnedMaps
 from firewall.kernel.policy_maps import write_policy
 from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
-from firewall.lengths import LengthBit
-from firewall.policy import Policy, Words
+from firewall.lengths import LengthBit, Words, bit_mask, bucket_words
 
 VERSIONS = (4, 6)
-_BUCKETS = C["BUCKET_COUNT"]
 
 
 class KernelDatapath:
@@ -55,7 +62,7 @@ class KernelDatapath:
         self.settle()
         self.clear_policy_hits(change.fresh_slots)
         gone = self._gone(change.edits)
-        if change.policy is None and len(change.edits) <= 1:
+        if change.policy is None and len(change.edits) <= 1 and not change.come and not change.gone:
             self._apply_one(change)
         else:
             self._apply_at_once(change)
@@ -81,10 +88,18 @@ class KernelDatapath:
                 edits = [edit for edit in change.edits if edit.key.version == version]
                 self._write_entries(edits, since=epoch, before=True)
                 written = version
+            for each in change.come:
+                self._addresses(each.version).update_batch(entries_key_records(each), many_entry_records(each, epoch))
+            for each in change.gone:
+                self._rewrite_many(each, epoch)
             if change.policy is not None:
                 write_policy(self.maps, epoch & 1, change.policy, self._options)
         except BaseException:
             self._take_back([edit for edit in change.edits if edit.key.version <= max(written, 4)])
+            for each in change.come:
+                self._addresses(each.version).delete_batch(entries_key_records(each))
+            for each in change.gone:
+                self._rewrite_many(each, None)
             raise
         self._set_bits(change.bits_set)
         self._write_occupancy(_union(change.before, change.after))
@@ -105,6 +120,16 @@ class KernelDatapath:
         self._write_occupancy(change.after)
         self._clear_bits(change.bits_cleared)
         self._delete([edit for edit in change.edits if edit.new is None])
+        for each in change.gone:
+            self._addresses(each.version).delete_batch(entries_key_records(each))
+
+    def _rewrite_many(self, entries: Entries, goes_with: int | None) -> None:
+        """Entries that go with an epoch, or stay after all."""
+        if goes_with is None:
+            values = many_entry_records(entries, 0)
+        else:
+            values = many_entry_records(entries, goes_with, is_there_before=True)
+        self._addresses(entries.version).update_batch(entries_key_records(entries), values)
 
     def _write_entries(self, edits: Sequence[Edit], since: int, before: bool) -> None:
         for version in VERSIONS:
@@ -135,83 +160,79 @@ class KernelDatapath:
 
     # -- the whole content
 
-    def reconcile(
-        self,
-        winners: Mapping[Key, Entry],
-        bits: Sequence[LengthBit],
-        occupancy: Occupancy,
-        policy: Policy,
-        fresh_slots: Sequence[int],
-    ) -> None:
+    def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this. What packets meet goes from the one to the other at one moment."""
         self.settle()
-        self.clear_policy_hits(fresh_slots)
-        epoch = self.epoch
-        edits, strays = [], []
-        seen = set()
+        self.clear_policy_hits(image.fresh_slots)
+        edits: list[Edit] = []
+        come, strays = [], []
         for version in VERSIONS:
-            for keys, values in self._addresses(version).dump(PREFIX[version], ADDRESS_ENTRY):
-                ranks = np.where(values["since"] <= epoch, values["rank"], values["old_rank"])
-                found = zip(keys_from_records(version, keys), ranks.tolist(), values["handle"].tolist(), strict=True)
-                for key, rank, handle in found:
-                    seen.add(key)
-                    wanted = winners.get(key)
-                    if rank == RANK_NONE and wanted is None:
-                        strays.append(Edit(key, None, None))
-                    elif wanted != (rank, handle):
-                        edits.append(Edit(key, Entry(rank, handle) if rank != RANK_NONE else None, wanted))
-        edits += [Edit(key, None, entry) for key, entry in winners.items() if key not in seen]
+            found, dead = self._dump(version)
+            wanted = image.entries[version]
+            at, is_found = _positions(found, wanted.keys)
+            come.append(wanted.only(~is_found))
+            differs = is_found.copy()
+            differs[is_found] = (found.ranks[at[is_found]] != wanted.ranks[is_found]) | (
+                found.handles[at[is_found]] != wanted.handles[is_found]
+            )
+            present = found.only(np.isin(np.arange(len(found)), at[differs]))
+            for (key, old), (_, new) in zip(decoded(present), decoded(wanted.only(differs)), strict=True):
+                edits.append(Edit(key, old, new))
+            _, is_wanted = _positions(wanted, found.keys)
+            edits += [Edit(key, old, None) for key, old in decoded(found.only(~is_wanted))]
+            strays.append(dead.only(~_positions(wanted, dead.keys)[1]))
         before = self._read_occupancy()
-        self._apply_at_once(Change(edits, bits, (), before, occupancy, None, policy))
+        self._set_words(image, keep=True)
+        self._apply_at_once(Change(edits, (), (), before, image.occupancy, None, image.policy, come))
         self.settle()
-        self._delete(strays)
-        self._write_exact_bits(bits)
+        for each in strays:
+            self._addresses(each.version).delete_batch(entries_key_records(each))
+        self._set_words(image, keep=False)
+
+    def _dump(self, version: int) -> tuple[Entries, Entries]:
+        """The entries that packets meet now, and those that none meets: left by a change that was cut off."""
+        epoch = self.epoch
+        keys, ranks, handles = [no_entries(version).keys], [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
+        for key_rows, values in self._addresses(version).dump(PREFIX[version], ADDRESS_ENTRY):
+            keys.append(encoded_keys(version, key_rows))
+            ranks.append(np.where(values["since"] <= epoch, values["rank"], values["old_rank"]))
+            handles.append(values["handle"])
+        everything = sorted_entries(
+            Entries(version, np.concatenate(keys), np.concatenate(ranks), np.concatenate(handles))
+        )
+        is_dead = everything.ranks == RANK_NONE
+        return everything.only(~is_dead), everything.only(is_dead)
+
+    def _set_words(self, image: Image, keep: bool) -> None:
+        """Length bits: all that are needed, beside what is there or alone."""
+        for version, words in image.words.items():
+            there = self._length_words(version)
+            there[...] = there | words if keep else words
 
     def ingress_entries(self) -> dict[Key, Entry]:
         """The address rules that packets meet at ingress now."""
         self.settle()
-        entries: dict[Key, Entry] = {}
-        for version in VERSIONS:
-            for keys, values in self._addresses(version).dump(PREFIX[version], ADDRESS_ENTRY):
-                mine = keys["scope"] >> C["SCOPE_HOOK_BIT"] == C["HOOK_INGRESS"]
-                found = zip(values["rank"][mine].tolist(), values["handle"][mine].tolist(), strict=True)
-                entries |= dict(zip(keys_from_records(version, keys[mine]), (Entry(*each) for each in found), strict=True))
-        return entries
+        everything = (pair for version in VERSIONS for pair in decoded(self._dump(version)[0]))
+        return {key: entry for key, entry in everything if key.scope >> C["SCOPE_HOOK_BIT"] == C["HOOK_INGRESS"]}
 
     def _read_occupancy(self) -> Occupancy:
         control = self.maps.arrays["control_map"][0]
         first, second, third, fourth = control["short_lengths6"].tolist()
         return Occupancy(int(control["occupied"]), (first, second, third, fourth))
 
-    def _write_exact_bits(self, bits: Sequence[LengthBit]) -> None:
-        """Clears the bits that no entry needs: after a settled change they only cost probes."""
-        for name, field in (("lengths4", "lengths"), ("lengths6", "word")):
-            exact = np.zeros_like(self.maps.arrays[name][field])
-            for bit in bits:
-                if f"lengths{bit.version}" == name:
-                    self._bucket_words(bit, exact)[...] |= _mask(bit)
-            self.maps.arrays[name][field] = exact
-
     # -- length bits and control words
 
     def _set_bits(self, bits: Sequence[LengthBit]) -> None:
         for bit in bits:
-            self._bucket_words(bit, self._length_words(bit.version))[...] |= _mask(bit)
+            bucket_words(bit, self._length_words(bit.version))[...] |= bit_mask(bit)
 
     def _clear_bits(self, bits: Sequence[LengthBit]) -> None:
         for bit in bits:
-            self._bucket_words(bit, self._length_words(bit.version))[...] &= ~_mask(bit)
+            bucket_words(bit, self._length_words(bit.version))[...] &= ~bit_mask(bit)
 
     def _length_words(self, version: int) -> Words:
         name, field = ("lengths4", "lengths") if version == 4 else ("lengths6", "word")
         return self.maps.arrays[name][field]
-
-    @staticmethod
-    def _bucket_words(bit: LengthBit, words: Words) -> Words:
-        """The words of an array of all buckets that hold this bit: none for a short IPv6 length."""
-        start = bit.scope * _BUCKETS + bit.first
-        rows = slice(start, start + bit.buckets)
-        return words[rows] if bit.version == 4 else words[rows, (bit.length - C["BUCKET6_SHORTEST"]) // 64]
 
     def _write_occupancy(self, occupancy: Occupancy) -> None:
         control = self.maps.arrays["control_map"]
@@ -267,9 +288,12 @@ def _hits(record: np.void) -> Hits:
     return Hits(int(record["packets"]), int(record["bytes"]), tick_to_wall(int(record["last_hit"])))
 
 
-def _mask(bit: LengthBit) -> np.uint64:
-    at = bit.length if bit.version == 4 else (bit.length - C["BUCKET6_SHORTEST"]) % 64
-    return np.uint64(1 << at)
+def _positions(entries: Entries, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Where each key would stand among sorted entries, and whether it does."""
+    if not len(entries):
+        return np.zeros(len(keys), np.int64), np.zeros(len(keys), np.bool_)
+    at = np.searchsorted(entries.keys, keys).clip(max=len(entries) - 1)
+    return at, np.asarray(entries.keys[at] == keys)
 
 
 def _union(before: Occupancy, after: Occupancy) -> Occupancy:

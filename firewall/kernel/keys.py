@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from firewall.datapath import Entry, Key
+from firewall.address_index import Keys, encode_many, key_columns
+from firewall.datapath import Entries, Entry, Key
 from firewall.kernel.bpf import Records
 from firewall.layout import ADDRESS_ENTRY, PREFIX4, PREFIX6, RANK_NONE
 
@@ -28,6 +29,38 @@ def prefix_records(version: int, keys: Sequence[tuple[int, int, int]]) -> Record
 
 def key_records(version: int, keys: Sequence[Key]) -> Records:
     return prefix_records(version, [(key.scope, key.length, key.address) for key in keys])
+
+
+def entries_key_records(entries: Entries) -> Records:
+    """The keys of many entries."""
+    scopes, lengths, addresses = key_columns(entries.version, entries.keys)
+    records = np.zeros(len(entries), PREFIX[entries.version])
+    records["scope"], records["length"] = scopes, lengths
+    words = np.ascontiguousarray(addresses).view("<u4")
+    records["address"] = words.reshape(-1) if entries.version == 4 else words
+    return records
+
+
+def encoded_keys(version: int, records: Records) -> Keys:
+    """Keys of a dump, encoded, in the dump's order."""
+    addresses = np.ascontiguousarray(records["address"]).view(np.uint8).reshape(len(records), -1)
+    encoded = encode_many(version, 0, records["length"], addresses)
+    if version == 4:
+        shifted: Keys = records["scope"].astype(np.uint64) << np.uint64(40)
+        return np.bitwise_or(encoded, shifted)
+    rows = encoded.view(np.uint8).reshape(-1, 18)
+    rows[:, 0] = records["scope"]
+    return rows.reshape(-1).view("S18")
+
+
+def many_entry_records(entries: Entries, since: int, is_there_before: bool = False) -> Records:
+    """Fresh values for many entries that come with epoch `since`, or go with it."""
+    records = np.zeros(len(entries), ADDRESS_ENTRY)
+    records["since"] = since
+    records["rank"] = RANK_NONE if is_there_before else entries.ranks
+    records["old_rank"] = entries.ranks if is_there_before else RANK_NONE
+    records["handle"] = entries.handles
+    return records
 
 
 def keys_from_records(version: int, records: Records) -> list[Key]:

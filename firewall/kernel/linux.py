@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from firewall.datapath import Attached, Change, Entry, Key, Link, MapFill, Occupancy
+from firewall.datapath import Attached, Change, Image, Key, Link, MapFill
 from firewall.errors import Conflict
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, program_set
@@ -24,7 +24,6 @@ from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
 from firewall.layout import ADDRESS_ENTRY, C
-from firewall.lengths import LengthBit
 from firewall.policy import Policy
 
 _INGRESS = C["HOOK_INGRESS"]
@@ -163,16 +162,9 @@ class LinuxKernel:
 
     # -- content
 
-    def reconcile(
-        self,
-        winners: Mapping[Key, Entry],
-        bits: Sequence[LengthBit],
-        occupancy: Occupancy,
-        policy: Policy,
-        fresh_slots: Sequence[int],
-    ) -> None:
-        self._datapath.reconcile(winners, bits, occupancy, policy, fresh_slots)
-        self._policy = policy
+    def reconcile(self, image: Image) -> None:
+        self._datapath.reconcile(image)
+        self._policy = image.policy
 
     def apply(self, change: Change) -> dict[int, Hits]:
         check_change(self._offloaded.values(), change)

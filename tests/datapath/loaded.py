@@ -160,20 +160,32 @@ class Loaded:
 
     # -- packets
 
-    def judge(
-        self, frame: bytes, hook: str = "ingress", link: str = "ethernet", context: bytes = b""
-    ) -> Judged:
+    def judge(self, frame: bytes, hook: str = "ingress", link: str = "ethernet") -> Judged:
         """Runs the program of a hook and link on a frame; checks that just this one packet was counted."""
-        program = self.kernel._set.programs[PROGRAMS[hook][link == "ethernet"]]
-        returned, _, _ = bpf.test_run(program, frame, context=context)
+        returned, _, _ = bpf.test_run(self.program(hook, link), frame)
+        ((counted, packets_and_bytes),) = self.counted_since_last().items()
+        assert packets_and_bytes == (1, len(frame))
+        assert counted[:2] == (hook, VERDICT_OF[hook][returned])
+        return Judged(*counted[1:])
+
+    def program(self, hook: str, link: str = "ethernet") -> int:
+        """A descriptor."""
+        return self.kernel._set.programs[PROGRAMS[hook][link == "ethernet"]]
+
+    def program_ids(self) -> dict[str, int]:
+        return {name: bpf.program_info(fd).id for name, fd in self.kernel._set.programs.items()}
+
+    def counted_since_last(self) -> dict[tuple[str, str, str], tuple[int, int]]:
+        """Packets and bytes by hook, verdict and reason that were counted since the last time this was asked."""
         counted = self._read_counters()
         changed, self._counted = counted - self._counted, counted
-        places = np.flatnonzero(changed.any(axis=1))
-        assert len(places) == 1 and changed[places[0]].tolist() == [1, len(frame)], f"counted {changed[places]}"
-        rest, reason = divmod(int(places[0]), C["REASON_CAPACITY"])
-        counted_hook, verdict = divmod(rest, C["VERDICT_COUNT"])
-        assert (HOOKS[counted_hook], VERDICTS[verdict]) == (hook, VERDICT_OF[hook][returned])
-        return Judged(VERDICTS[verdict], REASONS[reason])
+        seen = {}
+        for place in np.flatnonzero(changed.any(axis=1)).tolist():
+            rest, reason = divmod(place, C["REASON_CAPACITY"])
+            hook, verdict = divmod(rest, C["VERDICT_COUNT"])
+            packets, size = changed[place].tolist()
+            seen[HOOKS[hook], VERDICTS[verdict], REASONS[reason]] = (packets, size)
+        return seen
 
     def _read_counters(self) -> npt.NDArray[np.int64]:
         """Packets and bytes by index, of all CPUs: (COUNTERS_PER_INTERFACE, 2). One system call."""

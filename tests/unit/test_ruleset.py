@@ -131,7 +131,7 @@ def test_a_changed_rule_keeps_its_slot_and_what_it_counted() -> None:
 
 
 def test_a_slot_that_was_freed_is_the_last_to_be_given_again_and_starts_at_0() -> None:
-    rules = ruleset(slots=3)
+    rules = ruleset(slots=6)
     change(rules, [], [web(1)])
     freed = slots(rules)[1]
     change(rules, [web(1)], [])

@@ -1,0 +1,429 @@
+"""What a change of rules does to the maps: all or nothing, whatever the kernel refuses and wherever it ends.
+
+Each test compares what packets meet, what was counted and what the maps hold before and after. The process
+that crashes here lets go of its descriptors and does nothing more; its pins and its state stay.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from firewall.errors import KernelRefused, ProgramRejected, StoreFailed, TableFull
+from firewall.kernel import bpf, program_set
+from firewall.kernel.linux import LinuxKernel
+from firewall.store import Store
+from tests import oracle
+from tests.datapath.contents import assert_exact, visible_entries
+from tests.datapath.frames import tcp
+from tests.datapath.loaded import HERE, Judged, Loaded
+from tests.datapath.sabotage import Sabotage
+
+Rule = dict[str, Any]
+PASSES, DROPPED, ALLOWED = Judged("pass", "default"), Judged("drop", "rule"), Judged("pass", "rule")
+
+# Both structures, both families, a prefix that two rules share, and a rule of both directions.
+BASE: list[Rule] = [
+    {"id": "net", "sources": ["10.0.0.0/8", "2001:db8::/32"], "action": "allow"},
+    {"id": "host", "sources": ["10.0.0.1"], "priority": 10, "direction": "both"},
+    {"id": "twin", "sources": ["10.0.0.1"], "priority": 20, "action": "allow"},
+    {"id": "host6", "sources": ["2001:db8::1"], "priority": 10},
+    {"id": "port", "destination_ports": [22], "priority": 5},
+    {"id": "both", "sources": ["10.0.0.2"], "destination_ports": [23], "action": "allow", "priority": 4},
+]
+NEW: list[Rule] = [
+    {"id": "new4", "sources": ["10.0.0.3", "10.0.0.4", "172.16.0.0/12"], "priority": 1},
+    {"id": "new6", "sources": ["2001:db8::3", "2001:db8::4", "2000::/3"], "priority": 1},
+    {"id": "new-port", "destination_ports": [24], "sources": ["10.0.0.0/9"], "priority": 1},
+]
+SOURCES = (
+    "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "172.16.0.1", "2001:db8::1", "2001:db8::3", "2001:db8::4",
+    "2001::1", "192.0.2.1",
+)  # fmt: skip
+FRAMES = [tcp(source, dport=port) for source in SOURCES for port in (22, 23, 24, 80)]
+
+CHANGES: dict[str, Callable[[Loaded], object]] = {
+    "add an address rule": lambda firewall: firewall.add(id="one", sources=["10.0.0.3"], priority=1),
+    "delete an address rule": lambda firewall: firewall.delete("host6"),
+    "delete the winner of a prefix": lambda firewall: firewall.delete("host"),
+    "edit an address rule": lambda firewall: firewall.edit("host6", action="allow"),
+    "edit a rule of several addresses": lambda firewall: firewall.edit("net", action="drop"),
+    "move an address rule": lambda firewall: firewall.edit("host", sources=["10.0.0.4"]),
+    "add a policy rule": lambda firewall: firewall.add(id="one", destination_ports=[24], priority=1),
+    "delete a policy rule": lambda firewall: firewall.delete("port"),
+    "an address rule becomes a policy rule": lambda firewall: firewall.edit("host", destination_ports=[80]),
+    "a policy rule becomes an address rule": lambda firewall: firewall.edit("both", destination_ports=[]),
+    "a batch of everything": lambda firewall: firewall.batch(NEW, ["net", "host", "port", "host6"]),
+    "replace everything": lambda firewall: firewall.rules(*NEW, *BASE[:2]),
+    "delete everything": lambda firewall: firewall.rules(),
+}
+
+
+def verdicts(firewall: Loaded) -> list[Judged]:
+    return [firewall.judge(frame, hook) for hook in ("ingress", "egress") for frame in FRAMES]
+
+
+def expected_verdicts(rules: Sequence[Rule]) -> list[Judged]:
+    judgements = (
+        oracle.judge(rules, frame, direction=hook, interface="pretended-interface-0")
+        for hook in ("ingress", "egress")
+        for frame in FRAMES
+    )
+    return [Judged(each.verdict, each.reason) for each in judgements]
+
+
+def stored(firewall: Loaded) -> list[Rule]:
+    return [rule.fields() for rule in firewall.enforcer.export()[0]]
+
+
+def state(firewall: Loaded) -> tuple[object, ...]:
+    """What packets meet, what was counted, what is stored: by rule and by map entry."""
+    return visible_entries(firewall), firewall.all_hits(), stored(firewall), firewall.enforcer.etag()
+
+
+def base(firewall: Loaded) -> None:
+    firewall.rules()
+    firewall.rules(*BASE)
+    assert verdicts(firewall) == expected_verdicts(BASE)
+
+
+@pytest.fixture
+def sabotage(monkeypatch: pytest.MonkeyPatch) -> Sabotage:
+    return Sabotage(monkeypatch)
+
+
+def fails_at_every_step(
+    firewall: Loaded, sabotage: Sabotage, change: Callable[[Loaded], object], goes_on: bool, after: Callable[[], None]
+) -> int:
+    """Calls `after` with each state that a failure at a step left; answers the number of steps."""
+    for at in range(200):
+        base(firewall)
+        before = state(firewall)
+        sabotage.begin(at, goes_on)
+        try:
+            change(firewall)
+        except KernelRefused:
+            sabotage.repair()
+            assert state(firewall)[2:] == before[2:], sabotage.steps
+            if not goes_on:
+                assert state(firewall) == before, sabotage.steps
+            after()
+        else:
+            sabotage.repair()
+            return at
+    raise AssertionError("no end of steps")
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_that_the_kernel_refuses_at_any_step_leaves_all_as_it_was(
+    firewall: Loaded, sabotage: Sabotage, name: str
+) -> None:
+    def after() -> None:
+        assert verdicts(firewall) == expected_verdicts(BASE), sabotage.steps
+        assert_exact(firewall)
+
+    assert fails_at_every_step(firewall, sabotage, CHANGES[name], False, after) > 0
+    assert_exact(firewall)
+    assert verdicts(firewall) == expected_verdicts(stored(firewall))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_after_a_refused_change_the_next_one_works(firewall: Loaded, sabotage: Sabotage, name: str) -> None:
+    def after() -> None:
+        CHANGES[name](firewall)
+        assert verdicts(firewall) == expected_verdicts(stored(firewall)), sabotage.steps
+        firewall.add(id="next", sources=["10.0.0.0/29"], protocols=["tcp"], priority=0)
+        assert verdicts(firewall) == expected_verdicts(stored(firewall)), sabotage.steps
+        assert_exact(firewall)
+
+    fails_at_every_step(firewall, sabotage, CHANGES[name], False, after)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_kernel_that_refuses_for_a_while_has_all_rules_right_after_the_next_change(
+    firewall: Loaded, sabotage: Sabotage, name: str
+) -> None:
+    """From some step on nothing works, not even to take back what was done: the rules in force are still the
+    old ones, and later changes bring no leftover to life."""
+
+    def after() -> None:
+        assert verdicts(firewall) == expected_verdicts(BASE), sabotage.steps
+        for number in range(3):
+            firewall.add(id=f"next-{number}", sources=[f"192.0.2.{number}", f"2001:db8:7::{number}"])
+            assert verdicts(firewall) == expected_verdicts(stored(firewall)), sabotage.steps
+        firewall.add(id="policy", destination_ports=[25])
+        assert verdicts(firewall) == expected_verdicts(stored(firewall)), sabotage.steps
+        assert_exact(firewall)
+
+    fails_at_every_step(firewall, sabotage, CHANGES[name], True, after)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_crash_at_any_step_leaves_all_as_it_was_for_the_next_start(
+    firewall: Loaded, sabotage: Sabotage, name: str
+) -> None:
+    def after() -> None:
+        assert verdicts(firewall) == expected_verdicts(BASE), sabotage.steps
+        firewall.restart()
+        assert verdicts(firewall) == expected_verdicts(BASE), sabotage.steps
+        firewall.add(id="later", sources=["192.0.2.1", "2001:db8:7::1"])
+        assert verdicts(firewall) == expected_verdicts(stored(firewall)), sabotage.steps
+        assert_exact(firewall)
+
+    fails_at_every_step(firewall, sabotage, CHANGES[name], True, after)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_store_that_fails_after_the_kernel_did_the_change_undoes_it(
+    firewall: Loaded, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    base(firewall)
+    before = stored(firewall)
+
+    def refuse(*_: object) -> None:
+        raise StoreFailed("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "add_hits", refuse)
+        with pytest.raises(StoreFailed):
+            CHANGES[name](firewall)
+    assert stored(firewall) == before
+    assert verdicts(firewall) == expected_verdicts(BASE)
+    assert_exact(firewall)
+
+
+def test_settling_that_fails_is_made_up_for(firewall: Loaded, sabotage: Sabotage) -> None:
+    for at in range(3):
+        base(firewall)
+        firewall.kernel.settle()
+        firewall.batch(NEW, ["net", "host", "host6"])
+        sabotage.begin(at)
+        with pytest.raises(KernelRefused):
+            firewall.kernel.settle()
+        sabotage.repair()
+        assert verdicts(firewall) == expected_verdicts(stored(firewall))
+        assert_exact(firewall)
+
+
+# --- one moment --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", ["ingress", "egress"])
+def test_a_change_of_many_rules_happens_at_one_moment(firewall: Loaded, hook: str) -> None:
+    """While packets are judged as fast as they can be, the rule set goes round between sets that all drop
+    them. Every mixture of two of the sets would pass some."""
+    crowd = [{"sources": [f"10.{high}.{low}.0/24" for low in range(250)]} for high in range(1, 5)]
+    host, net = {"sources": ["10.0.0.1"]}, {"sources": ["10.0.0.0/24"], "action": "allow", "priority": 900}
+    sets: list[list[Rule]] = [
+        [*crowd, net, {**host, "priority": 800}],
+        [{**net, "priority": 700}, {"destination_ports": [22], "priority": 600}, *crowd[:2]],
+        [*crowd[1:], {**net, "priority": 500}, {"destinations": ["198.51.100.0/24"], "priority": 400}],
+        [{**net, "protocols": ["tcp"], "priority": 300}, {**host, "protocols": ["tcp"], "priority": 200}],
+    ]
+    sets = [[{**rule, "id": f"r{place}", "direction": hook} for place, rule in enumerate(rules)] for rules in sets]
+    frame = tcp("10.0.0.1", dport=22)
+    firewall.rules(*sets[0])
+    assert firewall.judge(frame, hook) == DROPPED
+    program = firewall.program(hook)
+    is_over = threading.Event()
+
+    def flood() -> None:
+        while not is_over.is_set():
+            bpf.test_run(program, frame, repeat=20_000)
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    try:
+        for turn in range(40):
+            firewall.rules(*sets[(turn + 1) % len(sets)])
+    finally:
+        is_over.set()
+        flooding.join()
+    verdicts_seen = firewall.counted_since_last()
+    assert {verdict for _, verdict, _ in verdicts_seen} == {"drop"}, verdicts_seen
+    assert sum(packets for packets, _ in verdicts_seen.values()) > 40_000
+
+
+# --- growth ------------------------------------------------------------------------------------------------
+
+
+def crowd(count: int, version: int) -> list[str]:
+    return [f"100.{n >> 16}.{n >> 8 & 255}.{n & 255}" if version == 4 else f"2001:db8:1::{n:x}" for n in range(count)]
+
+
+def grown(fresh: Loaded) -> tuple[int, int, int, int]:
+    have = fresh.kernel._capacities
+    return have.addresses4, have.addresses6, have.vectors, have.prefixes
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_more_addresses_than_the_first_tables_hold(fresh: Loaded, version: int) -> None:
+    base(fresh)
+    before, hits, had = verdicts(fresh), fresh.all_hits(), grown(fresh)
+    many = crowd(20_000, version)
+    fresh.add(id="many", sources=many)
+    assert grown(fresh)[version == 6] > had[version == 6]
+    assert grown(fresh)[version == 4] == had[version == 4]
+    assert fresh.all_hits() == hits
+    assert verdicts(fresh) == before
+    assert {fresh.judge(tcp(source)) for source in many[::97]} == {DROPPED}
+    fresh.delete("many")
+    assert {fresh.judge(tcp(source)).verdict for source in many[::97]} == {"pass"}
+    assert verdicts(fresh) == before
+    assert_exact(fresh)
+    fresh.restart()
+    assert fresh.kernel.bcc is None, "the larger tables were not found again"
+    assert verdicts(fresh) == before
+
+
+def test_more_vectors_and_prefixes_than_the_first_tables_hold(fresh: Loaded) -> None:
+    base(fresh)
+    before, hits, had = verdicts(fresh), fresh.all_hits(), grown(fresh)
+    many = [
+        {"id": f"p{n}", "sources": [f"100.{n >> 8}.{n & 255}.0/24"], "destination_ports": [1000 + 2 * n], "priority": n}
+        for n in range(700)
+    ]
+    fresh.batch(many, [])
+    assert grown(fresh)[2] > had[2]
+    assert fresh.all_hits() == hits
+    assert verdicts(fresh) == before
+    for n in range(0, 700, 53):
+        frames = [tcp(f"100.{n >> 8}.{n & 255}.7", dport=port) for port in (1000 + 2 * n, 1001 + 2 * n)]
+        assert [fresh.judge(frame) for frame in frames] == [DROPPED, PASSES]
+    assert fresh.hits("p53") == (1, len(tcp()))
+    assert_exact(fresh)
+    fresh.rules(*BASE)
+    assert verdicts(fresh) == before
+    assert_exact(fresh)
+
+
+def test_growth_that_fails_leaves_all_as_it_was(fresh: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    base(fresh)
+    before = state(fresh)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ProgramRejected("the verifier said no")
+
+    for owner, name in ((program_set, "load"), (program_set, "PinnedMaps"), (LinuxKernel, "_fill")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refuse)
+            with pytest.raises(ProgramRejected):
+                fresh.add(id="many", sources=crowd(20_000, 4))
+        assert state(fresh) == before, name
+        assert verdicts(fresh) == expected_verdicts(BASE)
+        before = state(fresh)
+    fresh.add(id="many", sources=crowd(20_000, 4))
+    assert fresh.judge(tcp("100.0.0.9")) == DROPPED
+    assert_exact(fresh)
+
+
+def test_a_full_table_refuses_before_anything_is_written(fresh: Loaded) -> None:
+    fresh.restart(bpf={"max_addresses": 10, "max_rules": 3})
+    fresh.rules(*BASE)
+    before = state(fresh)
+    for rules in ([{"id": "a", "sources": crowd(8, 4)}], [{"id": f"p{n}", "destination_ports": [n]} for n in range(2)]):
+        with pytest.raises(TableFull):
+            fresh.batch(rules, [])
+        assert state(fresh) == before
+    assert verdicts(fresh) == expected_verdicts(BASE)
+    assert_exact(fresh)
+
+
+# --- start after a crash -----------------------------------------------------------------------------------
+
+
+def test_a_start_after_a_crash_finds_programs_rules_and_counters(fresh: Loaded) -> None:
+    base(fresh)
+    hits, counted = fresh.all_hits(), fresh.kernel.interface_hits()[HERE]
+    programs = fresh.program_ids()
+    fresh.restart()
+    assert fresh.program_ids() == programs
+    assert fresh.kernel.bcc is None, "compiled again"
+    assert fresh.all_hits() == hits
+    assert fresh.kernel.interface_hits()[HERE] == counted
+    assert verdicts(fresh) == expected_verdicts(BASE)
+    assert {rule: packets for rule, (packets, _) in fresh.all_hits().items()} == {
+        rule: 2 * packets for rule, (packets, _) in hits.items()
+    }
+    fresh.add(id="new", destination_ports=[80], priority=1)
+    assert fresh.hits("new") == (0, 0)
+    assert fresh.judge(tcp("10.0.0.1", dport=80)) == DROPPED
+    assert fresh.hits("new")[0] == 1
+
+
+def test_after_a_crash_no_rule_counts_where_it_once_did(firewall: Loaded) -> None:
+    """A rule that left the policy and came back has another slot; the old one must not be taken for it."""
+    firewall.rules(*({"id": f"f{n}", "destination_ports": [n], "priority": n} for n in range(10)))
+    firewall.edit("f9", enabled=False)
+    firewall.batch([], [f"f{n}" for n in range(8)])
+    firewall.add(id="other", destination_ports=[99], priority=20)
+    firewall.edit("f9", enabled=True)
+    for number in range(3):
+        firewall.add(id=f"more-{number}", destination_ports=[100 + number], priority=30)
+    firewall.judge(tcp(dport=9))
+    before = firewall.all_hits()
+    assert before == {"f9": (1, len(tcp()))}
+    firewall.restart()
+    assert firewall.all_hits() == before
+    firewall.judge(tcp(dport=9))
+    assert firewall.hits("f9")[0] == 2
+
+
+def test_a_crash_between_change_and_settling_leaves_nothing_behind(firewall: Loaded) -> None:
+    base(firewall)
+    firewall.batch(NEW, ["net", "host", "host6", "port"])
+    expected = expected_verdicts(stored(firewall))
+    firewall.restart()
+    assert_exact(firewall)
+    assert verdicts(firewall) == expected
+
+
+def test_rules_that_the_kernel_has_and_the_store_has_not_are_gone_after_a_start(firewall: Loaded) -> None:
+    """A crash after the kernel did the change and before the store kept it."""
+    base(firewall)
+    store, kernel = firewall.enforcer._store, firewall.kernel
+    for change in (lambda: firewall.delete("host"), lambda: firewall.batch(NEW, ["port"])):
+        apply = kernel.apply
+
+        def apply_and_die(asked: object) -> None:
+            apply(asked)  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+
+        kernel.apply = apply_and_die  # type: ignore[assignment,method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            change()
+        assert store is firewall.enforcer._store
+        assert verdicts(firewall) != expected_verdicts(BASE)
+        firewall.restart()
+        store, kernel = firewall.enforcer._store, firewall.kernel
+        assert verdicts(firewall) == expected_verdicts(BASE)
+        assert_exact(firewall)
+
+
+@pytest.mark.parametrize("max_rules", [100, 8192])
+def test_another_capacity_builds_anew_with_the_same_rules(fresh: Loaded, max_rules: int) -> None:
+    base(fresh)
+    programs = fresh.program_ids()
+    fresh.restart(bpf={"max_rules": max_rules})
+    assert fresh.program_ids() != programs
+    assert verdicts(fresh) == expected_verdicts(BASE)
+    assert_exact(fresh)
+    fresh.batch([{"id": f"p{n}", "destination_ports": [n + 100], "priority": 900} for n in range(98)], [])
+    assert fresh.judge(tcp(dport=197)) == DROPPED
+    assert_exact(fresh)
+
+
+def test_leftovers_of_a_build_are_removed(fresh: Loaded) -> None:
+    """A crash while a larger set was being built leaves it half done below next."""
+    base(fresh)
+    beside = fresh.kernel._pin_root / "next" / "maps"
+    beside.mkdir(parents=True)
+    bpf.pin(fresh.kernel._set.maps["address6"].fd, beside / "address4")
+    fresh.restart()
+    fresh.add(id="many", sources=crowd(20_000, 4))
+    assert fresh.judge(tcp("100.0.0.9")) == DROPPED
+    assert verdicts(fresh) == expected_verdicts(BASE)
+    assert not (fresh.kernel._pin_root / "next").exists()
