@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +78,10 @@ class AddressTables:
 
     def winners(self, version: int) -> Entries:
         return self._winners[version].entries()
+
+    def find(self, version: int, keys: npt.NDArray[Any]) -> Entries:
+        """The winners of those of the encoded keys that have one."""
+        return self._winners[version].find(keys)
 
     def sizes(self, plan: AddressPlan | None = None) -> dict[int, int]:
         """Entries by IP version, now or after a plan."""

@@ -12,13 +12,17 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from firewall.address import BITS, Prefix
+from firewall.address_index import decoded, encode_many
+from firewall.address_list import PrefixColumns
 from firewall.addresses import address_keys
-from firewall.datapath import Image, Kernel, Link
+from firewall.datapath import Entries, Image, Kernel, Link
 from firewall.errors import (
     AlreadyExists,
     FirewallError,
@@ -30,12 +34,12 @@ from firewall.errors import (
 )
 from firewall.hits import NO_HITS, Hits
 from firewall.interfaces import Held, Interfaces
-from firewall.layout import HOOKS, REASONS, VERDICTS
+from firewall.layout import HOOKS, REASONS, VERDICTS, C
 from firewall.policy import Policy
 from firewall.rule import Rule
 from firewall.ruleset import Ruleset, RulesetPlan, is_policy
-from firewall.store import InterfaceRequest, InterfaceTotal, Record, Store
-from firewall.view import BatchOutcome, CounterView, InterfaceView, MapView, RuleQuery, RuleView, StatusView
+from firewall.store import Block, InterfaceRequest, InterfaceTotal, Record, Store
+from firewall.view import BatchOutcome, CounterView, ImportOutcome, InterfaceView, MapView, RuleQuery, RuleView, StatusView
 
 log = structlog.get_logger()
 
@@ -107,7 +111,8 @@ class Enforcer:
             self._ruleset = self._empty_ruleset(self._kernel.start())
             _, come = self._interfaces.gone_and_come()
             protected = {link.name: link.ifindex for link, _ in come}
-            fresh_slots = self._ruleset.load(self._store.all(), protected)
+            imported = [self._block_entries(block) for block in self._store.blocks()]
+            fresh_slots = self._ruleset.load(self._store.loose(), imported, protected)
             addresses = self._ruleset.addresses
             self._reserve(addresses.sizes(), self._ruleset.policy)
             self._kernel.reconcile(
@@ -271,10 +276,51 @@ class Enforcer:
                 self._change([*removed, *deleted], written)
             return BatchOutcome(len(written), len(deleted), unchanged, tuple(rule.id for rule in rules))
 
+    def import_list(self, columns: Sequence[PrefixColumns], action: str, priority: int, direction: str) -> ImportOutcome:
+        """One rule for each prefix, all as one change: sources at ingress, destinations at egress. Prefixes that
+        have a rule of this action and priority already are left as they are."""
+        with self._lock:
+            first, added, unchanged = self._store.next_handle, 0, 0
+            arriving, blocks = [], []
+            for each in columns:
+                block = Block(first + added, 0, secrets.token_hex(4), each.version, action, priority, direction, self._clock())
+                fresh, known = self._fresh(each, block)
+                unchanged += known
+                if len(fresh):
+                    block = replace(block, count=len(fresh))
+                    blocks.append((block, fresh))
+                    arriving.append(_entries(block, fresh, np.arange(len(fresh))))
+                    added += len(fresh)
+            if arriving:
+                self._import(self._ruleset.plan_import(arriving), blocks)
+            return ImportOutcome(added, unchanged)
+
+    def _fresh(self, columns: PrefixColumns, block: Block) -> tuple[PrefixColumns, int]:
+        """The distinct prefixes, sorted, that have no rule of the block's rank yet; and how many were left out."""
+        keys, at = np.unique(encode_many(block.version, _scope(block), columns.lengths, columns.addresses), return_index=True)
+        tables = self._ruleset.addresses
+        known = tables.find(block.version, keys)
+        same = known.ranks == block.rank
+        others = known.only(~same)
+        held = [any(entry.rank == block.rank for entry in tables.entries(key)) for key, _ in decoded(others)]
+        left_out = np.concatenate((known.keys[same], others.keys[np.array(held, np.bool_)]))
+        at = at[~np.isin(keys, left_out)]
+        fresh = PrefixColumns(columns.version, columns.lengths[at], columns.addresses[at])
+        return fresh, len(columns) - len(fresh)
+
+    def _import(self, plan: RulesetPlan, blocks: Sequence[tuple[Block, PrefixColumns]]) -> None:
+        def write() -> None:
+            for block, columns in blocks:
+                self._store.write_block(block, columns.lengths, columns.addresses)
+
+        self._perform(plan, write, set(), [])
+
+    def _block_entries(self, block: Block) -> Entries:
+        left = self._store.block_rules(block)
+        return _entries(block, PrefixColumns(block.version, left.lengths, left.addresses), left.numbers)
+
     def _change(self, removed: Sequence[Record], written: Sequence[Record]) -> None:
         plan = self._ruleset.plan(removed, written, self._interfaces.protected())
-        self._check_room(plan)
-        self._reserve_for(plan)
         kept = {each.handle for each in written}
         deleted = [each.handle for each in removed if each.handle not in kept]
         left_policy = [
@@ -282,14 +328,23 @@ class Enforcer:
             for handle, each in self._ruleset.policy_rules.items()
             if handle in kept and plan.policy_rules is not None and handle not in plan.policy_rules
         ]
+        self._perform(plan, lambda: self._store.write_rules(deleted, written), set(deleted), left_policy)
+
+    def _perform(
+        self, plan: RulesetPlan, write: Callable[[], None], deleted: set[int], left_policy: Sequence[tuple[int, int]]
+    ) -> None:
+        """Store and kernel, both or neither. `left_policy`: handle and slot of rules that the policy loses and the
+        address tables get, whose hits must not be lost."""
+        self._check_room(plan)
+        self._reserve_for(plan)
         is_applied = False
         try:
             with self._store.transaction():
-                self._store.write_rules(deleted, written)
+                write()
                 hits = self._kernel.policy_hits([slot for _, slot in left_policy])
                 gone = self._kernel.apply(plan.change)
                 is_applied = True
-                self._save_gone(gone, set(deleted))
+                self._save_gone(gone, deleted)
                 self._store.add_hits(zip((handle for handle, _ in left_policy), hits, strict=True))
         except BaseException as error:
             if is_applied:
@@ -563,6 +618,19 @@ class Enforcer:
             drift=tuple(reason for reason in not_ready if "any more" in reason),
             last_error=self.last_error,
         )
+
+
+def _scope(block: Block) -> int:
+    is_ingress = block.direction == "ingress"
+    hook = C["HOOK_INGRESS"] if is_ingress else C["HOOK_EGRESS"]
+    return hook << C["SCOPE_HOOK_BIT"] | (C["SIDE_SOURCE"] if is_ingress else C["SIDE_DESTINATION"])
+
+
+def _entries(block: Block, columns: PrefixColumns, numbers: npt.NDArray[np.int64]) -> Entries:
+    """What a block's rules are in the address tables; `columns` as sorted as they were stored."""
+    keys = encode_many(block.version, _scope(block), columns.lengths, columns.addresses)
+    ranks = np.full(len(keys), block.rank, np.uint32)
+    return Entries(block.version, keys, ranks, (block.first_handle + numbers).astype(np.uint32))
 
 
 def _covers(rule: Rule, prefix: Prefix) -> bool:

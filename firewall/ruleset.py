@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from firewall.addresses import AddressPlan, AddressTables
-from firewall.datapath import Change
+from firewall.datapath import Change, Entries
 from firewall.errors import table_full
 from firewall.policy import Policy, PolicyRule, compile_policy
 from firewall.store import Record
@@ -89,6 +89,11 @@ class Ruleset:
         change = self.addresses.change(addresses, self.policy, policy, tuple(fresh))
         return RulesetPlan(addresses, change, rules, policy, tuple(fresh), freed)
 
+    def plan_import(self, arriving: Sequence[Entries]) -> RulesetPlan:
+        """Address rules by the million."""
+        addresses = self.addresses.plan_many(arriving)
+        return RulesetPlan(addresses, self.addresses.change(addresses, None, None), None, None, (), ())
+
     def plan_interfaces(self, interfaces: Mapping[str, int]) -> RulesetPlan | None:
         """What a change of the protected interfaces means for rules that name some; None for nothing."""
         if not any(each.rule.interfaces for each in self.policy_rules.values()):
@@ -106,8 +111,12 @@ class Ruleset:
         self._free_slots.extend(plan.freed_slots)
         self._known_slots.clear()
 
-    def load(self, records: Iterable[Record], interfaces: Mapping[str, int]) -> tuple[int, ...]:
+    def load(
+        self, records: Iterable[Record], imported: Sequence[Entries], interfaces: Mapping[str, int]
+    ) -> tuple[int, ...]:
         """Everything that is stored, at the start. Answers the slots whose counters must start at 0."""
+        for entries in imported:
+            self.commit(self.plan_import([entries]))
         plan = self.plan((), list(records), interfaces)
         self.commit(plan)
         self._known_slots.clear()  # also what a change counted that never became durable

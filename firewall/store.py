@@ -6,16 +6,23 @@ returns. Knows no map and no HTTP. One connection writes; readers have their own
 
 from __future__ import annotations
 
+import heapq
 import json
+import re
 import sqlite3
 import threading
 import uuid
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from firewall.address import Prefix
 from firewall.hits import Hits
 from firewall.errors import FirewallError, StoreFailed
 from firewall.rule import Rule, rule_from_fields
@@ -36,6 +43,19 @@ CREATE TABLE rules (
     expires_at REAL
 );
 CREATE INDEX rules_by_expiry ON rules (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE blocks (                 -- imported address rules: first_handle + n is the handle of the n-th
+    first_handle INTEGER PRIMARY KEY,
+    count INTEGER NOT NULL,
+    uid TEXT NOT NULL UNIQUE,
+    version INTEGER NOT NULL,      -- 4 or 6
+    action TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    direction TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    lengths BLOB NOT NULL,         -- a byte each
+    addresses BLOB NOT NULL        -- 4 or 16 bytes each, network order
+);
+CREATE TABLE gone (handle INTEGER PRIMARY KEY);  -- of blocks: deleted since, or a row of rules by now
 CREATE TABLE hits (handle INTEGER PRIMARY KEY, packets INTEGER, bytes INTEGER, last_hit REAL);
 CREATE TABLE interface_hits (
     interface TEXT, hook INTEGER, verdict INTEGER, reason INTEGER, packets INTEGER, bytes INTEGER,
@@ -58,6 +78,51 @@ class Record:
     updated_at: float
 
 
+@dataclass(frozen=True)
+class Block:
+    """Rules that are one address or CIDR each and alike in all else, by the million. `direction` ingress: they are
+    sources; egress: destinations. The n-th rule has handle first_handle + n and id import-UID-N."""
+
+    first_handle: int
+    count: int
+    uid: str
+    version: int
+    action: str
+    priority: int
+    direction: str
+    created_at: float
+
+    @property
+    def rank(self) -> int:
+        return self.priority * 2 + (self.action == "allow")
+
+    def record(self, number: int, address: bytes, length: int) -> Record:
+        prefix = Prefix(self.version, int.from_bytes(address, "big"), length)
+        side = {"sources": (prefix,)} if self.direction == "ingress" else {"destinations": (prefix,)}
+        rule = Rule(
+            id=f"import-{self.uid}-{number}",
+            action=self.action,  # type: ignore[arg-type]
+            priority=self.priority,
+            direction=self.direction,  # type: ignore[arg-type]
+            **side,  # type: ignore[arg-type]
+        )
+        return Record(self.first_handle + number, rule, self.created_at, self.created_at)
+
+
+@dataclass(frozen=True)
+class BlockRules:
+    """What of a block is left: numbers within it, and a row each of its columns."""
+
+    block: Block
+    numbers: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.uint8]
+    addresses: npt.NDArray[np.uint8]
+
+    def records(self) -> Iterator[Record]:
+        for number, length, address in zip(self.numbers.tolist(), self.lengths.tolist(), self.addresses, strict=True):
+            yield self.block.record(number, address.tobytes(), length)
+
+
 class InterfaceRequest(NamedTuple):
     """What the API asked for an interface; `attach` False: leave it alone although the config names it."""
 
@@ -78,6 +143,8 @@ class InterfaceTotal(NamedTuple):
 
 
 _DEFAULTS = Rule("default").fields()
+_BLOCK_COLUMNS = "first_handle, count, uid, version, action, priority, direction, created_at"
+_BLOCK_ID = re.compile(r"import-([0-9a-f]{8})-(0|[1-9]\d{0,8})")
 
 
 def encode(rule: Rule) -> str:
@@ -121,6 +188,7 @@ class Store:
             self.identity = str(self._meta("identity"))
             self.revision = int(str(self._meta("revision")))
             self.next_handle = int(str(self._meta("next_handle")))
+            self._blocks = self._load_blocks()
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
@@ -161,7 +229,7 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Durable when it ends; nothing of it is there when it raises."""
-        before = self.revision, self.next_handle
+        before = self.revision, self.next_handle, self._blocks
         try:
             with _failures("writing the rules"):
                 self._writer.execute("BEGIN IMMEDIATE")
@@ -169,7 +237,7 @@ class Store:
             with _failures("making the change durable"):
                 self._writer.execute("COMMIT")
         except BaseException:
-            self.revision, self.next_handle = before
+            self.revision, self.next_handle, self._blocks = before
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
             raise
@@ -177,6 +245,7 @@ class Store:
     def write_rules(self, deleted: Sequence[int], written: Sequence[Record]) -> None:
         """Inside a transaction. `written` replaces what has its handle."""
         handles = [(handle,) for handle in deleted]
+        of_blocks = [(each,) for each in (*deleted, *(each.handle for each in written)) if self._block_of(each)]
         rows = [
             (each.handle, each.rule.id, encode(each.rule), each.rule.direction, each.rule.action, each.rule.enabled,
              each.created_at, each.updated_at, each.rule.expires_at)
@@ -187,11 +256,72 @@ class Store:
         with _failures("writing the rules"):
             self._writer.executemany("DELETE FROM rules WHERE handle = ?", handles)
             self._writer.executemany("DELETE FROM hits WHERE handle = ?", handles)
+            self._writer.executemany("INSERT OR IGNORE INTO gone VALUES (?)", of_blocks)
             self._writer.executemany("INSERT OR REPLACE INTO rules VALUES (?,?,?,?,?,?,?,?,?)", rows)
-            self._writer.executemany(
-                "UPDATE meta SET value = ? WHERE key = ?",
-                [(self.revision, "revision"), (self.next_handle, "next_handle")],
-            )
+            self._write_meta()
+
+    def _write_meta(self) -> None:
+        self._writer.executemany(
+            "UPDATE meta SET value = ? WHERE key = ?",
+            [(self.revision, "revision"), (self.next_handle, "next_handle")],
+        )
+
+    def write_block(self, block: Block, lengths: npt.NDArray[np.uint8], addresses: npt.NDArray[np.uint8]) -> None:
+        """Inside a transaction."""
+        self.revision += 1
+        self.next_handle = block.first_handle + block.count
+        with _failures("writing the rules"):
+            row = (*(getattr(block, name) for name in _BLOCK_COLUMNS.split(", ")), lengths.tobytes(), addresses.tobytes())
+            self._writer.execute("INSERT INTO blocks VALUES (?,?,?,?,?,?,?,?,?,?)", row)
+            self._write_meta()
+        self._blocks = [*self._blocks, block]
+
+    # -- blocks
+
+    def _block_of(self, handle: int) -> Block | None:
+        at = bisect_right(self._blocks, handle, key=lambda each: each.first_handle) - 1
+        block = self._blocks[at] if at >= 0 else None
+        return block if block and handle < block.first_handle + block.count else None
+
+    def _load_blocks(self) -> list[Block]:
+        return [Block(*row) for row in self._writer.execute(f"SELECT {_BLOCK_COLUMNS} FROM blocks ORDER BY first_handle")]
+
+    def block_rules(self, block: Block) -> BlockRules:
+        """All that is left of a block."""
+        with _failures("reading the rules"):
+            query = "SELECT lengths, addresses FROM blocks WHERE first_handle = ?"
+            lengths, addresses = self._reader.execute(query, (block.first_handle,)).fetchone()
+            gone = self._gone(block.first_handle, block.first_handle + block.count)
+        left = np.ones(block.count, np.bool_)
+        left[np.array(gone, np.int64) - block.first_handle] = False
+        columns = np.frombuffer(lengths, np.uint8), np.frombuffer(addresses, np.uint8).reshape(block.count, -1)
+        return BlockRules(block, np.flatnonzero(left), columns[0][left], columns[1][left])
+
+    def _gone(self, first: int, end: int) -> list[int]:
+        rows = self._reader.execute("SELECT handle FROM gone WHERE handle >= ? AND handle < ?", (first, end))
+        return [row[0] for row in rows]
+
+    def blocks(self) -> list[Block]:
+        return self._blocks
+
+    def _block_record(self, block: Block, number: int) -> Record | None:
+        if not 0 <= number < block.count:
+            return None
+        size = 4 if block.version == 4 else 16
+        query = (
+            "SELECT substr(lengths, ?, 1), substr(addresses, ?, ?) FROM blocks WHERE first_handle = ?"
+            " AND NOT EXISTS (SELECT 1 FROM gone WHERE handle = ?)"
+        )
+        handle = block.first_handle + number
+        with _failures("reading the rules"):
+            parameters = (number + 1, number * size + 1, size, block.first_handle, handle)
+            row = self._reader.execute(query, parameters).fetchone()
+        return block.record(number, row[1], row[0][0]) if row else None
+
+    def _block_by_id(self, rule_id: str) -> Record | None:
+        named = _BLOCK_ID.fullmatch(rule_id)
+        block = next((each for each in self._blocks if named and each.uid == named[1]), None)
+        return self._block_record(block, int(named[2])) if named and block else None
 
     def write_interface(self, request: InterfaceRequest | None, name: str) -> None:
         """None: forget what was asked for `name`."""
@@ -225,42 +355,104 @@ class Store:
         return [_record(row) for row in rows]
 
     def by_id(self, rule_id: str) -> Record | None:
-        return next(iter(self._records("WHERE id = ?", (rule_id,))), None)
+        return next(iter(self._records("WHERE id = ?", (rule_id,))), None) or self._block_by_id(rule_id)
 
     def by_ids(self, rule_ids: Sequence[str]) -> dict[str, Record]:
-        return {each.rule.id: each for each in self._by_many("id", rule_ids)}
-
-    def by_handles(self, handles: Sequence[int]) -> list[Record]:
-        return sorted(self._by_many("handle", handles), key=lambda each: each.handle)
+        found = {each.rule.id: each for each in self._by_many("id", rule_ids)}
+        if self._blocks:
+            of_blocks = (self._block_by_id(rule_id) for rule_id in rule_ids if rule_id not in found)
+            found |= {each.rule.id: each for each in of_blocks if each is not None}
+        return found
 
     def _by_many(self, column: str, values: Sequence[object]) -> Iterator[Record]:
         for at in range(0, len(values), 500):
             some = values[at : at + 500]
             yield from self._records(f"WHERE {column} IN ({','.join('?' * len(some))})", some)
 
-    def all(self, chunk: int = 5000) -> Iterator[Record]:
-        """In order of handle, that is of creation."""
+    def loose(self, chunk: int = 5000) -> Iterator[Record]:
+        """Rules that are in no block, in order of handle, that is of creation."""
         last = 0
         while some := self._records("WHERE handle > ? ORDER BY handle LIMIT ?", (last, chunk)):
             yield from some
             last = some[-1].handle
 
+    def all(self) -> Iterator[Record]:
+        """Every rule in order of handle."""
+        blocks = (each for block in self._blocks for each in self.block_rules(block).records())
+        return heapq.merge(self.loose(), blocks, key=lambda each: each.handle)
+
     def page(self, query: RuleQuery, offset: int, limit: int, among: Sequence[int] | None) -> tuple[list[Record], int]:
         """Records in order of creation and how many there are in all. `among`: only these handles."""
-        clauses, parameters = _conditions(query)
         if among is not None:
-            clauses.append(f"handle IN ({','.join(map(str, among))})")
-        where = f"WHERE {' AND '.join(clauses)}" if clauses else ""
+            return self._page_among(query, offset, limit, among)
+        clauses, parameters = _conditions(query)
+        records: list[Record] = []
+        total = first = 0
+        for block in [each for each in self._blocks if _block_fits(each, query)]:
+            skip = max(0, offset - total)
+            found, count = self._loose_page(clauses, parameters, first, block.first_handle, skip, limit - len(records))
+            records, total, first = records + found, total + count, block.first_handle
+            count = self._left(block)
+            if total + count > offset and len(records) < limit:
+                records += self._block_page(block, max(0, offset - total), limit - len(records))
+            total += count
+        skip = max(0, offset - total)
+        found, count = self._loose_page(clauses, parameters, first, None, skip, limit - len(records))
+        return records + found, total + count
+
+    def _loose_page(
+        self, clauses: list[str], parameters: list[object], first: int, end: int | None, skip: int, limit: int
+    ) -> tuple[list[Record], int]:
+        """Of the handles from `first` up to `end`: those after the first `skip`, and how many there are."""
+        clauses = [*clauses, "handle >= ?", *(["handle < ?"] if end is not None else [])]
+        parameters = [*parameters, first, *([end] if end is not None else [])]
+        where = f"WHERE {' AND '.join(clauses)}"
         with _failures("reading the rules"):
-            total = self._reader.execute(f"SELECT count(*) FROM rules {where}", parameters).fetchone()[0]
-        return self._records(f"{where} ORDER BY handle LIMIT ? OFFSET ?", [*parameters, limit, offset]), int(total)
+            count = int(self._reader.execute(f"SELECT count(*) FROM rules {where}", parameters).fetchone()[0])
+        if limit <= 0 or skip >= count:
+            return [], count
+        return self._records(f"{where} ORDER BY handle LIMIT ? OFFSET ?", [*parameters, limit, skip]), count
+
+    def _page_among(
+        self, query: RuleQuery, offset: int, limit: int, among: Sequence[int]
+    ) -> tuple[list[Record], int]:
+        clauses, parameters = _conditions(query)
+        clauses.append(f"handle IN ({','.join(map(str, among))})")
+        records = self._records(f"WHERE {' AND '.join(clauses)}", parameters)
+        for handle in among:
+            block = self._block_of(handle)
+            if block is not None and _block_fits(block, query):
+                record = self._block_record(block, handle - block.first_handle)
+                records += [record] if record else []
+        records.sort(key=lambda each: each.handle)
+        return records[offset : offset + limit], len(records)
+
+    def _left(self, block: Block) -> int:
+        end = block.first_handle + block.count
+        query = "SELECT count(*) FROM gone WHERE handle >= ? AND handle < ?"
+        with _failures("reading the rules"):
+            return block.count - int(self._reader.execute(query, (block.first_handle, end)).fetchone()[0])
+
+    def _block_page(self, block: Block, skip: int, limit: int) -> list[Record]:
+        """Walks forward from where the page would start if nothing before it were gone."""
+        gone = self._gone(block.first_handle, block.first_handle + block.count)
+        number, behind = skip, -1
+        while behind != (behind := sum(each - block.first_handle <= number for each in gone)):
+            number = skip + behind
+        records: list[Record] = []
+        while len(records) < limit and number < block.count:
+            record = self._block_record(block, number)
+            records += [record] if record else []
+            number += 1
+        return records
 
     def disabled(self) -> list[Record]:
         return self._records("WHERE NOT enabled")
 
     def count(self) -> int:
         with _failures("reading the rules"):
-            return int(self._reader.execute("SELECT count(*) FROM rules").fetchone()[0])
+            loose = int(self._reader.execute("SELECT count(*) FROM rules").fetchone()[0])
+        return loose + sum(self._left(block) for block in self._blocks)
 
     def expired(self, now: float, limit: int) -> list[Record]:
         return self._records("WHERE expires_at <= ? ORDER BY expires_at LIMIT ?", (now, limit))
@@ -302,6 +494,15 @@ def _record(row: tuple[int, str, str, float, float, float | None]) -> Record:
             f"the stored rule {rule_id!r} is damaged: {error}", "restore a backup of the state directory"
         ) from error
     return Record(handle, rule, created_at, updated_at)
+
+
+def _block_fits(block: Block, query: RuleQuery) -> bool:
+    return (
+        query.direction in (None, block.direction)
+        and query.action in (None, block.action)
+        and query.enabled is not False
+        and query.label is None
+    )
 
 
 def _conditions(query: RuleQuery) -> tuple[list[str], list[object]]:

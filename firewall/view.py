@@ -42,6 +42,14 @@ class BatchOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class ImportOutcome:
+    """How many addresses got a rule, and how many had one (or stood twice in the list)."""
+
+    added: int
+    unchanged: int
+
+
+@dataclass(frozen=True, slots=True)
 class HookView:
     """One hook of an interface: "ingress" or "egress"."""
 

@@ -55,8 +55,8 @@ class PinnedMaps:
         """Puts a filled table in the place of the present one; packets meet the one or the other, whole."""
         name = f"address{version}"
         self.maps[f"{name}_maps"].update(bytes(4), entries.fd.to_bytes(4, "little"))
-        pin(entries.fd, pins / "maps" / f"{name}.new")
-        (pins / "maps" / f"{name}.new").rename(pins / "maps" / name)
+        pin(entries.fd, pins / "maps" / f"{name}_new")
+        (pins / "maps" / f"{name}_new").rename(pins / "maps" / name)
         old = self.maps.get(name)
         self.maps[name] = entries
         if old is not None:

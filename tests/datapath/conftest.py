@@ -38,8 +38,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
         loaded.close()
 
 
+_failed_before = 0
+
+
 @pytest.fixture
-def firewall(shared: Loaded) -> Loaded:
+def firewall(shared: Loaded, request: pytest.FixtureRequest) -> Loaded:
+    """What a failed test left behind is not what the next one is about: it gets new maps."""
+    global _failed_before
+    if request.session.testsfailed != _failed_before:
+        _failed_before = request.session.testsfailed
+        shared.renew()
     shared.rules()
     shared.configure()
     shared.name_interfaces(**INTERFACES)

@@ -6,19 +6,19 @@ what the vectors hold, since they depend on history.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from firewall.addresses import address_keys
 from firewall.datapath import Key
-from firewall.kernel.keys import PREFIX, keys_from_records
+from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import ADDRESS_ENTRY, HOOKS, INTERFACE_KEY, RANK_NONE, C
-from firewall.lengths import LengthBit
-from firewall.policy import HookPolicy, Policy
-from firewall.ruleset import Ruleset
+from firewall.policy import HookPolicy, Policy, PolicyRule, compile_policy
+from firewall.store import Record
 from tests.datapath.loaded import Loaded
 
 NUMBER = np.dtype([("vector", "<u4")])
@@ -34,11 +34,21 @@ class Entry(NamedTuple):
     bytes: int
 
 
+def keys_of(version: int, records: npt.NDArray[np.void]) -> list[Key]:
+    """The keys of a dump; addresses stand in network order."""
+    size = {4: 4, 6: 16}[version]
+    raw = np.ascontiguousarray(records["address"]).tobytes()
+    return [
+        Key(version, int(record["scope"]), int(record["length"]), int.from_bytes(raw[at : at + size], "big"))
+        for record, at in zip(records, range(0, len(raw), size), strict=True)
+    ]
+
+
 def raw_entries(loaded: Loaded) -> dict[Key, np.void]:
     found: dict[Key, np.void] = {}
     for version, dtype in PREFIX.items():
         for keys, values in loaded.kernel._set.maps[f"address{version}"].dump(dtype, ADDRESS_ENTRY):
-            found |= dict(zip(keys_from_records(version, keys), values, strict=True))
+            found |= dict(zip(keys_of(version, keys), values, strict=True))
     return found
 
 
@@ -52,55 +62,78 @@ def visible_entries(loaded: Loaded) -> dict[Key, Entry]:
     return entries
 
 
-def fresh(loaded: Loaded) -> Ruleset:
-    """The stored rules compiled anew, apart from everything that earlier changes did."""
-    limits = loaded.enforcer._limits
-    ruleset = Ruleset(limits.words, 2 * limits.rules, {})
-    ruleset.load(loaded.enforcer._store.all(), loaded.interfaces)
-    return ruleset
+def wanted_entries(records: Iterable[Record]) -> dict[Key, tuple[int, int]]:
+    """Rank and handle of the winner of every prefix: the lowest rank, then the older rule."""
+    wanted: dict[Key, tuple[int, int]] = {}
+    for record in records:
+        if record.rule.enabled and record.rule.is_addresses_only:
+            claim = (record.rule.rank, record.handle)
+            wanted |= {key: min(claim, wanted.get(key, claim)) for key in address_keys(record.rule)}
+    return wanted
+
+
+def wanted_policy(loaded: Loaded, records: Iterable[Record]) -> Policy:
+    rules = [
+        PolicyRule(record.rule, record.handle, slot=0)
+        for record in records
+        if record.rule.enabled and not record.rule.is_addresses_only
+    ]
+    return compile_policy(rules, loaded.interfaces, loaded.enforcer._limits.words)
 
 
 def assert_exact(loaded: Loaded) -> None:
     """The maps hold the stored rules and nothing else, once the last change is settled."""
     loaded.kernel.settle()
-    ruleset = fresh(loaded)
-    maps, tables = loaded.kernel._set.maps, ruleset.addresses
-    epoch = loaded.kernel._datapath.epoch
-    raw = raw_entries(loaded)
-    found = {key: (int(each["rank"]), int(each["handle"])) for key, each in raw.items()}
-    assert found == {key: tuple(entry) for key, entry in tables.winners().items()}
+    records = list(loaded.enforcer._store.all())
+    maps, epoch = loaded.kernel._set.maps, loaded.kernel._datapath.epoch
+    raw, wanted = raw_entries(loaded), wanted_entries(records)
+    assert {key: (int(each["rank"]), int(each["handle"])) for key, each in raw.items()} == wanted
     assert all(each["since"] <= epoch for each in raw.values()), "an entry waits for an epoch to come"
-    assert present_bits(maps) == exact_bits(tables.length_bits())
-    control = maps.control
-    assert int(control["occupied"]) == tables.occupancy.lists
-    assert tuple(control["short_lengths6"].tolist()) == tables.occupancy.short_lengths6
-    assert list(policy_differences(loaded, ruleset.policy)) == []
+    assert present_words(maps) == wanted_words(wanted)
+    assert control_words(maps) == wanted_control_words(wanted)
+    assert list(policy_differences(loaded, wanted_policy(loaded, records))) == []
 
 
-def present_bits(maps: PinnedMaps) -> dict[str, dict[int, tuple[int, ...]]]:
-    """Words that are not 0, by map and index."""
-    words = {"lengths4": maps.arrays["lengths4"]["lengths"][:, None], "lengths6": maps.arrays["lengths6"]["word"]}
+Words = dict[tuple[str, int], list[int]]
+
+
+def present_words(maps: PinnedMaps) -> Words:
+    """Length words that are not 0, by map and index."""
+    tables = {"lengths4": maps.arrays["lengths4"]["lengths"][:, None], "lengths6": maps.arrays["lengths6"]["word"]}
     return {
-        name: {int(at): tuple(table[at].tolist()) for at in np.flatnonzero(table.any(axis=1))}
-        for name, table in words.items()
+        (name, at): table[at].tolist()
+        for name, table in tables.items()
+        for at in np.flatnonzero(table.any(axis=1)).tolist()
     }
 
 
-def exact_bits(bits: list[LengthBit]) -> dict[str, dict[int, tuple[int, ...]]]:
-    """The same of the prefixes that there are, by bpf/layout.h's text."""
-    words4: dict[int, tuple[int, ...]] = {}
-    words6: dict[int, tuple[int, ...]] = {}
-    for bit in bits:
-        for bucket in range(bit.first, bit.first + bit.buckets):
-            at = bit.scope * C["BUCKET_COUNT"] + bucket
-            if bit.version == 4:
-                words4[at] = (words4.get(at, (0,))[0] | 1 << bit.length,)
-            else:
-                first, second = words6.get(at, (0, 0))
-                is_second = bit.length >= 96
-                mask = 1 << (bit.length - (96 if is_second else 32))
-                words6[at] = (first, second | mask) if is_second else (first | mask, second)
-    return {"lengths4": words4, "lengths6": words6}
+def wanted_words(keys: Iterable[Key]) -> Words:
+    """The same of the prefixes that there are, by what bpf/layout.h says."""
+    words: Words = {}
+    for key in keys:
+        base = key.scope * C["BUCKET_COUNT"]
+        if key.version == 4:
+            first = key.address >> 16
+            for bucket in range(first, first + (1 << max(0, 16 - key.length))):
+                words.setdefault(("lengths4", base + bucket), [0])[0] |= 1 << key.length
+        elif key.length >= C["BUCKET6_SHORTEST"]:
+            bucket = ((key.address >> 96) * C["BUCKET6_MULTIPLIER"] & 0xFFFFFFFF) >> 16
+            word, bit = divmod(key.length - C["BUCKET6_SHORTEST"], 64)
+            words.setdefault(("lengths6", base + bucket), [0, 0])[word] |= 1 << bit
+    return words
+
+
+def control_words(maps: PinnedMaps) -> tuple[int, list[int]]:
+    return int(maps.control["occupied"]), maps.control["short_lengths6"].tolist()
+
+
+def wanted_control_words(keys: Iterable[Key]) -> tuple[int, list[int]]:
+    occupied, short_lengths = 0, [0] * C["ADDRESS_SCOPE_COUNT"]
+    for key in keys:
+        occupied |= 1 << ((key.version == 6) * C["ADDRESS_SCOPE_COUNT"] + key.scope)
+        if key.version == 6 and key.length < C["BUCKET6_SHORTEST"]:
+            short_lengths[key.scope] |= 1 << key.length
+    return occupied, short_lengths
 
 
 def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
@@ -108,7 +141,7 @@ def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
     maps, generation = loaded.kernel._set.maps, loaded.kernel._datapath.epoch & 1
     for hook, image in enumerate(policy.hooks):
         scope = generation * len(HOOKS) + hook
-        for what, wanted, found in tables(maps, scope, image, loaded.kernel._max_rules):
+        for what, wanted, found in tables(maps, scope, image):
             if not same_vectors(policy.vectors, wanted, maps.vectors, found):
                 yield f"{HOOKS[hook]}: {what}"
         for what, wanted_value, found_value in plain_values(maps, scope, image, loaded.kernel._max_rules):
@@ -119,9 +152,7 @@ def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
 Numbers = npt.NDArray[np.int64]
 
 
-def tables(
-    maps: PinnedMaps, scope: int, image: HookPolicy, max_rules: int
-) -> Iterator[tuple[str, Numbers, Numbers]]:
+def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[str, Numbers, Numbers]]:
     """Vector numbers: as compiled, and as found."""
 
     def rows(name: str, count: int, field: str) -> Numbers:
@@ -137,7 +168,7 @@ def tables(
         wanted = {(side, length, address): vector for side, address, length, vector in prefixes}
         found = {}
         for keys, values in maps[f"policy_prefix{version}"].dump(PREFIX[version], NUMBER):
-            for key, vector in zip(keys_from_records(version, keys), values["vector"].tolist(), strict=True):
+            for key, vector in zip(keys_of(version, keys), values["vector"].tolist(), strict=True):
                 if key.scope >> C["SCOPE_HOOK_BIT"] == scope:
                     found[key.scope & 1, key.length, key.address] = vector
         yield f"policy_prefix{version}", *aligned(wanted, found)
@@ -148,7 +179,7 @@ def tables(
     yield "policy_iface", *aligned(dict(image.interfaces), interfaces)
 
 
-def aligned(wanted: dict[object, int], found: dict[object, int]) -> tuple[Numbers, Numbers]:
+def aligned(wanted: Mapping[object, int], found: Mapping[object, int]) -> tuple[Numbers, Numbers]:
     """Both in one order; of different length where the keys are not the same."""
     if wanted.keys() != found.keys():
         return np.zeros(1, np.int64), np.zeros(0, np.int64)

@@ -8,6 +8,7 @@ number; `interfaces` says which names the rules' compiler takes it for.
 from __future__ import annotations
 
 import errno
+import shutil
 import struct
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from api.wiring import build, linux_kernel
 from firewall.datapath import Kernel
-from firewall.kernel import bpf
+from firewall.kernel import bpf, program_set
 from firewall.kernel.datapath import possible_cpus
 from firewall.kernel.linux import LinuxKernel
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS
@@ -111,6 +112,14 @@ class Loaded:
         """Crashes and starts again on the same state and pins, with these sections of the config changed."""
         self.crash()
         self._sections = {**self._sections, **sections}
+        self._start()
+
+    def renew(self) -> None:
+        """Starts anew, without state and pins."""
+        self.crash()
+        shutil.rmtree(self._directory / "state")
+        program_set.discard(self._directory / "bpf" / "root")
+        self._sections = {}
         self._start()
 
     def configure(self, **filter_settings: str) -> None:

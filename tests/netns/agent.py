@@ -7,9 +7,13 @@ import nothing but the standard library.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import select
 import socket
+import struct
 import sys
 import threading
 import time
@@ -22,11 +26,15 @@ ETH_P_ALL = 0x0003
 SOL_PACKET = 263
 PACKET_IGNORE_OUTGOING = 23
 SO_RCVBUFFORCE = 33
+# linux/if_tun.h
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 CAPTURE_BYTES = 65536
 CAPTURE_BUFFER_BYTES = 16 << 20
 
 captures: dict[str, socket.socket] = {}
 senders: dict[str, socket.socket] = {}
+tuns: dict[str, int] = {}
+floods: dict[str, Flood] = {}
 
 
 def _answer_stream(listener: socket.socket) -> None:
@@ -89,14 +97,77 @@ def exchange(
             return type(error).__name__
 
 
+class Flood(threading.Thread):
+    """Sends one frame again and again. `sent` is whole once the thread was joined."""
+
+    def __init__(self, interface: str, frame: bytes, pause_s: float) -> None:
+        super().__init__(daemon=True)
+        self._sender, self._frame, self._pause_s = _sender(interface), frame, pause_s
+        self.ending = threading.Event()
+        self.sent = 0
+
+    def run(self) -> None:
+        while not self.ending.wait(self._pause_s):
+            self._sender.send(self._frame)
+            self.sent += 1
+
+
+def start_flood(interface: str, frame: str, pause_s: float) -> None:
+    """Send a frame (hex) over and over, with pauses, until `stop_flood`."""
+    floods[interface] = Flood(interface, bytes.fromhex(frame), pause_s)
+    floods[interface].start()
+
+
+def stop_flood(interface: str) -> int:
+    """Returns how many frames were sent."""
+    flood = floods.pop(interface)
+    flood.ending.set()
+    flood.join()
+    return flood.sent
+
+
+def _sender(interface: str) -> socket.socket:
+    sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    sender.bind((interface, 0))
+    return sender
+
+
 def send(interface: str, frames: list[str]) -> int:
     """Send frames (hex) as they are, through the interface's egress hooks. Returns how many."""
     if interface not in senders:
-        senders[interface] = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-        senders[interface].bind((interface, 0))
+        senders[interface] = _sender(interface)
     for frame in frames:
-        senders[interface].send(bytes.fromhex(frame))
+        try:
+            senders[interface].send(bytes.fromhex(frame))
+        except OSError as error:
+            # How the kernel tells a sender that an egress filter dropped its frame.
+            if error.errno != errno.ENOBUFS:
+                raise
     return len(frames)
+
+
+def open_tun(interface: str) -> None:
+    """Make a tun device: what is written to it arrives at the interface. It goes with the agent."""
+    tuns[interface] = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(tuns[interface], TUNSETIFF, struct.pack("16sH", interface.encode(), IFF_TUN | IFF_NO_PI))
+
+
+def write_tun(interface: str, packets: list[str]) -> None:
+    """Let packets (hex, from the IP header on) arrive at the interface."""
+    for packet in packets:
+        os.write(tuns[interface], bytes.fromhex(packet))
+
+
+def read_tun(interface: str, needle: str, timeout_s: float) -> str | None:
+    """The first packet (hex) sent out of the interface that contains the needle (hex); None after the timeout."""
+    wanted, deadline = bytes.fromhex(needle), time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([tuns[interface]], [], [], left)[0]:
+            return None
+        packet = os.read(tuns[interface], CAPTURE_BYTES)
+        if wanted in packet:
+            return packet.hex()
+    return None
 
 
 def capture(interface: str) -> None:
@@ -130,7 +201,20 @@ def stop_capture(interface: str) -> None:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__: command for command in (listen, exchange, send, capture, captured, stop_capture)
+    command.__name__: command
+    for command in (
+        listen,
+        exchange,
+        send,
+        start_flood,
+        stop_flood,
+        open_tun,
+        write_tun,
+        read_tun,
+        capture,
+        captured,
+        stop_capture,
+    )
 }
 
 

@@ -14,12 +14,11 @@ from typing import Any
 
 from api.wiring import DATABASE, build
 from firewall.address import parse_prefix
-from firewall.datapath import Change, Entry, Key, Link, Occupancy
+from firewall.datapath import Change, Image, Key, Link, Occupancy
 from firewall.enforcer import Enforcer
 from firewall.errors import kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
-from firewall.lengths import LengthBit
-from firewall.policy import Policy
+from firewall.lengths import length_bit
 from firewall.rule import Rule, rule_from_fields
 from firewall.settings import Settings
 from tests.memory_kernel import MemoryKernel
@@ -59,29 +58,26 @@ class HostKernel(MemoryKernel):
 
     def stop(self) -> None:
         self._ask("stop")
-        self.__init__()  # type: ignore[misc]
+        self.is_pinned = False
+        self.entries, self.bits, self.policy, self.occupancy = {}, set(), None, Occupancy()
+        self.entry_hits, self.slot_hits, self.counted = {}, {}, {}
 
     def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
         self._ask("reserve")
         self.reserved.append((dict(entries), vectors, prefixes))
 
-    def reconcile(
-        self,
-        winners: Mapping[Key, Entry],
-        bits: Sequence[LengthBit],
-        occupancy: Occupancy,
-        policy: Policy,
-        fresh_slots: Sequence[int],
-    ) -> None:
+    def reconcile(self, image: Image) -> None:
         self._ask("reconcile")
+        before = self.entries
+        super().reconcile(image)
         self.entry_hits = {
             key: hits
             for key, hits in self.entry_hits.items()
-            if key in winners and winners[key].handle == self.entries[key].handle
+            if key in self.entries and self.entries[key].handle == before[key].handle
         }
-        super().reconcile(winners, bits, occupancy, policy, fresh_slots)
-        self.occupancy = occupancy
-        for slot in fresh_slots:
+        self.bits = {length_bit(key.version, key.scope, key.address, key.length) for key in self.entries}
+        self.occupancy = image.occupancy
+        for slot in image.fresh_slots:
             self.slot_hits.pop(slot, None)
 
     def apply(self, change: Change) -> dict[int, Hits]:

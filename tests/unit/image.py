@@ -90,7 +90,7 @@ def address_entry(tables: AddressTables, hook: int, packet: Packet) -> Entry | N
         for length in table_lengths(tables, packet.version, scope, int(address or 0)):
             spare = BITS[packet.version] - length
             key = Key(packet.version, scope, length, int(address or 0) >> spare << spare)
-            entry = tables.winners().get(key)
+            entry = tables.winner(key)
             if entry is not None and (best is None or entry.rank < best.rank):
                 best = entry
     return best

@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firewall.address_index import decoded
+from firewall.datapath import Entry, Key
+from firewall.errors import TableFull
 from firewall.policy import Policy
 from firewall.rule import rule_from_fields
 from firewall.ruleset import Ruleset, is_policy
@@ -48,6 +51,10 @@ def change(rules: Ruleset, removed: list[Record], added: list[Record]) -> tuple[
     return plan.fresh_slots
 
 
+def winners(rules: Ruleset) -> dict[Key, Entry]:
+    return {key: entry for version in (4, 6) for key, entry in decoded(rules.addresses.winners(version))}
+
+
 def slots(rules: Ruleset) -> dict[int, int]:
     return {handle: each.slot for handle, each in rules.policy_rules.items()}
 
@@ -63,7 +70,7 @@ def test_address_rules_go_to_the_tables_and_all_others_to_the_policy() -> None:
     rules = ruleset()
     change(rules, [], [host(1), web(2), host(3)])
     assert rules.policy_rules.keys() == {2}
-    assert {entry.handle for entry in rules.addresses.winners().values()} == {1, 3}
+    assert {entry.handle for entry in winners(rules).values()} == {1, 3}
     assert [is_policy(each) for each in (host(1), web(2))] == [False, True]
 
 
@@ -72,7 +79,7 @@ def test_a_disabled_rule_is_nowhere() -> None:
     plan = rules.plan([], [host(1, enabled=False), web(2, enabled=False)], INTERFACES)
     assert not plan.change.edits and plan.policy is None
     rules.commit(plan)
-    assert not rules.policy_rules and not rules.addresses.winners()
+    assert not rules.policy_rules and not winners(rules)
     assert not rules.plan([host(1, enabled=False), web(2, enabled=False)], [], INTERFACES).change.edits
 
 
@@ -83,7 +90,7 @@ def test_a_rule_may_go_from_one_structure_to_the_other(before: Any, after: Any) 
     change(rules, [before(1)], [after(1)])
     in_policy = after is web
     assert (1 in rules.policy_rules) == in_policy
-    assert len(rules.addresses.winners()) == (not in_policy)
+    assert len(winners(rules)) == (not in_policy)
 
 
 def test_a_change_of_addresses_leaves_the_policy_as_it_is() -> None:
@@ -105,10 +112,10 @@ def test_a_change_of_the_policy_carries_the_one_before() -> None:
 def test_a_plan_changes_nothing() -> None:
     rules = ruleset()
     change(rules, [], [web(1), host(2)])
-    before = as_values(rules.policy), slots(rules), dict(rules.addresses.winners())
+    before = as_values(rules.policy), slots(rules), winners(rules)
     first = rules.plan([web(1), host(2)], [web(3), web(4), host(5)], INTERFACES)
     again = rules.plan([web(1), host(2)], [web(3), web(4), host(5)], INTERFACES)
-    assert (as_values(rules.policy), slots(rules), dict(rules.addresses.winners())) == before
+    assert (as_values(rules.policy), slots(rules), winners(rules)) == before
     assert first.fresh_slots == again.fresh_slots and first.change.edits == again.change.edits
 
 
@@ -116,7 +123,7 @@ def test_a_plan_changes_nothing() -> None:
 
 
 def test_every_policy_rule_has_a_slot_of_its_own() -> None:
-    rules = ruleset(slots=4)
+    rules = ruleset(slots=6)
     assert set(change(rules, [], [web(1), web(2), web(3)])) == set(slots(rules).values())
     assert len(set(slots(rules).values())) == 3
 
@@ -132,11 +139,21 @@ def test_a_changed_rule_keeps_its_slot_and_what_it_counted() -> None:
 
 def test_a_slot_that_was_freed_is_the_last_to_be_given_again_and_starts_at_0() -> None:
     rules = ruleset(slots=6)
-    change(rules, [], [web(1)])
-    freed = slots(rules)[1]
-    change(rules, [web(1)], [])
-    assert freed not in change(rules, [], [web(2), web(3)])
-    assert change(rules, [], [web(4)]) == (freed,)
+    given = []
+    for handle in range(1, 9):
+        given += change(rules, [], [web(handle)])
+        change(rules, [web(handle)], [])
+    assert len(set(given[:6])) == 6 and given[6:] == given[:2]
+
+
+def test_more_policy_rules_than_half_the_slots_are_refused_before_they_are_compiled() -> None:
+    rules = ruleset(words=1, slots=4)
+    change(rules, [], [web(1), web(2)])
+    for added in ([web(3)], [web(n) for n in range(3, 100)]):
+        with pytest.raises(TableFull, match="policy_rules holds at most 2 rules") as raised:
+            rules.plan([], added, INTERFACES)
+        assert raised.value.wanted == 2 + len(added)
+    change(rules, [web(1)], [web(3), host(4), web(5, enabled=False)])
 
 
 def test_as_many_rules_as_fill_half_the_slots_can_be_replaced_by_others_at_once() -> None:
@@ -180,13 +197,14 @@ def test_what_the_maps_already_count_goes_on_in_its_slot() -> None:
 
 
 def test_a_slot_whose_rule_is_gone_is_free_after_loading() -> None:
-    rules = ruleset(slots=2, used={1: 0, 9: 1})
+    rules = ruleset(slots=4, used={1: 0, 9: 1})
     rules.load([web(1)], INTERFACES)
-    assert change(rules, [], [web(2)]) == (1,)
+    change(rules, [], [web(2)])
+    assert slots(rules)[1] == 0 and slots(rules)[2] in (1, 2, 3)
 
 
 def test_a_rule_that_takes_the_handle_of_one_that_never_became_durable_starts_at_0() -> None:
-    rules = ruleset(slots=4, used={7: 2})
+    rules = ruleset(slots=8, used={7: 2})
     rules.load([host(1)], INTERFACES)
     (fresh,) = change(rules, [], [web(7)])
     assert slots(rules) == {7: fresh}
@@ -270,7 +288,7 @@ def test_loading_makes_the_same_image_as_adding_one_by_one(seed: int) -> None:
     loaded.load(records, INTERFACES)
     for each in records:
         change(grown, [], [each])
-    assert loaded.addresses.winners() == grown.addresses.winners()
+    assert winners(loaded) == winners(grown)
     assert set(loaded.addresses.length_bits()) == set(grown.addresses.length_bits())
     assert loaded.addresses.occupancy == grown.addresses.occupancy
     assert np.array_equal(loaded.policy.vectors, grown.policy.vectors)
