@@ -18,6 +18,7 @@ from api.errors import RequestRefused, internal_error_response
 MOST_BODY_BYTES = 64 << 20
 CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 MEDIA_TYPES = {"PATCH": ("application/json", "application/merge-patch+json")}
+TEXT_PATHS = frozenset(("/v1/rules/import",))
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +73,9 @@ class Guard:
         if length.isdecimal() and int(length) > self._most_body_bytes:
             raise self._too_large()
         if length != "0" or "transfer-encoding" in headers:
-            _check_media_type(method, headers.get("content-type"))
+            is_text = scope["path"] in TEXT_PATHS
+            allowed = ("text/plain",) if is_text else MEDIA_TYPES.get(method, ("application/json",))
+            _check_media_type(allowed, headers.get("content-type"))
 
     def _limited(self, receive: Receive) -> Receive:
         """The same for a body that does not tell its length."""
@@ -110,15 +113,14 @@ def is_local_name(host: str) -> bool:
     return True
 
 
-def _check_media_type(method: str, content_type: str | None) -> None:
+def _check_media_type(allowed: tuple[str, ...], content_type: str | None) -> None:
     """None passes: what a program forgets to say; a web page's requests fail by their Origin."""
     if content_type is None:
         return
-    allowed = MEDIA_TYPES.get(method, ("application/json",))
     if content_type.partition(";")[0].strip().lower() not in allowed:
         raise RequestRefused(
             415,
             "unsupported_media_type",
             f"the body is {content_type!r}; it must be {' or '.join(allowed)}",
-            "send the header Content-Type: application/json",
+            f"send the header Content-Type: {allowed[0]}",
         )

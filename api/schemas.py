@@ -173,6 +173,13 @@ class RulesetAnswer(Document):
     unchanged: int
 
 
+class ImportAnswer(Document):
+    """`unchanged`: had such a rule already, or stood twice in the list."""
+
+    added: int
+    unchanged: int
+
+
 class InterfaceRequest(Document):
     mode: Annotated[Mode, Field(description="auto: native, else generic. offload only when asked for.")] = (
         "auto"

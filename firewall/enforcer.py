@@ -22,7 +22,7 @@ from firewall.address import BITS, Prefix
 from firewall.address_index import decoded, encode_many
 from firewall.address_list import PrefixColumns
 from firewall.addresses import address_keys
-from firewall.datapath import Entries, Image, Kernel, Link
+from firewall.datapath import Entries, Image, Kernel
 from firewall.errors import (
     AlreadyExists,
     FirewallError,
@@ -409,28 +409,20 @@ class Enforcer:
         with self._lock:
             link = self._interfaces.link(name)
             request = InterfaceRequest(name, True, mode, ingress, egress)
-            before = self._interfaces.held(name)
+            before, had = self._interfaces.held(name), self._interfaces.programs(link)
             try:
                 with self._store.transaction():
                     self._store.write_interface(request, name)
                     self._apply_interfaces(self._interfaces.protected() | {name: link.ifindex})
                     self._hold(lambda: self._interfaces.hold_strictly(link, request), link.ifindex)
             except BaseException:
-                self._take_back_attach(link, before)
+                self._interfaces.put_back(link, had, before)
+                if before is None:
+                    self._kernel.uncount_interface(link.ifindex)
+                    self._apply_interfaces(self._interfaces.protected())
                 raise
             self._interfaces.remember(name, request)
             return self.interface(name)
-
-    def _take_back_attach(self, link: Link, before: Held | None) -> None:
-        now = self._interfaces.held(link.name)
-        if before is not None:
-            if now is not before:
-                self._interfaces.hold(before.link, before.request)
-            return
-        if now is not None:
-            self._interfaces.release(now)
-        self._kernel.uncount_interface(link.ifindex)
-        self._apply_interfaces(self._interfaces.protected())
 
     def detach(self, name: str) -> None:
         with self._lock:

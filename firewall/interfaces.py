@@ -122,23 +122,21 @@ class Interfaces:
         return held
 
     def hold_strictly(self, link: Link, request: InterfaceRequest) -> Held:
-        """As hold(), but a refusal of a hook is raised and the interface is left as it was."""
-        before = self._held.get(link.name)
-        had = {hook: self._kernel.attached(link, hook) for hook in (INGRESS, EGRESS)}
+        """As hold(), but a refusal of a hook is raised; put_back() undoes what was done until then."""
         held = Held(link, request)
-        try:
-            for hook, asked in ((INGRESS, request.ingress), (EGRESS, request.egress)):
-                if asked:
-                    self._attach(held, hook)
-                else:
-                    self._kernel.detach(link, hook)
-        except FirewallError:
-            self._put_back(link, had, before)
-            raise
+        for hook, asked in ((INGRESS, request.ingress), (EGRESS, request.egress)):
+            if asked:
+                self._attach(held, hook)
+            else:
+                self._kernel.detach(link, hook)
         self._held[link.name] = held
         return held
 
-    def _put_back(self, link: Link, had: Mapping[int, Attached | None], before: Held | None) -> None:
+    def programs(self, link: Link) -> dict[int, Attached | None]:
+        return {hook: self._kernel.attached(link, hook) for hook in (INGRESS, EGRESS)}
+
+    def put_back(self, link: Link, had: Mapping[int, Attached | None], before: Held | None) -> None:
+        """The programs that an interface had, and how it was held."""
         for hook, present in had.items():
             is_ours = present is not None and present.is_ours
             now = self._kernel.attached(link, hook)
@@ -146,7 +144,9 @@ class Interfaces:
                 self._kernel.detach(link, hook)
             elif is_ours and present is not None and (now is None or now.mode != present.mode):
                 self._kernel.attach(link, hook, present.mode)
-        if before is not None:
+        if before is None:
+            self._held.pop(link.name, None)
+        else:
             self._held[link.name] = before
 
     def _attach(self, held: Held, hook: int) -> None:

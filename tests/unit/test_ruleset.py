@@ -190,7 +190,7 @@ def test_no_two_rules_share_a_slot_after_any_changes(seed: int) -> None:
 
 def test_what_the_maps_already_count_goes_on_in_its_slot() -> None:
     rules = ruleset(slots=8, used={1: 5, 9: 0})
-    fresh = rules.load([web(1), web(2), host(3)], INTERFACES)
+    fresh = rules.load([web(1), web(2), host(3)], (), INTERFACES)
     assert slots(rules)[1] == 5
     assert set(fresh) == {slots(rules)[2]}
     assert slots(rules)[2] not in (0, 5)
@@ -198,14 +198,14 @@ def test_what_the_maps_already_count_goes_on_in_its_slot() -> None:
 
 def test_a_slot_whose_rule_is_gone_is_free_after_loading() -> None:
     rules = ruleset(slots=4, used={1: 0, 9: 1})
-    rules.load([web(1)], INTERFACES)
+    rules.load([web(1)], (), INTERFACES)
     change(rules, [], [web(2)])
     assert slots(rules)[1] == 0 and slots(rules)[2] in (1, 2, 3)
 
 
 def test_a_rule_that_takes_the_handle_of_one_that_never_became_durable_starts_at_0() -> None:
     rules = ruleset(slots=8, used={7: 2})
-    rules.load([host(1)], INTERFACES)
+    rules.load([host(1)], (), INTERFACES)
     (fresh,) = change(rules, [], [web(7)])
     assert slots(rules) == {7: fresh}
     change(rules, [], [web(8), web(9), web(10)])
@@ -285,7 +285,7 @@ def test_loading_makes_the_same_image_as_adding_one_by_one(seed: int) -> None:
         record(handle, **each) for handle, each in enumerate(random_rules.random_rules(rng, 20, GLOBS), 1)
     ]
     loaded, grown = ruleset(words=1, slots=40), ruleset(words=1, slots=40)
-    loaded.load(records, INTERFACES)
+    loaded.load(records, (), INTERFACES)
     for each in records:
         change(grown, [], [each])
     assert winners(loaded) == winners(grown)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import platform
 import re
 import struct
 import sys
@@ -22,14 +23,15 @@ from firewall.kernel.source import PROGRAMS, TC_PROGRAMS, Capacities, build_head
 from tests.vm.guest import run_checks
 
 PIN_ROOT = Path("/sys/fs/bpf/verifier")
-_SCHED_CLS, _XDP = 3, 6
+SCHED_CLS, XDP = 3, 6
 _LOG_ERRORS, _LOG_STATISTICS = 1, 4
-_LOG_SIZE = 1 << 24
 _LAST_LINES = 25
+_open: list[object] = []
 _STATISTICS = re.compile(r"processed (\d+) insns .*?total_states (\d+) peak_states (\d+)")
 
 
-def verify(rules: int) -> dict[str, Any]:
+def compiled(rules: int) -> dict[str, bytes]:
+    """The instructions of each program. The maps that they name are pinned no more but stay open."""
     import bcc
 
     pins = PIN_ROOT / str(rules)
@@ -39,11 +41,16 @@ def verify(rules: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         os.environ["BCC_KERNEL_SOURCE"] = str(build_header_tree(Path(directory)))
         module = bcc.BPF(text=program_text(), cflags=capacities.flags(pins))
-    found = {name: _load(name, module.dump_func(name)) for name in PROGRAMS}
     program_set.discard(pins)
+    _open.append(module)
+    return {name: module.dump_func(name) for name in PROGRAMS}
+
+
+def verify(rules: int) -> dict[str, Any]:
+    found = {name: _load(name, code) for name, code in compiled(rules).items()}
     refused = {name: facts for name, facts in found.items() if facts["error"]}
     assert not refused, "\n".join(f"{name}: {facts}" for name, facts in found.items())
-    return found
+    return {"kernel": platform.release(), **found}
 
 
 def capacities_of(rules: int) -> Capacities:
@@ -58,10 +65,11 @@ def capacities_of(rules: int) -> Capacities:
 
 
 def _load(name: str, code: bytes) -> dict[str, Any]:
-    kind = _SCHED_CLS if name in TC_PROGRAMS.values() else _XDP
-    status, log = _try(kind, name, code, _LOG_STATISTICS)
+    kind = SCHED_CLS if name in TC_PROGRAMS.values() else XDP
+    status, raw = attempt(kind, name, code, _LOG_STATISTICS)
     if status not in (0, errno.E2BIG):
-        status, log = _try(kind, name, code, _LOG_ERRORS | _LOG_STATISTICS)
+        status, raw = attempt(kind, name, code, _LOG_ERRORS | _LOG_STATISTICS)
+    log = raw.decode(errors="replace")
     statistics = _STATISTICS.search(log)
     processed, total, peak = map(int, statistics.groups()) if statistics else (0, 0, 0)
     tail = "\n".join(log.strip().splitlines()[-_LAST_LINES:]) if status else ""
@@ -71,18 +79,19 @@ def _load(name: str, code: bytes) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _try(kind: int, name: str, code: bytes, level: int) -> tuple[int, str]:
+def attempt(kind: int, name: str, code: bytes, level: int, log_size: int = 1 << 24) -> tuple[int, bytes]:
+    """Loads and drops a program: 0 or the errno, and the verifier's log."""
     instructions, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
-    log = ctypes.create_string_buffer(_LOG_SIZE)
+    log = ctypes.create_string_buffer(log_size)
     attr = struct.pack(
         "=IIQQIIQII16s", kind, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(licence),
-        level, _LOG_SIZE, ctypes.addressof(log), 0, 0, name.encode()[:15],
+        level, log_size, ctypes.addressof(log), 0, 0, name.encode()[:15],
     )  # fmt: skip
     allowed = tuple(errno.errorcode)
     fd, _ = bpf.call(bpf.PROG_LOAD, attr, f"loading {name}", allowed)
     if fd >= 0:
         os.close(fd)
-    return max(-fd, 0), log.value.decode(errors="replace")
+    return max(-fd, 0), log.value
 
 
 if __name__ == "__main__":

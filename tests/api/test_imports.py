@@ -1,0 +1,103 @@
+"""A list of addresses through the API."""
+
+from __future__ import annotations
+
+import random
+
+import httpx
+
+from firewall.datapath import Entry, Key
+from firewall.enforcer import Enforcer
+from tests.api.client import ApiClient, pointers
+from tests.memory_kernel import MemoryKernel
+
+LIST = "# a comment\n203.0.113.7\n\n198.51.100.0/24 ; another\n2001:db8::/32\n2001:db8::1\n203.0.113.7\n"
+
+
+def post(api: ApiClient, text: str, **query: object) -> httpx.Response:
+    return api("POST", "/v1/rules/import", content=text, headers={"Content-Type": "text/plain"}, params=query)
+
+
+def ids(api: ApiClient, address: str) -> list[str]:
+    return [rule["id"] for rule in api("GET", f"/v1/rules?address={address}").json()["items"]]
+
+
+def test_each_address_of_a_list_becomes_a_rule(api: ApiClient, kernel: MemoryKernel) -> None:
+    assert post(api, LIST).json() == {"added": 4, "unchanged": 1}
+    assert {(key.version, key.length) for key in kernel.entries} == {(4, 32), (4, 24), (6, 32), (6, 128)}
+    (rule_id,) = ids(api, "198.51.100.9")
+    rule = api("GET", f"/v1/rules/{rule_id}").json()
+    assert (rule["action"], rule["sources"], rule["destinations"]) == ("drop", ["198.51.100.0/24"], [])
+    assert api("GET", "/v1/rules").json()["total"] == 4
+
+
+def test_the_same_list_again_changes_nothing(api: ApiClient, kernel: MemoryKernel) -> None:
+    post(api, LIST)
+    applied = kernel.applied
+    assert post(api, LIST).json() == {"added": 0, "unchanged": 5}
+    assert kernel.applied == applied and api("GET", "/v1/rules").json()["total"] == 4
+
+
+def test_the_same_list_again_changes_nothing_below_a_better_rule(api: ApiClient) -> None:
+    api("POST", "/v1/rules", {"id": "friend", "sources": ["203.0.113.7"], "action": "allow", "priority": 5})
+    assert post(api, LIST).json()["added"] == 4
+    assert post(api, LIST).json()["added"] == 0
+    assert len(ids(api, "203.0.113.7")) == 2
+
+
+def test_the_query_says_what_the_rules_do(api: ApiClient, kernel: MemoryKernel) -> None:
+    post(api, "203.0.113.7\n", action="allow", priority=7, direction="egress")
+    assert kernel.entries == {Key(4, 3, 32, 0xCB007107): Entry(15, 1)}
+
+
+def test_a_bad_line_is_named_and_nothing_is_imported(api: ApiClient, kernel: MemoryKernel) -> None:
+    response = post(api, "203.0.113.7\n# fine\n10.0.0.1/8\nnonsense\n1.2.3.4/33\n1.2.3.4/x\n")
+    assert response.status_code == 422 and response.json()["code"] == "invalid_list"
+    assert pointers(response) == ["/line/3", "/line/4", "/line/5", "/line/6"]
+    assert "10.0.0.0/8" in response.json()["detail"] and not kernel.entries
+
+
+def test_a_refusal_of_the_kernel_leaves_nothing_behind(api: ApiClient, kernel: MemoryKernel) -> None:
+    kernel.fail_next = 12
+    assert post(api, LIST).status_code == 503
+    assert not kernel.entries and api("GET", "/v1/rules").json()["total"] == 0
+    assert post(api, LIST).json()["added"] == 4
+
+
+def test_imported_rules_are_rules_like_others(api: ApiClient, kernel: MemoryKernel) -> None:
+    post(api, "".join(f"10.0.{n}.1\n" for n in range(20)))
+    first, second, third = (ids(api, f"10.0.{n}.1")[0] for n in (0, 1, 2))
+    assert api("DELETE", f"/v1/rules/{first}").status_code == 204
+    assert api("GET", f"/v1/rules/{first}").status_code == 404
+    assert api("PATCH", f"/v1/rules/{second}", {"priority": 3}).json()["priority"] == 3
+    assert api("GET", f"/v1/rules/{second}").json()["priority"] == 3
+    same = {"id": third, "sources": ["10.0.2.1"]}
+    assert api("POST", "/v1/rules", same).status_code == 200
+    assert api("POST", "/v1/rules", {**same, "priority": 4}).status_code == 409
+    listed = [rule["id"] for page in (1, 2, 3) for rule in api("GET", f"/v1/rules?page={page}&page_size=7").json()["items"]]
+    assert len(listed) == len(set(listed)) == 19 and second in listed and first not in listed
+    assert len(kernel.entries) == 19
+
+
+def test_an_export_with_imported_rules_replaces_itself(api: ApiClient) -> None:
+    post(api, LIST)
+    exported = api("GET", "/v1/ruleset").json()
+    answer = api("PUT", "/v1/ruleset", exported).json()
+    assert (answer["added"], answer["deleted"], answer["unchanged"]) == (0, 0, 4)
+
+
+def test_pages_are_whole_whatever_is_deleted(api: ApiClient, enforcer: Enforcer) -> None:
+    rng = random.Random(5)
+    api("POST", "/v1/rules", {"id": "before", "sources": ["192.0.2.1"]})
+    post(api, "".join(f"10.1.{n}.0/24\n" for n in range(60)))
+    api("POST", "/v1/rules", {"id": "between", "sources": ["192.0.2.2"]})
+    post(api, "".join(f"2001:db8:{n:x}::/48\n" for n in range(1, 40)))
+    names = [rule["id"] for rule in api("GET", "/v1/rules?page_size=1000").json()["items"]]
+    assert names[0] == "before" and names[61] == "between" and len(names) == 101
+    for rule_id in rng.sample(names, 50):
+        api("DELETE", f"/v1/rules/{rule_id}")
+        names.remove(rule_id)
+        page = rng.randrange(1, 12)
+        found = api("GET", f"/v1/rules?page={page}&page_size=9").json()
+        assert [rule["id"] for rule in found["items"]] == names[9 * (page - 1) : 9 * page]
+        assert found["total"] == len(names)
