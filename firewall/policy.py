@@ -22,6 +22,7 @@ from firewall.rule import VERSIONS, Rule
 
 Words = npt.NDArray[np.uint64]
 _TCP_ROWS, _PORT_ROWS, _ROWS = C["PROTOCOL_ROW_TCP"], C["PROTOCOL_ROW_PORTS"], C["PROTOCOL_ROWS"]
+_UNNAMED = -1  # stands for every protocol that no rule names
 _BUCKETS4, _BUCKETS6 = C["BUCKET_COUNT"], C["POLICY_BUCKET6_COUNT"]
 
 
@@ -89,6 +90,11 @@ class _Pool:
             self.vectors.append(content)
         return number
 
+    def numbers_of(self, rows: Words) -> list[int]:
+        """Of the rows of a matrix."""
+        content, size = rows.tobytes(), self.words * 8
+        return [self.number_of(content[at : at + size]) for at in range(0, len(content), size)]
+
 
 def compile_policy(rules: Iterable[PolicyRule], interfaces: Mapping[str, int], words: int) -> Policy:
     """`interfaces`: ifindex by name, what globs are matched with; `words`: of a vector in the kernel's maps."""
@@ -110,7 +116,8 @@ def _compile_hook(compiled: Sequence[PolicyRule], interfaces: Mapping[str, int],
     table["rank"] = [rule.rank for rule in rules]
     table["slot"] = [each.slot for each in compiled]
     table["handle"] = [each.handle for each in compiled]
-    lists = [_address_list(rules, bits, pool, version, side) for version in BITS for side in range(C["SIDE_COUNT"])]
+    by_side = [_address_lists(rules, bits, pool, side) for side in range(C["SIDE_COUNT"])]
+    lists = [lists[version] for version in BITS for lists in by_side]
     protocol, icmp = _protocol_rows(rules, bits, pool)
     by_interface, any_interface = _interface_vectors(rules, interfaces, bits, pool)
     return HookPolicy(
@@ -153,54 +160,75 @@ class _AddressList:
     lengths: npt.NDArray[np.uint64]
 
 
-def _address_list(rules: Sequence[Rule], bits: _Bits, pool: _Pool, version: int, side: int) -> _AddressList:
-    """Every prefix that some rule names, with the vector of all rules whose prefixes cover it."""
-    anywhere: list[int] = []
-    named: dict[Prefix, list[int]] = {}
+def _address_lists(rules: Sequence[Rule], bits: _Bits, pool: _Pool, side: int) -> dict[int, _AddressList]:
+    """By IP version: every prefix that some rule names, with the vector of all rules whose prefixes cover it."""
+    anywhere: dict[int, list[int]] = {version: [] for version in BITS}
+    named: dict[int, dict[Prefix, list[int]]] = {version: {} for version in BITS}
     for bit, rule in enumerate(rules):
         asked = rule.destinations if side else rule.sources
-        if version not in VERSIONS[rule.family]:
-            continue
-        if not asked:
-            anywhere.append(bit)
+        for version in VERSIONS[rule.family]:
+            if not asked:
+                anywhere[version].append(bit)
         for prefix in asked:
-            if prefix.version == version:
-                named.setdefault(prefix, []).append(bit)
+            if prefix.version in VERSIONS[rule.family]:
+                named[prefix.version].setdefault(prefix, []).append(bit)
+    return {version: _address_list(version, side, anywhere[version], named[version], bits, pool) for version in BITS}
+
+
+def _address_list(
+    version: int, side: int, anywhere: list[int], named: Mapping[Prefix, list[int]], bits: _Bits, pool: _Pool
+) -> _AddressList:
     any_vector = bits.of(anywhere)
-    entries = [
-        (side, prefix.address, prefix.length, pool.number(vector))
-        for prefix, vector in _flatten(named, any_vector, bits.words)
-    ]
-    lengths, short_lengths = _length_rows(version, entries)
+    prefixes = sorted(named)
+    numbers = pool.numbers_of(_flatten(prefixes, named, any_vector))
+    entries = [(side, each.address, each.length, number) for each, number in zip(prefixes, numbers, strict=True)]
+    lengths, short_lengths = _length_rows(version, prefixes)
     return _AddressList(pool.number(any_vector), short_lengths, entries, lengths)
 
 
-def _flatten(named: Mapping[Prefix, list[int]], any_vector: Words, words: int) -> Iterable[tuple[Prefix, Words]]:
-    """Each prefix with its own bits and those of every prefix around it. Sorted by address and then length,
-    the prefixes around one are exactly those still open on a stack."""
-    around: list[tuple[Prefix, Words]] = []
-    for prefix in sorted(named):
-        while around and not around[-1][0].covers(prefix):
+def _flatten(prefixes: Sequence[Prefix], named: Mapping[Prefix, list[int]], any_vector: Words) -> Words:
+    """A row a prefix: its own bits and those of every prefix around it. Sorted by address and then length, the
+    prefixes around one are exactly those still open on a stack; rows are completed level by level."""
+    around: list[int] = []
+    parents, depths = [], []
+    for number, prefix in enumerate(prefixes):
+        while around and not prefixes[around[-1]].covers(prefix):
             around.pop()
-        vector = (around[-1][1] if around else any_vector).copy()
-        for bit in named[prefix]:
-            vector[bit >> 6] |= np.uint64(1 << (bit & 63))
-        around.append((prefix, vector))
-        yield prefix, vector
+        parents.append(around[-1] if around else -1)
+        depths.append(len(around))
+        around.append(number)
+    rows = np.zeros((len(prefixes), len(any_vector)), np.uint64)
+    members = [(number, bit) for number, prefix in enumerate(prefixes) for bit in named[prefix]]
+    _set_bits(rows, members)
+    parent_of, depth_of = np.array(parents, np.int64), np.array(depths, np.int64)
+    for depth in range(max(depths, default=-1) + 1):
+        level = np.flatnonzero(depth_of == depth)
+        rows[level] |= rows[parent_of[level]] if depth else any_vector
+    return rows
 
 
-def _length_rows(version: int, entries: Sequence[tuple[int, int, int, int]]) -> tuple[npt.NDArray[np.uint64], int]:
+def _set_bits(rows: Words, members: Sequence[tuple[int, int]]) -> None:
+    """`members`: row and bit."""
+    if members:
+        row, bit = np.array(members, np.int64).T
+        values = np.left_shift(np.uint64(1), (bit & 63).astype(np.uint64))
+        np.bitwise_or.at(rows, (row, bit >> 6), values)
+
+
+def _length_rows(version: int, prefixes: Sequence[Prefix]) -> tuple[npt.NDArray[np.uint64], int]:
     short_lengths = 0
     rows = np.zeros(_BUCKETS4 if version == 4 else (_BUCKETS6, 2), np.uint64)
-    for _, address, length, _ in entries:
-        bit = length_bit(version, 0, address, length, POLICY_BUCKET6_BITS)
-        if version == 4:
-            rows[bit.first : bit.first + bit.buckets] |= np.uint64(1 << length)
-        elif not bit.buckets:
-            short_lengths |= 1 << length
+    single = []
+    for bit in {length_bit(version, 0, each.address, each.length, POLICY_BUCKET6_BITS) for each in prefixes}:
+        if version == 4 and bit.buckets > 1:
+            rows[bit.first : bit.first + bit.buckets] |= np.uint64(1 << bit.length)
+        elif version == 4:
+            single.append((bit.first, bit.length))
+        elif bit.buckets:
+            single.append((bit.first, bit.length - C["BUCKET6_SHORTEST"]))
         else:
-            word, at = divmod(length - C["BUCKET6_SHORTEST"], 64)
-            rows[bit.first, word] |= np.uint64(1 << at)
+            short_lengths |= 1 << bit.length
+    _set_bits(rows.reshape(len(rows), -1), single)
     return rows, short_lengths
 
 
@@ -271,9 +299,13 @@ def _protocol_rows(
             )
         )
 
+    asked = {protocol for rule, _ in representatives for protocol in rule.effective_protocols() or ()}
+    asks_flags = any(rule.tcp_flags for rule, _ in representatives)
     protocol_rows = np.zeros(_ROWS, np.uint64)
-    protocol_rows[:256] = [bare(protocol) for protocol in range(256)]
-    protocol_rows[_TCP_ROWS : _TCP_ROWS + 256] = [tcp(flags) for flags in range(256)]
+    protocol_rows[:256] = bare(_UNNAMED)
+    for protocol in asked:
+        protocol_rows[protocol] = bare(protocol)
+    protocol_rows[_TCP_ROWS : _TCP_ROWS + 256] = [tcp(flags) for flags in range(256)] if asks_flags else tcp(0)
     for protocol in PORT_PROTOCOLS - {TCP}:
         protocol_rows[_PORT_ROWS + protocol] = ports(protocol)
     return protocol_rows, _icmp_rows(rules, icmp)
@@ -319,7 +351,7 @@ def _port_rows(rules: Sequence[Rule], side: str, bits: _Bits, pool: _Pool) -> np
     bit_values = np.left_shift(np.uint64(1), (members & 63).astype(np.uint64))
     np.bitwise_xor.at(sweep, (interval[:-1], members >> 6), bit_values)
     np.bitwise_xor.accumulate(sweep, axis=0, out=sweep)
-    numbers = np.array([pool.number(vector) for vector in sweep], np.uint32)
+    numbers = np.array(pool.numbers_of(sweep), np.uint32)
     return np.repeat(numbers, np.diff(np.append(starts, C["PORT_ROWS"]).clip(max=C["PORT_ROWS"])))
 
 
