@@ -30,24 +30,29 @@ demo: setup  ## Show the firewall at work between two network namespaces (root; 
 	@$(python) scripts/demo.py
 
 .PHONY: test
-test: setup  ## Run every test (root)
+test: setup  ## Run every test but those in virtual machines (root)
 	$(pytest) $(workers) $(PYTEST_ARGS)
 
 .PHONY: test-unit
 test-unit: setup  ## Run the tests that need no root: unit and API
 	$(pytest) $(wildcard tests/unit tests/api) $(PYTEST_ARGS)
 
-.PHONY: test-packets
-test-packets: setup  ## Run the packet tests: bytes in, verdict out, by the kernel (root)
-	$(pytest) $(workers) tests/packets $(PYTEST_ARGS)
+.PHONY: test-datapath
+test-datapath: setup  ## Run the packet tests: bytes in, verdict out, by the kernel (root)
+	$(pytest) $(workers) tests/datapath $(PYTEST_ARGS)
 
 .PHONY: test-netns
 test-netns: setup  ## Run the tests with the real service and real traffic (root)
 	$(pytest) $(workers) tests/netns $(PYTEST_ARGS)
 
+.PHONY: test-vm
+test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; installs QEMU; 2 GB of cache, half an hour)
+	@tests/vm/packages.sh
+	$(pytest) tests/vm $(PYTEST_ARGS)
+
 .PHONY: property
 property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets and packets (root)
-	PROPERTY_PAIRS=$(PROPERTY_PAIRS) $(pytest) tests/packets -k property $(PYTEST_ARGS)
+	PROPERTY_PAIRS=$(PROPERTY_PAIRS) $(pytest) tests/datapath -k property $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: setup  ## Run the linters, the type checker and the tests of the repository itself

@@ -14,6 +14,7 @@ from api import log, server
 from api.listeners import listening, name_of
 from api.wiring import build
 from firewall.errors import FirewallError
+from firewall.instance import only_instance
 from firewall.settings import DEFAULT_PATH, Settings, load
 
 EXIT_FAILED, EXIT_CONFIG = 1, 2
@@ -34,7 +35,7 @@ def serve(config: Path) -> None:
 
 
 def _serve(settings: Settings) -> int:
-    with listening(settings.api.listen) as sockets:
+    with listening(settings.api.listen) as sockets, only_instance(settings.state.directory):
         addresses = ", ".join(name_of(listener) for listener in sockets)
         structlog.get_logger(__name__).info("listening", addresses=addresses)
         return server.run(build(settings), sockets)

@@ -10,7 +10,7 @@ import platform
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -214,7 +214,7 @@ class Enforcer:
             rule = edit(present.rule)
             if present.rule == rule:
                 return self._view(present)
-            self._interfaces.check_names(rule)
+            self._interfaces.check_names(rule, present.rule.interfaces)
             changed = Record(present.handle, rule, present.created_at, self._clock())
             self._change([present], [changed])
             return self._view(changed)
@@ -257,7 +257,7 @@ class Enforcer:
                     f"the rule set is {self.etag()}, not {if_match}", "read it again and repeat the change on top of it"
                 )
             _check_distinct([rule.id for rule in rules], "/rules")
-            self._check_names(rules, "/rules")
+            self._check_names(rules, "/rules", self._named_interfaces())
             present = {each.rule.id: each for each in self._store.all()}
             removed, written, unchanged = [], [], 0
             handle, now = self._store.next_handle, self._clock()
@@ -378,11 +378,17 @@ class Enforcer:
         now = self._clock()
         return Record(handle, rule, now, now)
 
-    def _check_names(self, rules: Sequence[Rule], pointer: str) -> None:
+    def _named_interfaces(self) -> set[str]:
+        """What the rules name that are there, on this host or not: an export of them can always be put back."""
+        rules = [each.rule for each in self._ruleset.policy_rules.values()]
+        rules += [each.rule for each in self._store.disabled()]
+        return {name for rule in rules for name in rule.interfaces}
+
+    def _check_names(self, rules: Sequence[Rule], pointer: str, also: Collection[str] = ()) -> None:
         for index, rule in enumerate(rules):
             if rule.interfaces:
                 try:
-                    self._interfaces.check_names(rule)
+                    self._interfaces.check_names(rule, also)
                 except InvalidInput as error:
                     error.problems = tuple(
                         Problem(f"{pointer}/{index}{each.pointer}", each.detail) for each in error.problems

@@ -7,7 +7,7 @@ nothing to the store; the enforcer does.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -114,7 +114,7 @@ class Interfaces:
         for hook, asked in ((INGRESS, request.ingress), (EGRESS, request.egress)):
             try:
                 if asked:
-                    self._attach(held, hook)
+                    self._attach(held, hook, keep_generic=True)
                 else:
                     self._kernel.detach(link, hook)
             except FirewallError as error:
@@ -126,7 +126,7 @@ class Interfaces:
         held = Held(link, request)
         for hook, asked in ((INGRESS, request.ingress), (EGRESS, request.egress)):
             if asked:
-                self._attach(held, hook)
+                self._attach(held, hook, keep_generic=False)
             else:
                 self._kernel.detach(link, hook)
         self._held[link.name] = held
@@ -149,21 +149,22 @@ class Interfaces:
         else:
             self._held[link.name] = before
 
-    def _attach(self, held: Held, hook: int) -> None:
+    def _attach(self, held: Held, hook: int, keep_generic: bool) -> None:
         link, mode = held.link, held.request.mode
         if hook == EGRESS:
             self._kernel.attach(link, hook, "clsact")
         elif mode != "auto":
             self._kernel.attach(link, hook, mode)
         else:
-            held.native_unavailable = self._attach_best(link)
+            held.native_unavailable = self._attach_best(link, keep_generic)
 
-    def _attach_best(self, link: Link) -> str | None:
-        """Native, else generic; answers why not native."""
+    def _attach_best(self, link: Link, keep_generic: bool) -> str | None:
+        """Native, else generic; answers why not native. `keep_generic`: where it is generic already, do not try
+        native, which would leave the hook empty for a moment."""
         present = self._kernel.attached(link, INGRESS)
-        if present is not None and present.is_ours and present.mode == "generic":
+        if keep_generic and present is not None and present.is_ours and present.mode == "generic":
             self._kernel.attach(link, INGRESS, "generic")
-            return "native mode was refused when it was attached; detach and attach it to try again"
+            return "it was in generic mode when the service started; attach it again to try native mode"
         try:
             self._kernel.attach(link, INGRESS, "native")
         except KernelRefused as refusal:
@@ -227,13 +228,13 @@ class Interfaces:
             return False
         return present is not None and present.program_id == self._kernel.expected_program(link, hook)
 
-    def check_names(self, rule: Rule) -> None:
+    def check_names(self, rule: Rule, also: Collection[str] = ()) -> None:
         """Raises InvalidInput where a rule names an interface that this host does not have. Globs may wait for
-        interfaces to come, and so may names that the config or the API ask to protect."""
+        interfaces to come, and so may names that the config or the API ask to protect, and those in `also`."""
         unknown = [
             (index, name)
             for index, name in enumerate(rule.interfaces)
-            if not _GLOB.search(name) and self.wanted(name) is None
+            if not _GLOB.search(name) and self.wanted(name) is None and name not in also
         ]
         if not unknown:
             return

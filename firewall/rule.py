@@ -99,13 +99,10 @@ class Rule:
         return ICMP_PROTOCOLS if self.icmp_types else None
 
     def asks_same_as(self, other: Rule) -> bool:
-        """Whether a client that sends either meant the other. The same ttl again is the same at any time; what
-        was read of a rule with a ttl carries the moment of expiry instead."""
-        if self.ttl_s is None and other.ttl_s is None:
-            return self == other
-        if self.ttl_s is None or other.ttl_s is None:
-            return replace(self, ttl_s=None) == replace(other, ttl_s=None)
-        return replace(self, expires_at=None) == replace(other, expires_at=None)
+        """Whether a client that sends either meant the other: the same ttl, or the same moment of expiry."""
+        one, two = replace(self, ttl_s=None, expires_at=None), replace(other, ttl_s=None, expires_at=None)
+        same_ttl = self.ttl_s is not None and self.ttl_s == other.ttl_s
+        return one == two and (same_ttl or self.expires_at == other.expires_at)
 
     def fields(self) -> dict[str, object]:
         """The contract's writable fields and expires_at, in canonical text."""
@@ -299,8 +296,6 @@ def rule_from_fields(fields: Mapping[str, object], rule_id: str, now: float) -> 
     expires_at = read.value("expires_at", parse_time, None)
     if ttl_s is not None:
         expires_at = round(now + ttl_s, 3)
-    elif expires_at is not None and expires_at <= now:
-        read.fault("/expires_at", f"{fields['expires_at']} is in the past")
     flags = read.value("tcp_flags", _tcp_flags, None)
     rule = Rule(
         id=rule_id,

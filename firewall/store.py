@@ -188,7 +188,8 @@ class Store:
             self.identity = str(self._meta("identity"))
             self.revision = int(str(self._meta("revision")))
             self.next_handle = int(str(self._meta("next_handle")))
-            self._blocks = self._load_blocks()
+            self._blocks = self._load_blocks()  # what readers see: a block is there once it is durable
+            self._written_blocks: list[Block] = []
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
@@ -229,15 +230,17 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Durable when it ends; nothing of it is there when it raises."""
-        before = self.revision, self.next_handle, self._blocks
+        before = self.revision, self.next_handle
+        self._written_blocks = []
         try:
             with _failures("writing the rules"):
                 self._writer.execute("BEGIN IMMEDIATE")
             yield
             with _failures("making the change durable"):
                 self._writer.execute("COMMIT")
+            self._blocks = [*self._blocks, *self._written_blocks]
         except BaseException:
-            self.revision, self.next_handle, self._blocks = before
+            self.revision, self.next_handle = before
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
             raise
@@ -274,7 +277,7 @@ class Store:
             row = (*(getattr(block, name) for name in _BLOCK_COLUMNS.split(", ")), lengths.tobytes(), addresses.tobytes())
             self._writer.execute("INSERT INTO blocks VALUES (?,?,?,?,?,?,?,?,?,?)", row)
             self._write_meta()
-        self._blocks = [*self._blocks, block]
+        self._written_blocks.append(block)
 
     # -- blocks
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT_DIRECTORIES = tuple(Path(__file__).parent / name for name in ("packets", "netns"))
+ROOT_DIRECTORIES = tuple(Path(__file__).parent / name for name in ("datapath", "netns"))
 
 
 def pytest_report_header(config: pytest.Config) -> str:

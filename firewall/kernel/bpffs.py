@@ -6,6 +6,7 @@ Owns finding and mounting it. Pins are what keeps filters judging while the serv
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
 from pathlib import Path
@@ -32,6 +33,29 @@ def ensure(pin_root: Path) -> None:
     if not is_bpffs(existing):
         _mount(_mount_point(pin_root, existing))
     pin_root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+class PinLock:
+    """Keeps other services off a directory of pins until it is closed. Raises Conflict."""
+
+    def __init__(self, pin_root: Path) -> None:
+        self._descriptor = os.open(pin_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise Conflict(
+                f"another ebpf-fw uses the pins in {pin_root}",
+                "stop it first (`systemctl stop ebpf-fw`), or give this one a bpf.pin_root of its own",
+                code="already_running",
+            ) from None
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    __del__ = close
 
 
 def _mount_point(pin_root: Path, existing: Path) -> Path:

@@ -7,13 +7,15 @@ what only packets of the old epoch could need is cleared away once none of them 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
 from firewall.address_index import Keys, decoded, no_entries, sorted_entries
 from firewall.datapath import Change, Edit, Entries, Entry, Image, Key, Occupancy
+from firewall.errors import FirewallError
 from firewall.hits import NO_HITS, Hits
 from firewall.kernel.bpf import Map, Records
 from firewall.kernel.clock import tick_to_wall
@@ -33,6 +35,8 @@ from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
 from firewall.lengths import LengthBit, Words, bit_mask, bucket_words
 
 VERSIONS = (4, 6)
+# The entries of a change's keys as they were before it, by key.
+Present = Mapping[Key, np.void]
 
 
 class KernelDatapath:
@@ -44,6 +48,7 @@ class KernelDatapath:
         self._options = options
         self._grace = GracePeriod()
         self._unsettled: Change | None = None
+        self._cut_off: tuple[Change, Present] | None = None
         self._epoch_word = maps.arrays["control_map"].view("<u8")
         self._cpus = possible_cpus()
         self.interfaces = InterfaceCounters(maps, self._cpus)
@@ -61,33 +66,33 @@ class KernelDatapath:
         """Returns the hits of entries that went, or went over to another rule, by the handle of the rule before."""
         self.settle()
         self.clear_policy_hits(change.fresh_slots)
-        gone = self._gone(change.edits)
+        present = self._present(change.edits)
         if change.policy is None and len(change.edits) <= 1 and not change.come and not change.gone:
-            self._apply_one(change)
+            self._apply_one(change, present)
         else:
-            self._apply_at_once(change)
-        return gone
+            self._apply_at_once(change, present)
+        return _gone(change.edits, present)
 
-    def _apply_one(self, change: Change) -> None:
+    def _present(self, edits: Sequence[Edit]) -> Present:
+        found = ((edit.key, self._entry(edit.key)) for edit in edits if edit.old)
+        return {key: entry for key, entry in found if entry is not None}
+
+    def _apply_one(self, change: Change, present: Present) -> None:
         """A single edit is seen whole by itself."""
         for edit in change.edits:
             if edit.new is None:
-                self._clear_bits(change.bits_cleared)
-                self._write_occupancy(change.after)
                 self._delete([edit])
-                return
-            self._write_entries([edit], since=0, before=False)
+            else:
+                self._write_entries([edit], present, since=0, before=False)
         self._set_bits(change.bits_set)
         self._write_occupancy(change.after)
+        self._clear_bits(change.bits_cleared)
 
-    def _apply_at_once(self, change: Change) -> None:
+    def _apply_at_once(self, change: Change, present: Present) -> None:
         epoch = self.epoch + (2 if change.policy is None else 1)
-        written = 0
+        self._cut_off = change, present
         try:
-            for version in VERSIONS:
-                edits = [edit for edit in change.edits if edit.key.version == version]
-                self._write_entries(edits, since=epoch, before=True)
-                written = version
+            self._write_entries(change.edits, present, since=epoch, before=True)
             for each in change.come:
                 self._addresses(each.version).update_batch(entries_key_records(each), many_entry_records(each, epoch))
             for each in change.gone:
@@ -95,25 +100,36 @@ class KernelDatapath:
             if change.policy is not None:
                 write_policy(self.maps, epoch & 1, change.policy, self._options)
         except BaseException:
-            self._take_back([edit for edit in change.edits if edit.key.version <= max(written, 4)])
-            for each in change.come:
-                self._addresses(each.version).delete_batch(entries_key_records(each))
-            for each in change.gone:
-                self._rewrite_many(each, None)
+            with suppress(FirewallError):  # settle() tries again before anything else is written
+                self._take_back()
             raise
+        self._cut_off = None
         self._set_bits(change.bits_set)
         self._write_occupancy(_union(change.before, change.after))
         self._epoch_word[0] = epoch
         self._unsettled = change
 
-    def _take_back(self, edits: Sequence[Edit]) -> None:
-        """Entries of an epoch that never came are invisible; none may stay."""
-        self._delete([edit for edit in edits if edit.old is None])
-        self._write_entries([Edit(edit.key, edit.new, edit.old) for edit in edits if edit.old], 0, before=False)
+    def _take_back(self) -> None:
+        """Entries of an epoch that never came are invisible; none may stay until one comes with its number."""
+        if self._cut_off is None:
+            return
+        change, present = self._cut_off
+        self._delete([edit for edit in change.edits if edit.old is None])
+        for version in VERSIONS:
+            before = {key: entry for key, entry in present.items() if key.version == version}
+            if before:
+                values = np.array(list(before.values()), ADDRESS_ENTRY)
+                self._addresses(version).update_batch(key_records(version, list(before)), values)
+        for each in change.come:
+            self._addresses(each.version).delete_batch(entries_key_records(each))
+        for each in change.gone:
+            self._rewrite_many(each, None)
+        self._cut_off = None
 
     def settle(self) -> None:
         """Waits until no packet of the old epoch is left, then clears away what only those could need."""
-        change, self._unsettled = self._unsettled, None
+        self._take_back()
+        change = self._unsettled
         if change is None:
             return
         self._grace.wait()
@@ -122,6 +138,7 @@ class KernelDatapath:
         self._delete([edit for edit in change.edits if edit.new is None])
         for each in change.gone:
             self._addresses(each.version).delete_batch(entries_key_records(each))
+        self._unsettled = None
 
     def _rewrite_many(self, entries: Entries, goes_with: int | None) -> None:
         """Entries that go with an epoch, or stay after all."""
@@ -131,7 +148,7 @@ class KernelDatapath:
             values = many_entry_records(entries, goes_with, is_there_before=True)
         self._addresses(entries.version).update_batch(entries_key_records(entries), values)
 
-    def _write_entries(self, edits: Sequence[Edit], since: int, before: bool) -> None:
+    def _write_entries(self, edits: Sequence[Edit], present: Present, since: int, before: bool) -> None:
         for version in VERSIONS:
             mine = [edit for edit in edits if edit.key.version == version]
             if not mine:
@@ -139,15 +156,10 @@ class KernelDatapath:
             old = [edit.old for edit in mine] if before else None
             values = entry_records([edit.new for edit in mine], since, old)
             for at, edit in enumerate(mine):
-                if edit.old and (edit.new is None or edit.new.handle == edit.old.handle):
-                    self._keep_hits(values, at, edit.key)
+                if edit.key in present and not _goes_over(edit):
+                    for field in ("packets", "bytes", "last_hit"):
+                        values[field][at] = present[edit.key][field]
             self._addresses(version).update_batch(key_records(version, [edit.key for edit in mine]), values)
-
-    def _keep_hits(self, values: Records, at: int, key: Key) -> None:
-        found = self._entry(key)
-        if found is not None:
-            for field in ("packets", "bytes", "last_hit"):
-                values[field][at] = found[field]
 
     def _delete(self, edits: Sequence[Edit]) -> None:
         for version in VERSIONS:
@@ -163,6 +175,7 @@ class KernelDatapath:
     def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this. What packets meet goes from the one to the other at one moment."""
         self.settle()
+        self._forget_what_never_came()
         self.clear_policy_hits(image.fresh_slots)
         edits: list[Edit] = []
         come, strays = [], []
@@ -183,11 +196,25 @@ class KernelDatapath:
             strays.append(dead.only(~_positions(wanted, dead.keys)[1]))
         before = self._read_occupancy()
         self._set_words(image, keep=True)
-        self._apply_at_once(Change(edits, (), (), before, image.occupancy, None, image.policy, come))
+        change = Change(edits, (), (), before, image.occupancy, None, image.policy, come)
+        self._apply_at_once(change, self._present(edits))
         self.settle()
         for each in strays:
             self._addresses(each.version).delete_batch(entries_key_records(each))
         self._set_words(image, keep=False)
+
+    def _forget_what_never_came(self) -> None:
+        """Takes back entries that wait for an epoch to come: of a change during which the process ended."""
+        epoch = self.epoch
+        for version in VERSIONS:
+            table = self._addresses(version)
+            for keys, values in list(table.dump(PREFIX[version], ADDRESS_ENTRY)):
+                waits = values["since"] > epoch
+                is_new = waits & (values["old_rank"] == RANK_NONE)
+                table.delete_batch(keys[is_new])
+                stays = waits & ~is_new
+                values["rank"][stays], values["since"][stays] = values["old_rank"][stays], 0
+                table.update_batch(keys[stays], values[stays])
 
     def _dump(self, version: int) -> tuple[Entries, Entries]:
         """The entries that packets meet now, and those that none meets: left by a change that was cut off."""
@@ -245,14 +272,6 @@ class KernelDatapath:
         value = self._addresses(key.version).lookup(key_records(key.version, [key]).tobytes())
         return None if value is None else np.frombuffer(value, ADDRESS_ENTRY)[0]
 
-    def _gone(self, edits: Sequence[Edit]) -> dict[int, Hits]:
-        hits: dict[int, Hits] = {}
-        for edit in edits:
-            if edit.old and (edit.new is None or edit.old.handle != edit.new.handle):
-                (found,) = self.address_hits([edit.key])
-                hits[edit.old.handle] = hits.get(edit.old.handle, NO_HITS).plus(found)
-        return hits
-
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         hits = []
         for key in keys:
@@ -282,6 +301,19 @@ class KernelDatapath:
     def clear_policy_hits(self, slots: Sequence[int]) -> None:
         for slot in slots:
             self.maps["policy_counters"].update(slot.to_bytes(4, "little"), bytes(RULE_COUNTER.itemsize * self._cpus))
+
+
+def _goes_over(edit: Edit) -> bool:
+    """Whether the prefix gets another rule. One that goes without a successor still counts until it is gone."""
+    return edit.old is not None and edit.new is not None and edit.old.handle != edit.new.handle
+
+
+def _gone(edits: Sequence[Edit], present: Present) -> dict[int, Hits]:
+    hits: dict[int, Hits] = {}
+    for edit in edits:
+        if edit.old and edit.key in present and (edit.new is None or _goes_over(edit)):
+            hits[edit.old.handle] = hits.get(edit.old.handle, NO_HITS).plus(_hits(present[edit.key]))
+    return hits
 
 
 def _hits(record: np.void) -> Hits:

@@ -114,9 +114,13 @@ class NetlinkHooks:
         return None
 
     def attach_egress(self, link: Link, fd: int, name: str) -> None:
-        """Adds our filter, or replaces it at one moment. Filters of others stay."""
+        """Adds our filter, or replaces it at one moment. Raises Conflict where another is in our place."""
+        present = self._in_our_place(link.ifindex)
+        if present is not None and not present.is_ours:
+            raise _foreign_filter(link, present)
         if not self._has_clsact(link.ifindex):
-            with _netlink_errors(f"adding clsact to {link.name}"):
+            hint = f"where an ingress qdisc is in the way: `tc qdisc del dev {link.name} ingress`; clsact serves both hooks"
+            with _netlink_errors(f"adding clsact to {link.name}", hint):
                 self._netlink.tc("add", "clsact", link.ifindex)
         with _netlink_errors(f"attaching to the egress of {link.name}"):
             self._netlink.tc(
@@ -135,6 +139,13 @@ class NetlinkHooks:
             )  # fmt: skip
             if not self._filters(link.ifindex, _CLSACT_EGRESS) and not self._filters(link.ifindex, _CLSACT_INGRESS):
                 self._netlink.tc("del", "clsact", link.ifindex)
+
+    def _in_our_place(self, index: int) -> Attached | None:
+        """The filter that ours would replace, whatever it is."""
+        for message in self._filters(index, _CLSACT_EGRESS):
+            if (message["info"] >> 16, message["handle"]) == (_PREFERENCE, _HANDLE):
+                return _attached(_filter_program_id(message.get_attr("TCA_OPTIONS")) or 0, "clsact")
+        return None
 
     def _has_clsact(self, index: int) -> bool:
         return any(each.get_attr("TCA_KIND") == "clsact" for each in self._netlink.get_qdiscs(index))
@@ -184,12 +195,21 @@ def _foreign(link: Link, present: Attached) -> Conflict:
     )
 
 
+def _foreign_filter(link: Link, present: Attached) -> Conflict:
+    return Conflict(
+        f"another filter is at the egress of {link.name}, prio {_PREFERENCE}, handle {_HANDLE}, our place: "
+        f"program id {present.program_id}, name {present.name or '?'}",
+        f"move it to another prio, or remove it with `tc filter delete dev {link.name} egress pref {_PREFERENCE}`",
+        code="program_conflict",
+    )
+
+
 @contextmanager
-def _netlink_errors(action: str) -> Iterator[None]:
+def _netlink_errors(action: str, hint: str = "") -> Iterator[None]:
     try:
         yield
     except NetlinkError as error:
-        raise kernel_refused(action, error.code, said=_said(error)) from error
+        raise kernel_refused(action, error.code, hint, _said(error)) from error
 
 
 def _said(error: NetlinkError) -> str:

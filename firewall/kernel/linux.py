@@ -18,6 +18,7 @@ from firewall.kernel.bpf import Map, program_info
 from firewall.kernel.datapath import KernelDatapath
 from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.keys import PREFIX
+from firewall.kernel.loader import bcc_version
 from firewall.kernel.maps import NAMES
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
@@ -46,12 +47,13 @@ class LinuxKernel:
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
         self._is_promoted = True
-        self.bcc: str | None = None
+        self.bcc = bcc_version()
 
     # -- the program set
 
     def start(self) -> dict[int, int]:
         bpffs.ensure(self._pin_root)
+        self._lock = bpffs.PinLock(self._pin_root)
         pinned = program_set.pinned_capacities(self._pin_root)
         if pinned is not None and pinned.rules == self._max_rules:
             adopted = program_set.adopt(self._pin_root, pinned)
@@ -59,6 +61,7 @@ class LinuxKernel:
                 self._use(adopted, pinned)
             else:
                 self._build(pinned, self._pinned_maps())
+            self._set.maps.point_at_addresses()
             return self._live_slots()
         self._build(Capacities(self._max_rules, _INITIAL_PREFIXES, _INITIAL_VECTORS), {})
         return {}
@@ -73,7 +76,7 @@ class LinuxKernel:
 
     def _build(self, capacities: Capacities, keep: Mapping[str, int]) -> None:
         built = program_set.build(self._pin_root, capacities, keep)
-        self.bcc = built.bcc
+        self.bcc = built.bcc or self.bcc
         self._is_promoted = False
         self._use(built, capacities)
 
@@ -145,6 +148,8 @@ class LinuxKernel:
         old.close()
 
     def _reattach(self) -> None:
+        present = {link.ifindex for link in self.links()}
+        self._attached = {place: each for place, each in self._attached.items() if place[0] in present}
         for (_, hook), (link, mode) in list(self._attached.items()):
             self._put(link, hook, mode)
 
@@ -158,6 +163,7 @@ class LinuxKernel:
         self._datapath.close()
         self._set.close()
         program_set.discard(self._pin_root)
+        self._lock.close()
         self._hooks.close()
 
     # -- content

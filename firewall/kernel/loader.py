@@ -6,8 +6,10 @@ is an error message in the service and not its end. The parent's side is load(),
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,6 +42,15 @@ def load(pin_root: Path, capacities: Capacities) -> str:
 def load_offload(pin_root: Path, device: str, entries: int) -> str:
     """The same for the program and maps of one device's hardware, with room for `entries` prefixes a family."""
     return _run({"pin_root": str(pin_root), "device": device, "entries": entries})
+
+
+def bcc_version() -> str | None:
+    """Of the bcc that would be used, without importing it and LLVM with it."""
+    found = importlib.util.find_spec("bcc")
+    file = Path(found.origin).parent / "version.py" if found and found.origin else None
+    text = file.read_text(encoding="utf-8") if file and file.exists() else ""
+    version = re.search(r"__version__ = ['\"]([^'\"]+)", text)
+    return version[1] if version else None
 
 
 def _run(order: dict[str, object]) -> str:

@@ -54,13 +54,23 @@ class PinnedMaps:
     def replace_addresses(self, version: int, entries: Map, pins: Path) -> None:
         """Puts a filled table in the place of the present one; packets meet the one or the other, whole."""
         name = f"address{version}"
-        self.maps[f"{name}_maps"].update(bytes(4), entries.fd.to_bytes(4, "little"))
-        pin(entries.fd, pins / "maps" / f"{name}_new")
-        (pins / "maps" / f"{name}_new").rename(pins / "maps" / name)
+        beside = pins / "maps" / f"{name}_new"
+        beside.unlink(missing_ok=True)
+        pin(entries.fd, beside)
+        self._point_at(version, entries)
+        beside.rename(pins / "maps" / name)
         old = self.maps.get(name)
         self.maps[name] = entries
         if old is not None:
             old.close()
+
+    def point_at_addresses(self) -> None:
+        """Makes the programs use the pinned tables, also where a crash came between the steps of a replacement."""
+        for version in (4, 6):
+            self._point_at(version, self.maps[f"address{version}"])
+
+    def _point_at(self, version: int, entries: Map) -> None:
+        self.maps[f"address{version}_maps"].update(bytes(4), entries.fd.to_bytes(4, "little"))
 
     def __getitem__(self, name: str) -> Map:
         return self.maps[name]

@@ -71,9 +71,10 @@ def _write_arrays(maps: PinnedMaps, scope: int, image: HookPolicy, base: int) ->
     rows("policy_protocol", C["PROTOCOL_ROWS"])["vector"] = image.protocol + np.uint64(base)
     rows("policy_port", C["PORT_ROWS"])["side"] = image.port + np.uint32(base)
     rows("policy_icmp", C["ICMP_ROWS"])["vector"] = image.icmp + np.uint64(base)
-    rows("policy_rules", maps["policy_rules"].info.max_entries // (C["GENERATION_COUNT"] * _HOOKS))[
-        : len(image.rules)
-    ] = image.rules
+    rules = rows("policy_rules", maps["policy_rules"].info.max_entries // (C["GENERATION_COUNT"] * _HOOKS))
+    rules[: len(image.rules)] = image.rules
+    # A restart reads the slots back from here, up to the end of the last word: no older policy's rule may stand there.
+    rules[len(image.rules) : image.words * 64] = np.zeros(1, rules.dtype)
 
 
 def _write_head(maps: PinnedMaps, scope: int, image: HookPolicy, base: int, options: int) -> None:

@@ -16,6 +16,7 @@ from firewall.rule import READ_ONLY, WRITABLE, Rule, rule_from_fields
 from tests.api.client import ApiClient
 
 CALLS = {
+    "POST /v1/rules/import",
     "GET /v1/rules", "POST /v1/rules", "POST /v1/rules/batch",
     "GET /v1/rules/{rule_id}", "PUT /v1/rules/{rule_id}",
     "PATCH /v1/rules/{rule_id}", "DELETE /v1/rules/{rule_id}",

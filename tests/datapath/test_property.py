@@ -205,14 +205,14 @@ def frame_towards(rng: random.Random, rules: Sequence[Rule]) -> bytes:
     return rng.choice((tcp, udp))(ends["sources"], ends["destinations"], *ports)
 
 
-def test_4096_policy_rules_and_10000_nested_prefixes_are_judged_as_by_the_oracle(fresh: Loaded) -> None:
+def test_4096_policy_rules_and_10000_nested_prefixes_are_judged_as_by_the_oracle(firewall: Loaded) -> None:
     rng = random.Random(4096)
     rules = large_rule_set(rng, 4096, 10_000)
     world = World({}, NAMES[0])
     arrivals = [Arrival(frame_towards(rng, rules), hook, "ethernet") for _ in range(75) for hook in HOOKS]
     outcomes = {world.judge(rules, arrival).verdict for arrival in arrivals[:20]}
     assert outcomes == {"pass", "drop"}
-    assert disagreement(fresh, world, rules, arrivals) is None
+    assert disagreement(firewall, world, rules, arrivals) is None
 
 
 # --- sequences of changes ----------------------------------------------------------------------------------

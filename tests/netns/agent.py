@@ -159,7 +159,7 @@ def write_tun(interface: str, packets: list[str]) -> None:
 
 
 def read_tun(interface: str, needle: str, timeout_s: float) -> str | None:
-    """The first packet (hex) sent out of the interface that contains the needle (hex); None after the timeout."""
+    """The first packet (hex) sent out of it that contains the needle (hex); None after the timeout."""
     wanted, deadline = bytes.fromhex(needle), time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([tuns[interface]], [], [], left)[0]:

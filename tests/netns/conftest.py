@@ -5,6 +5,7 @@ Owns the worlds' life times. It must not hold a test's logic.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,8 +29,7 @@ def make_world(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
     The configuration's keywords are its tables: `filter={"default_ingress": "drop"}`, `interfaces=[...]`.
     """
     with ExitStack() as stack:
-        made: list[World] = []
-        request.node.stash[worlds_key] = made
+        made = request.node.stash.setdefault(worlds_key, [])
 
         def make(
             links: int = 1, static_neighbours: bool = True, start: bool = True, **configuration: Any
@@ -47,6 +47,21 @@ def make_world(request: pytest.FixtureRequest) -> Iterator[MakeWorld]:
 def world(make_world: MakeWorld) -> World:
     """One link, default configuration, the service ready and attached to it."""
     return make_world()
+
+
+@pytest.fixture(scope="module")
+def _world_of_the_file(request: pytest.FixtureRequest) -> Iterator[World]:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    with World(Topology.for_test(f"{request.node.nodeid}#{worker}", links=2)) as shared:
+        yield shared.start()
+
+
+@pytest.fixture
+def shared_world(request: pytest.FixtureRequest, _world_of_the_file: World) -> World:
+    """Two links and the running service, once a file, without rules: for tests that change only those."""
+    request.node.stash.setdefault(worlds_key, []).append(_world_of_the_file)
+    assert _world_of_the_file.api.put("/v1/ruleset", json={"rules": []}).status_code == 200
+    return _world_of_the_file
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,4 @@
-"""Kinds of traffic that a wire test sends, and the shape of its claim: what is named is blocked, and only that.
+"""Kinds of traffic that a wire test sends, and the shape of its claim: what is named is blocked, no more.
 
 Owns the frames and the before, during and after of a rule. It must not hold a rule of its own.
 """
@@ -14,7 +14,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from tests.netns.world import World
+from tests.netns.world import ARRIVES_WITHIN_S, BLOCKED_AFTER_S, World
 
 PINGS = 3
 NEEDLE = b"a payload to find again"
@@ -22,16 +22,27 @@ NEEDLE = b"a payload to find again"
 
 @dataclass(frozen=True)
 class Traffic:
-    """`send` says whether it passed. `packets`: how many of them meet the hook when they are dropped."""
+    """`send` gets how long to wait for an answer, in seconds, and says whether it passed.
+
+    `packets`: how many of them meet the hook when they are dropped.
+    """
 
     what: str
-    send: Callable[[], bool]
+    send: Callable[[float], bool]
     packets: int = 1
+
+    def passes(self) -> bool:
+        """Waits long: a busy machine is no firewall."""
+        return self.send(ARRIVES_WITHIN_S)
+
+    def is_blocked(self) -> bool:
+        """Waits no longer than it takes a TCP client to send its second SYN."""
+        return not self.send(BLOCKED_AFTER_S)
 
 
 def ping(world: World, family: int = 4, *, outward: bool = False, **options: Any) -> Traffic:
-    def send() -> bool:
-        answered = world.ping(family, PINGS, outward=outward, **options)
+    def send(timeout_s: float) -> bool:
+        answered = world.ping(family, PINGS, outward=outward, timeout_s=timeout_s, **options)
         assert answered in (0, PINGS), f"{answered} of {PINGS} pings were answered"
         return answered == PINGS
 
@@ -39,12 +50,18 @@ def ping(world: World, family: int = 4, *, outward: bool = False, **options: Any
 
 
 def tcp(world: World, port: int, family: int = 4, **options: Any) -> Traffic:
-    """A whole connection. When it is blocked, one SYN was sent: the kernel repeats it after a second."""
-    return Traffic(f"tcp{family} {port} {options}", lambda: world.tcp_connect(port, family, **options))
+    """A whole connection; one SYN where it is blocked."""
+    return Traffic(
+        f"tcp{family} {port} {options}",
+        lambda timeout_s: world.tcp_connect(port, family, timeout_s=timeout_s, **options),
+    )
 
 
 def udp(world: World, port: int, family: int = 4, **options: Any) -> Traffic:
-    return Traffic(f"udp{family} {port} {options}", lambda: world.udp_echo(port, family, **options))
+    return Traffic(
+        f"udp{family} {port} {options}",
+        lambda timeout_s: world.udp_echo(port, family, timeout_s=timeout_s, **options),
+    )
 
 
 def frame(world: World, crafted: Packet, *, link: int = 0, outward: bool = False) -> Traffic:
@@ -52,7 +69,7 @@ def frame(world: World, crafted: Packet, *, link: int = 0, outward: bool = False
     content = bytes(crafted)
     return Traffic(
         f"{crafted.summary()} {_way(outward)}",
-        lambda: world.arrives(content, NEEDLE, link=link, outward=outward),
+        lambda _: world.arrives(content, NEEDLE, link=link, outward=outward),
     )
 
 
@@ -104,12 +121,12 @@ def packets_of(world: World, rule_id: str) -> int:
 
 def assert_passes(traffic: Sequence[Traffic], when: str) -> None:
     for each in traffic:
-        assert each.send(), f"{each.what} did not pass {when}"
+        assert each.passes(), f"{each.what} did not pass {when}"
 
 
 def assert_blocked(traffic: Sequence[Traffic], when: str) -> None:
     for each in traffic:
-        assert not each.send(), f"{each.what} passed {when}"
+        assert each.is_blocked(), f"{each.what} passed {when}"
 
 
 def assert_blocks(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -92,11 +92,12 @@ class World:
         link: int = 0,
         source: str | None = None,
         outward: bool = False,
+        timeout_s: float = BLOCKED_AFTER_S,
     ) -> int:
         """Send echo requests and return how many were answered."""
         sender, target = self._ends(link, family, outward)
         command = ["ip", "netns", "exec", sender.namespace, "ping", f"-{family}", "-n", "-q"]
-        command += ["-c", str(count), "-i", "0.02", "-W", str(BLOCKED_AFTER_S)]
+        command += ["-c", str(count), "-i", "0.02", "-W", str(timeout_s)]
         command += ["-I", source] if source else []
         done = subprocess.run([*command, target], capture_output=True, text=True, check=False)
         received = re.search(r"(\d+) received", done.stdout)
@@ -148,6 +149,10 @@ class World:
         """Send frames from the protected namespace, as they are; they meet the egress hook."""
         self.protected.call("send", interface=self.links[link].interface, frames=[f.hex() for f in frames])
 
+    def flood(self, frame: bytes, *, pause_s: float = 0.0005) -> AbstractContextManager[Flood]:
+        """Send a frame from the peer over and over while the context lasts."""
+        return Flood(self, frame, pause_s)
+
     def arrives(self, frame: bytes, needle: bytes, *, link: int = 0, outward: bool = False) -> bool:
         """Send a frame and say whether a frame that holds the needle passed the hook on its way.
 
@@ -166,13 +171,41 @@ class World:
         return bytes.fromhex(first) != marker
 
     def add_peer_address(self, address: str, *, link: int = 0) -> None:
-        """Give the peer one more address, reachable from the protected namespace."""
+        """Give the peer one more address, reachable from the other end, used where it is asked for."""
         ends, family = self.links[link], 6 if ":" in address else 4
         host = f"{address}/{128 if family == 6 else 32}"
         peer, protected = self.topology.peer, self.topology.protected
-        run("ip", "-n", peer, "address", "add", host, "dev", ends.peer_interface, *nodad(family))
-        run("ip", "-n", protected, "route", "add", host, "via", ends.peer_address(family))
+        options = [*nodad(family), *(["preferred_lft", "0"] if family == 6 else [])]
+        run("ip", "-n", peer, "address", "replace", host, "dev", ends.peer_interface, *options)
+        run("ip", "-n", protected, "route", "replace", host, "via", ends.peer_address(family))
 
     def _ends(self, link: int, family: int, outward: bool) -> tuple[Agent, str]:
         ends = self.links[link]
         return (self.protected, ends.peer_address(family)) if outward else (self.peer, ends.address(family))
+
+
+class Flood:
+    """`sent`, once it has ended, and `passed`: whether one of its frames came past the ingress hook."""
+
+    def __init__(self, world: World, frame: bytes, pause_s: float) -> None:
+        self._world, self._frame, self._pause_s = world, frame, pause_s
+        self.sent = 0
+        self.passed = False
+
+    def __enter__(self) -> Flood:
+        link = self._world.link
+        self._world.protected.call("capture", interface=link.interface)
+        self._world.peer.call(
+            "start_flood", interface=link.peer_interface, frame=self._frame.hex(), pause_s=self._pause_s
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        link, protected = self._world.link, self._world.protected
+        self.sent = self._world.peer.call("stop_flood", interface=link.peer_interface)
+        needle = self._frame[-16:].hex()
+        found = protected.call("captured", interface=link.interface, needle=needle, timeout_s=0.5)
+        protected.call("stop_capture", interface=link.interface)
+        self.passed = found is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
@@ -15,10 +16,18 @@ settings.load_profile("unit")
 
 
 @pytest.fixture
-def idle_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+def directory() -> Iterator[Path]:
+    """In memory where there is such a place: how long a disk takes to sync is not tested here."""
+    shared_memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def idle_host(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """Not started: a test that starts it may choose its config and what is there before. Watches often."""
     monkeypatch.setattr("firewall.enforcer._WATCH_S", 0.01)
-    host = Host(tmp_path / "state")
+    host = Host(directory / "state")
     yield host
     host.kernel.refuse.clear()
     host.stop()

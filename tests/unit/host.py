@@ -1,6 +1,6 @@
 """A host for the enforcer's tests: its kernel in memory with counters and faults, its clock turned by hand.
 
-The kernel notices what a real one could not do (an edit of an entry that is not as the change says, a bit that is
+The kernel notices what a real one could not do (an edit of an entry that is not as the change says, a bit
 cleared twice) and keeps what a real one keeps when the service is killed. No rule is understood here.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from api.wiring import DATABASE, build
 from firewall.address import parse_prefix
+from firewall.address_index import decoded
 from firewall.datapath import Change, Image, Key, Link, Occupancy
 from firewall.enforcer import Enforcer
 from firewall.errors import kernel_refused
@@ -52,9 +53,7 @@ class HostKernel(MemoryKernel):
         self.is_pinned = True
         if self.policy is None:
             return {}
-        return {
-            int(each["handle"]): int(each["slot"]) for image in self.policy.hooks for each in image.rules
-        }
+        return {int(each["handle"]): int(each["slot"]) for image in self.policy.hooks for each in image.rules}
 
     def stop(self) -> None:
         self._ask("stop")
@@ -85,6 +84,7 @@ class HostKernel(MemoryKernel):
         assert change.before == self.occupancy
         assert self.bits.isdisjoint(change.bits_set) and self.bits.issuperset(change.bits_cleared)
         assert change.policy is None or change.policy_before is self.policy
+        assert not any(key in self.entries for each in change.come for key, _ in decoded(each))
         gone: dict[int, Hits] = {}
         for key, old, new in change.edits:
             if old is not None and (new is None or new.handle != old.handle):
@@ -138,10 +138,23 @@ class HostKernel(MemoryKernel):
     def add_link(self, name: str, ifindex: int) -> None:
         self.host_links.append(Link(ifindex, name, True, True))
 
+    def rename_link(self, name: str, new_name: str) -> None:
+        """Its programs stay."""
+        self.host_links = [
+            link._replace(name=new_name) if link.name == name else link for link in self.host_links
+        ]
+        self.hooks = {
+            (new_name if link == name else link, hook): each for (link, hook), each in self.hooks.items()
+        }
+
     def on(self, name: str) -> dict[str, str]:
         """Modes of our programs by hook."""
         names = ("ingress", "egress")
-        return {names[hook]: each.mode for (link, hook), each in self.hooks.items() if link == name and each.is_ours}
+        return {
+            names[hook]: each.mode
+            for (link, hook), each in self.hooks.items()
+            if link == name and each.is_ours
+        }
 
 
 class Host:

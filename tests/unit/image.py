@@ -117,4 +117,3 @@ def verdict(
     if found is None or (address is not None and address.rank <= found[0]):
         return address and (address.rank, address.handle)
     return found[0], found[2]
-

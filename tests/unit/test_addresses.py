@@ -1,4 +1,4 @@
-"""The address tables against a naive model: after any changes the edits lead to just the winners, bits and words."""
+"""The address tables against a naive model: whatever changes, edits lead to the winners and their bits."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firewall.address import parse_prefix
 from firewall.address_index import decoded
 from firewall.addresses import AddressPlan, AddressTables, address_keys
 from firewall.datapath import Change, Entry, Key, Occupancy
-from firewall.lengths import LengthBit, length_bit
+from firewall.lengths import LengthBit
 from firewall.rule import Rule, rule_from_fields
+from tests.unit.image import bucket6
+from tests.unit.naive_addresses import (
+    Handled,
+    naive_bits,
+    naive_entries,
+    naive_occupancy,
+    naive_winners,
+)
 
 PREFIXES = (
     "10.0.0.1", "10.0.0.0/24", "10.0.0.0/8", "0.0.0.0/0", "192.0.2.0/31", "192.0.0.0/15",
     "2001:db8::1", "2001:db8::/64", "2001:db8::/32", "2001:db8::/33", "2000::/3", "::/0",
 )  # fmt: skip
-Handled = tuple[Rule, int]
 
 
 def rule(rule_id: str = "r", **fields: Any) -> Rule:
@@ -41,41 +49,6 @@ def random_rule(rng: random.Random, number: int) -> Rule:
     )
 
 
-# --- the model: no counting, everything anew
-
-
-def naive_entries(rules: Iterable[Handled]) -> dict[Key, list[tuple[int, bool, int, int]]]:
-    """By prefix, (priority, is allow, handle, rank) of every rule there, the winner first."""
-    lists: dict[Key, list[tuple[int, bool, int, int]]] = {}
-    for each, handle in rules:
-        is_destination = bool(each.destinations)
-        for hook in {"ingress": [0], "egress": [1], "both": [0, 1]}[each.direction]:
-            for prefix in each.destinations or each.sources:
-                if each.family in ("any", f"ipv{prefix.version}"):
-                    key = Key(prefix.version, hook * 2 + is_destination, prefix.length, prefix.address)
-                    lists.setdefault(key, []).append(
-                        (each.priority, each.action == "allow", handle, each.rank)
-                    )
-    return {key: sorted(found) for key, found in lists.items()}
-
-
-def naive_winners(rules: Iterable[Handled]) -> dict[Key, Entry]:
-    return {key: Entry(found[0][3], found[0][2]) for key, found in naive_entries(rules).items()}
-
-
-def naive_bits(winners: Iterable[Key]) -> set[LengthBit]:
-    return {length_bit(key.version, key.scope, key.address, key.length) for key in winners}
-
-
-def naive_occupancy(winners: Iterable[Key]) -> Occupancy:
-    lists, short = 0, [0, 0, 0, 0]
-    for key in winners:
-        lists |= 1 << (key.version == 6) * 4 + key.scope
-        if key.version == 6 and key.length < 32:
-            short[key.scope] |= 1 << key.length
-    return Occupancy(lists, (short[0], short[1], short[2], short[3]))
-
-
 def all_winners(tables: AddressTables) -> dict[Key, Entry]:
     return {key: entry for version in (4, 6) for key, entry in decoded(tables.winners(version))}
 
@@ -86,7 +59,7 @@ class Tables:
 
     entries: dict[Key, Entry] = field(default_factory=dict)
     bits: set[LengthBit] = field(default_factory=set)
-    occupancy: Occupancy = Occupancy()
+    occupancy: Occupancy = field(default_factory=Occupancy)
 
     def perform(self, change: Change) -> None:
         assert len({edit.key for edit in change.edits}) == len(change.edits), "one edit a key"
@@ -176,6 +149,26 @@ def test_the_inverse_of_a_change_takes_it_back(seed: int) -> None:
         world.commit(plan, removed, added)
 
 
+@settings(max_examples=15)
+@given(st.integers(0, 2**32))
+def test_the_words_of_the_buckets_have_just_the_bits_of_the_entries(seed: int) -> None:
+    rng, world = random.Random(seed), World()
+    removed, added = world.draw(rng)
+    world.commit(world.tables.plan(removed, added), removed, added)
+    words = world.tables.length_words()
+    expected = {4: np.zeros((4, 65536), np.uint64), 6: np.zeros((4, 65536, 2), np.uint64)}
+    for key in naive_winners(world.handled()):
+        spread = max(0, 16 - key.length)
+        if key.version == 4:
+            first = key.address >> 16
+            expected[4][key.scope, first : first + (1 << spread)] |= np.uint64(1 << key.length)
+        elif key.length >= 32:
+            at = divmod(key.length - 32, 64)
+            expected[6][key.scope, bucket6(key.address, 16), at[0]] |= np.uint64(1 << at[1])
+    for version in (4, 6):
+        assert (words[version] == expected[version].reshape(words[version].shape)).all()
+
+
 @given(st.integers(0, 2**32))
 def test_losers_are_kept_in_their_order(seed: int) -> None:
     rng, world = random.Random(seed), World()
@@ -186,7 +179,9 @@ def test_losers_are_kept_in_their_order(seed: int) -> None:
         assert [entry.handle for entry in world.tables.entries(key)] == [handle for _, _, handle, _ in found]
 
 
-@given(st.integers(0, 2**32), st.sampled_from((*PREFIXES, "10.0.0.2", "10.1.0.0/16", "2001:db8::2", "fe80::/10")))
+@given(
+    st.integers(0, 2**32), st.sampled_from((*PREFIXES, "10.0.0.2", "10.1.0.0/16", "2001:db8::2", "fe80::/10"))
+)
 def test_the_entries_that_cover_a_prefix_are_found_in_every_list(seed: int, text: str) -> None:
     rng, world = random.Random(seed), World()
     removed, added = world.draw(rng)

@@ -1,4 +1,4 @@
-"""Changes of rules through the enforcer: durable and in the kernel when they are answered, or a named error."""
+"""Changes of rules through the enforcer: durable and in the kernel when answered, or a named error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ def test_an_added_rule_is_stored_and_in_the_kernel(host: Host, fields: dict[str,
     view, is_new = host.firewall.add(host.rule("a", **fields))
     assert is_new
     assert view == host.firewall.rule("a")
-    assert (view.created_at, view.updated_at, view.packets, view.bytes, view.last_hit) == (NOW, NOW, 0, 0, None)
+    assert (view.created_at, view.updated_at, view.packets, view.bytes, view.last_hit) == (
+        NOW,
+        NOW,
+        0,
+        0,
+        None,
+    )
     assert host.handles_in_kernel() == {host.handle("a")}
     assert (host.firewall.count(), host.firewall.revision) == (1, 1)
 
@@ -92,7 +98,9 @@ def test_an_edit_that_raises_changes_nothing(host: Host) -> None:
 
 
 @pytest.mark.parametrize("fields", [HOST_RULE, WEB])
-def test_a_deleted_rule_is_nowhere_and_its_handle_is_not_used_again(host: Host, fields: dict[str, Any]) -> None:
+def test_a_deleted_rule_is_nowhere_and_its_handle_is_not_used_again(
+    host: Host, fields: dict[str, Any]
+) -> None:
     host.add("a", **fields)
     handle = host.handle("a")
     host.firewall.delete("a")
@@ -304,7 +312,9 @@ def test_a_full_policy_is_named_before_anything_is_written(idle_host: Host, limi
         error = full(host, *({"destination_ports": [n], "protocols": "udp"} for n in range(count)))
         assert (error.table, error.capacity, error.wanted) == ("policy_rules", limit, limit + count)
         assert error.setting == "bpf.max_rules"
-        assert error.detail == f"policy_rules holds at most {limit} rules and this change makes {limit + count}"
+        assert (
+            error.detail == f"policy_rules holds at most {limit} rules and this change makes {limit + count}"
+        )
     host.add("a", **HOST_RULE)
     host.firewall.batch([host.rule("b", **WEB, protocols="udp")], ["r0"])
 

@@ -1,4 +1,4 @@
-"""Length bits: the bucket of every address that a prefix covers has the prefix's bit; a bit counts its prefixes."""
+"""Length bits: the bucket of every address of a prefix has its bit, and a bit counts its prefixes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_an_ipv4_prefix_of_length_0_is_in_every_bucket() -> None:
 
 
 @given(st.integers(0, 2**128 - 1), st.integers(C["BUCKET6_SHORTEST"], 128), st.sampled_from((12, 16)))
-def test_an_ipv6_prefix_has_its_bit_in_the_one_bucket_of_its_addresses(address: int, length: int, bits: int) -> None:
+def test_an_ipv6_prefix_has_its_bit_in_the_one_bucket_of_its_addresses(
+    address: int, length: int, bits: int
+) -> None:
     masked = address >> (128 - length) << (128 - length)
     bit = length_bit(6, 1, masked, length, bits)
     assert bit == LengthBit(6, 1, length, bucket6(address >> 96, bits), 1)
@@ -54,7 +56,9 @@ def test_the_bucket_is_the_product_of_32_bits(top: int, bits: int) -> None:
 BITS = [LengthBit(4, 0, length, 0, 1) for length in range(4)]
 
 
-@given(st.lists(st.lists(st.tuples(st.sampled_from(BITS), st.sampled_from((1, -1))), max_size=6), max_size=12))
+@given(
+    st.lists(st.lists(st.tuples(st.sampled_from(BITS), st.sampled_from((1, -1))), max_size=6), max_size=12)
+)
 def test_a_bit_is_set_while_something_needs_it(changes: list[list[tuple[LengthBit, int]]]) -> None:
     counts = LengthCounts()
     needed: Counter[LengthBit] = Counter()

@@ -1,4 +1,4 @@
-"""The policy compiler: its image, read bit by bit (tests/unit/image.py), names the rule that the oracle names."""
+"""The policy compiler: its image, read bit by bit (image.py here), names the rule that the oracle names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def expected(rules: Sequence[dict[str, Any]], packet: Packet, hook: int, interfa
     return min(matching)[1] if matching else None
 
 
-def check(rules: Sequence[dict[str, Any]], policy: Policy, packet: Packet, interface: str = "eth0") -> int | None:
+def check(
+    rules: Sequence[dict[str, Any]], policy: Policy, packet: Packet, interface: str = "eth0"
+) -> int | None:
     """The handle that both name at ingress; asserted on both hooks."""
     for hook in (1, 0):
         found = policy_rule(policy, hook, packet, INTERFACES.get(interface, 77))
@@ -56,7 +58,9 @@ def check(rules: Sequence[dict[str, Any]], policy: Policy, packet: Packet, inter
     return handle
 
 
-def packet(protocol: int, version: int = 4, source: str | int = "", destination: str | int = "", **l4: Any) -> Packet:
+def packet(
+    protocol: int, version: int = 4, source: str | int = "", destination: str | int = "", **l4: Any
+) -> Packet:
     kind = IPv4Address if version == 4 else IPv6Address
     return Packet("default", version, kind(source or 1), kind(destination or 2), protocol, **l4)
 
@@ -176,7 +180,9 @@ def test_a_port_has_the_vector_of_the_rules_whose_ranges_hold_it(
 
 
 def members(policy: Policy, number: Any) -> set[int]:
-    return {64 * at + bit for at, word in enumerate(policy.vectors[int(number)]) for bit in set_bits(int(word))}
+    return {
+        64 * at + bit for at, word in enumerate(policy.vectors[int(number)]) for bit in set_bits(int(word))
+    }
 
 
 @pytest.mark.parametrize(
@@ -225,8 +231,27 @@ def test_a_packet_whose_ports_were_not_read_matches_no_rule_that_asks_them(proto
 
 # --- prefixes
 
-NESTED = ("0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/15", "10.0.0.0/16", "10.0.0.0/17", "10.0.0.7", "10.0.0.6/31", "11.0.0.0/8")
-NESTED6 = ("::/0", "2000::/3", "2001::/31", "2001::/32", "2001::/33", "2001::/64", "2001::/95", "2001::/96", "2001::7")
+NESTED = (
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.0.0.0/15",
+    "10.0.0.0/16",
+    "10.0.0.0/17",
+    "10.0.0.7",
+    "10.0.0.6/31",
+    "11.0.0.0/8",
+)
+NESTED6 = (
+    "::/0",
+    "2000::/3",
+    "2001::/31",
+    "2001::/32",
+    "2001::/33",
+    "2001::/64",
+    "2001::/95",
+    "2001::/96",
+    "2001::7",
+)
 
 
 @settings(max_examples=40)
@@ -235,8 +260,26 @@ def test_nested_prefixes_are_flattened_to_all_that_cover_an_address(asked: list[
     rng = random.Random(seed)
     rules = [{"sources": sorted(each), "protocols": "esp"} for each in asked]
     policy = compiled(rules)
-    addresses = ["10.0.0.7", "10.0.0.6", "10.0.0.8", "10.0.128.1", "10.1.0.1", "10.2.0.1", "11.9.9.9", "9.0.0.1"]
-    addresses += ["2001::7", "2001::8", "2001::1:0:0", "2001:0:0:1::", "2001:0:8000::", "2001:1::", "3000::", "fe80::1"]
+    addresses = [
+        "10.0.0.7",
+        "10.0.0.6",
+        "10.0.0.8",
+        "10.0.128.1",
+        "10.1.0.1",
+        "10.2.0.1",
+        "11.9.9.9",
+        "9.0.0.1",
+    ]
+    addresses += [
+        "2001::7",
+        "2001::8",
+        "2001::1:0:0",
+        "2001:0:0:1::",
+        "2001:0:8000::",
+        "2001:1::",
+        "3000::",
+        "fe80::1",
+    ]
     for text in rng.sample(addresses, 8):
         address = ip_address(text)
         check(rules, policy, packet(50, address.version, source=int(address)))
@@ -305,7 +348,9 @@ def test_every_icmp_row_has_the_rules_of_its_packets(seed: int) -> None:
     ]
     policy = compiled(rules)
     kinds = {0, 3, 8, 128, 135, 255, rng.randrange(256)}
-    for version, protocol, kind, code in ((v, p, k, c) for v in (4, 6) for p in (1, 58) for k in kinds for c in (0, 1, 3, 255)):
+    for version, protocol, kind, code in (
+        (v, p, k, c) for v in (4, 6) for p in (1, 58) for k in kinds for c in (0, 1, 3, 255)
+    ):
         check(rules, policy, packet(protocol, version, icmp=(kind, code)))
     check(rules, policy, packet(1))
 

@@ -1,4 +1,4 @@
-"""The rule set: which structure holds each rule, whose counter is whose, and the image of both against the oracle."""
+"""The rule set: which structure holds a rule, whose counter is whose, both images against the oracle."""
 
 from __future__ import annotations
 
@@ -294,5 +294,3 @@ def test_loading_makes_the_same_image_as_adding_one_by_one(seed: int) -> None:
     assert np.array_equal(loaded.policy.vectors, grown.policy.vectors)
     for one, other in zip(loaded.policy.hooks, grown.policy.hooks, strict=True):
         assert one.rules["handle"].tolist() == other.rules["handle"].tolist()
-
-

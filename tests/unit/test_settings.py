@@ -44,7 +44,12 @@ def test_an_empty_file_means_the_defaults_of_the_contract() -> None:
 
 def test_an_interface_needs_its_name_only() -> None:
     (interface,) = parse('[[interfaces]]\nname = "eth0"', "c.toml").interfaces
-    assert (interface.name, interface.mode, interface.ingress, interface.egress) == ("eth0", "auto", True, True)
+    assert (interface.name, interface.mode, interface.ingress, interface.egress) == (
+        "eth0",
+        "auto",
+        True,
+        True,
+    )
 
 
 def test_interfaces_keep_their_order() -> None:
@@ -124,7 +129,7 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_what_is_not_toml_is_told_with_its_line() -> None:
-    with pytest.raises(InvalidInput, match="c.toml is not valid TOML: .*line 2") as raised:
+    with pytest.raises(InvalidInput, match=r"c\.toml is not valid TOML: .*line 2") as raised:
         parse("[api]\nlisten: 5\n", "c.toml")
     assert raised.value.code == "invalid_config"
 
@@ -157,7 +162,9 @@ def test_loopback_and_unix_sockets_are_listened_on(text: str, address: object) -
     assert parse(f'[api]\nlisten = "{text}"', "c.toml").api.listen == [text]
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "[::]", "[2001:db8::1]", "126.255.255.255", "128.0.0.1"])
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "192.0.2.1", "[::]", "[2001:db8::1]", "126.255.255.255", "128.0.0.1"]
+)
 def test_any_other_address_is_refused_while_the_api_has_no_authentication(host: str) -> None:
     ((pointer, detail),) = faults(f'[api]\nlisten = ["127.0.0.1:1", "{host}:9378"]')
     assert pointer == "/api/listen"
@@ -165,7 +172,19 @@ def test_any_other_address_is_refused_while_the_api_has_no_authentication(host: 
     assert "listen on 127.0.0.1, [::1] or unix:/path" in detail
 
 
-@pytest.mark.parametrize("text", ["", "9378", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:١"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "9378",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:http",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "127.0.0.1:١",
+    ],
+)
 def test_what_is_no_listen_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is neither host:port nor unix:/path"):
         parse_listen(text)

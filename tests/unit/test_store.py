@@ -1,4 +1,4 @@
-"""The store on a real file: what is committed is there after a restart, what is not never was, damage is named."""
+"""The store on a real file: what is committed is there after a restart, what is not never was."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 from firewall.address import parse_prefix
 from firewall.errors import StoreFailed
 from firewall.hits import Hits
-from firewall.rule import rule_from_fields
-from firewall.store import InterfaceRequest, InterfaceTotal, Record, Store, decode, encode
+from firewall.rule import Rule, rule_from_fields
+from firewall.store import Block, InterfaceRequest, InterfaceTotal, Record, Store, decode, encode
 from firewall.view import RuleQuery
 from tests.random_rules import random_rules
 from tests.unit.failing_database import fail_on
@@ -27,8 +28,8 @@ NOW = 1_700_000_000.0
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "rules.db"
+def path(directory: Path) -> Path:
+    return directory / "state" / "rules.db"
 
 
 @pytest.fixture
@@ -45,6 +46,17 @@ def record(handle: int, **fields: Any) -> Record:
 def write(store: Store, *records: Record, deleted: tuple[int, ...] = ()) -> None:
     with store.transaction():
         store.write_rules(deleted, records)
+
+
+def write_block(store: Store, first: int, texts: list[str], uid: str = "0123abcd") -> Block:
+    """Inside a transaction. Texts of one IP version."""
+    prefixes = [parse_prefix(text) for text in texts]
+    version, size = prefixes[0].version, 4 if prefixes[0].version == 4 else 16
+    block = Block(first, len(texts), uid, version, "drop", 1000, "ingress", NOW)
+    packed = b"".join(prefix.address.to_bytes(size, "big") for prefix in prefixes)
+    addresses = np.frombuffer(packed, np.uint8).reshape(-1, size)
+    store.write_block(block, np.array([prefix.length for prefix in prefixes], np.uint8), addresses)
+    return block
 
 
 def handles(records: list[Record]) -> list[int]:
@@ -75,10 +87,10 @@ def test_a_commit_is_on_disk_before_it_returns(path: Path, store: Store) -> None
         assert other.execute("SELECT id FROM rules").fetchall() == [("r1",)]
 
 
-def test_every_store_has_an_identity_of_its_own_that_stays(tmp_path: Path) -> None:
-    one, other = Store(tmp_path / "a.db"), Store(tmp_path / "b.db")
+def test_every_store_has_an_identity_of_its_own_that_stays(directory: Path) -> None:
+    one, other = Store(directory / "a.db"), Store(directory / "b.db")
     assert one.identity != other.identity
-    assert Store(tmp_path / "a.db").identity == one.identity
+    assert Store(directory / "a.db").identity == one.identity
 
 
 def test_everything_is_there_after_a_restart(path: Path, store: Store) -> None:
@@ -110,19 +122,19 @@ def test_a_directory_that_cannot_be_made_is_named() -> None:
     assert "cannot make /proc/ebpf-fw" in refused(Path("/proc/ebpf-fw/rules.db")).detail
 
 
-def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
-    (tmp_path / "state").write_text("")
-    assert f"cannot make {tmp_path / 'state'}" in refused(tmp_path / "state" / "rules.db").detail
+def test_a_file_in_the_place_of_the_directory_is_named(directory: Path) -> None:
+    (directory / "state").write_text("")
+    assert f"cannot make {directory / 'state'}" in refused(directory / "state" / "rules.db").detail
 
 
-def test_a_database_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rules.db").mkdir()
-    assert "opening" in refused(tmp_path / "rules.db").detail
+def test_a_database_that_cannot_be_written_is_refused(directory: Path) -> None:
+    (directory / "rules.db").mkdir()
+    assert "opening" in refused(directory / "rules.db").detail
 
 
-def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rules.db").write_bytes(b"not a database, although it is longer than a header" * 20)
-    assert "file is not a database" in refused(tmp_path / "rules.db").detail
+def test_what_is_no_database_is_refused(directory: Path) -> None:
+    (directory / "rules.db").write_bytes(b"not a database, although it is longer than a header" * 20)
+    assert "file is not a database" in refused(directory / "rules.db").detail
 
 
 @pytest.mark.parametrize("version", [2, 99])
@@ -179,20 +191,29 @@ def test_damaged_pages_are_an_error_of_the_store(path: Path, store: Store) -> No
 def test_nothing_of_a_transaction_that_raises_is_there(store: Store) -> None:
     write(store, record(1))
     before = store.revision, store.next_handle
-    with pytest.raises(RuntimeError), store.transaction():
-        store.write_rules([1], [record(2)])
-        store.write_interface(InterfaceRequest("eth0", True, "auto", True, True), "eth0")
-        store.add_hits([(2, Hits(1, 1, 1.0))])
-        store.add_interface_hits([InterfaceTotal("eth0", 0, 1, 1, 2, 200)])
-        raise RuntimeError
+
+    def change() -> None:
+        with store.transaction():
+            store.write_rules([1], [record(2)])
+            store.write_interface(InterfaceRequest("eth0", True, "auto", True, True), "eth0")
+            store.add_hits([(2, Hits(1, 1, 1.0))])
+            store.add_interface_hits([InterfaceTotal("eth0", 0, 1, 1, 2, 200)])
+            write_block(store, 3, ["10.0.0.1"])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        change()
     assert handles(list(store.all())) == [1]
     assert store.interfaces() == {} and store.hits([2]) == {} and store.interface_totals() == []
     assert (store.revision, store.next_handle) == before
+    assert store.blocks() == [] and store.count() == 1
     write(store, record(2))
     assert handles(list(store.all())) == [1, 2]
 
 
-@pytest.mark.parametrize("statement", ["BEGIN", "DELETE FROM rules", "INSERT OR REPLACE INTO rules", "UPDATE meta", "COMMIT"])
+@pytest.mark.parametrize(
+    "statement", ["BEGIN", "DELETE FROM rules", "INSERT OR REPLACE INTO rules", "UPDATE meta", "COMMIT"]
+)
 def test_a_database_that_fails_anywhere_keeps_what_it_had(store: Store, statement: str) -> None:
     write(store, record(1))
     before = store.revision, store.next_handle
@@ -254,14 +275,16 @@ def test_only_what_differs_from_the_defaults_is_written() -> None:
 
 def test_a_ttl_does_not_start_again_by_being_read(store: Store) -> None:
     write(store, record(1, ttl="1h"), record(2, expires_at="2100-01-01T00:00:00Z"))
-    one, other = store.by_handles([1, 2])
+    one, other = store.all()
     assert (one.rule.ttl_s, one.rule.expires_at) == (3600, NOW + 3600)
     assert (other.rule.ttl_s, other.rule.expires_at) == (None, 4102444800.0)
 
 
 def test_a_record_takes_the_place_of_the_one_with_its_handle(store: Store) -> None:
     write(store, record(1), record(2))
-    changed = replace(record(1, priority=5, enabled=False, action="allow", direction="both"), updated_at=NOW + 9)
+    changed = replace(
+        record(1, priority=5, enabled=False, action="allow", direction="both"), updated_at=NOW + 9
+    )
     write(store, changed)
     assert list(store.all()) == [changed, record(2)]
     assert handles(store.disabled()) == [1]
@@ -275,20 +298,19 @@ def test_an_id_may_go_over_to_another_handle_in_one_change(store: Store) -> None
     assert store.count() == 1
 
 
-def test_rules_are_found_by_id_and_by_handle(store: Store) -> None:
+def test_rules_are_found_by_id(store: Store) -> None:
     write(store, *(record(n) for n in range(1, 1201)))
     assert store.by_id("r7") == record(7)
     assert store.by_id("R7") is None
-    assert store.by_ids([f"r{n}" for n in range(0, 1300)]).keys() == {f"r{n}" for n in range(1, 1201)}
-    assert handles(store.by_handles(range(1300, 0, -1))) == list(range(1, 1201))
-    assert store.by_ids([]) == {} and store.by_handles([]) == []
+    assert store.by_ids([f"r{n}" for n in range(1300)]).keys() == {f"r{n}" for n in range(1, 1201)}
+    assert store.by_ids([]) == {}
     assert store.count() == 1200
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4, 100])
 def test_all_rules_come_in_order_whatever_the_chunk(store: Store, chunk: int) -> None:
     write(store, record(5), record(1), record(3), record(900))
-    assert handles(list(store.all(chunk))) == [1, 3, 5, 900]
+    assert handles(list(store.loose(chunk))) == handles(list(store.all())) == [1, 3, 5, 900]
 
 
 def test_a_revision_is_a_change_of_rules(store: Store) -> None:
@@ -312,6 +334,94 @@ def test_a_handle_is_never_given_again(path: Path, store: Store) -> None:
     write(again, record(7))
     write(again, record(3))
     assert again.next_handle == 8
+
+
+# --- blocks
+
+
+@pytest.fixture
+def mixed(store: Store) -> Store:
+    """Rules 1, 2, a block 3 to 7, rule 8, a block 9 and 10, of which 4 and 10 are deleted and 6 is a rule."""
+    write(store, record(1), record(2, action="allow"))
+    with store.transaction():
+        write_block(store, 3, [f"10.0.0.{n}" for n in range(5)])
+    write(store, record(8))
+    with store.transaction():
+        write_block(store, 9, ["2001:db8::/32", "2001:db8::1"], "89abcdef")
+    write(store, replace(record(6, priority=5), rule=edited("import-0123abcd-3")), deleted=(4, 10))
+    return store
+
+
+def edited(rule_id: str) -> Rule:
+    return rule_from_fields({"sources": "10.9.9.9", "action": "allow"}, rule_id, NOW)
+
+
+def test_rules_of_blocks_are_rules(path: Path, mixed: Store) -> None:
+    for _ in range(2):
+        assert handles(list(mixed.all())) == [1, 2, 3, 5, 6, 7, 8, 9]
+        assert mixed.count() == 8 and mixed.next_handle == 11
+        found = mixed.by_id("import-0123abcd-2")
+        assert found is not None and found.handle == 5
+        assert found.rule == rule_from_fields({"sources": "10.0.0.2"}, "import-0123abcd-2", NOW)
+        assert (mixed.by_id("import-0123abcd-3") or record(0)).rule == edited("import-0123abcd-3")
+        network = mixed.by_id("import-89abcdef-0")
+        assert network is not None and network.rule.fields()["sources"] == ["2001:db8::/32"]
+        mixed.close()
+        mixed = Store(path)
+
+
+@pytest.mark.parametrize(
+    "rule_id",
+    [
+        "import-0123abcd-1",
+        "import-0123abcd-5",
+        "import-0123abcd-02",
+        "import-0123abcd-٢",
+        "import-0123abcd-",
+        "import-ffffffff-0",
+        "import-89abcdef-1",
+    ],
+)
+def test_what_a_block_does_not_hold_is_not_found(mixed: Store, rule_id: str) -> None:
+    assert mixed.by_id(rule_id) is None
+    assert mixed.by_ids([rule_id]) == {}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+def test_pages_go_through_blocks(mixed: Store, limit: int) -> None:
+    found = []
+    for offset in range(0, 10, limit):
+        records, total = mixed.page(RuleQuery(), offset, limit, None)
+        assert total == 8 and len(records) <= limit
+        found += handles(records)
+    assert found == [1, 2, 3, 5, 7, 6, 8, 9], "a changed rule comes behind its block"
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"action": "drop"}, [1, 3, 5, 7, 8, 9]),
+        ({"action": "allow"}, [2, 6]),
+        ({"direction": "egress"}, []),
+        ({"enabled": True}, [1, 2, 3, 5, 7, 6, 8, 9]),
+        ({"enabled": False}, []),
+        ({"label": ("team", None)}, []),
+        ({"among": [3, 4, 6, 9, 10, 99], "action": "drop"}, [3, 9]),
+        ({"among": [3, 4, 6, 9, 10, 99]}, [3, 6, 9]),
+    ],
+)
+def test_filters_are_asked_of_blocks_too(mixed: Store, query: dict[str, Any], expected: list[int]) -> None:
+    assert page(mixed, **query) == expected
+
+
+def test_a_block_is_there_for_readers_once_it_is_durable(store: Store) -> None:
+    write(store, record(1))
+    with store.transaction():
+        block = write_block(store, 2, ["10.0.0.1", "10.0.0.2"])
+        assert store.count() == 1
+        assert store.page(RuleQuery(), 0, 10, None) == ([record(1)], 1)
+        assert handles(list(store.all())) == [1]
+    assert store.count() == 3 and store.blocks() == [block]
 
 
 # --- listing
@@ -432,8 +542,12 @@ def test_hits_of_many_rules_are_read_at_once(store: Store) -> None:
 
 def test_interface_totals_add_up_by_all_that_names_them(store: Store) -> None:
     with store.transaction():
-        store.add_interface_hits([InterfaceTotal("eth0", 0, 1, 1, 2, 200), InterfaceTotal("eth0", 0, 1, 3, 1, 1)])
-        store.add_interface_hits([InterfaceTotal("eth0", 0, 1, 1, 3, 300), InterfaceTotal("eth1", 0, 1, 1, 9, 9)])
+        store.add_interface_hits(
+            [InterfaceTotal("eth0", 0, 1, 1, 2, 200), InterfaceTotal("eth0", 0, 1, 3, 1, 1)]
+        )
+        store.add_interface_hits(
+            [InterfaceTotal("eth0", 0, 1, 1, 3, 300), InterfaceTotal("eth1", 0, 1, 1, 9, 9)]
+        )
     assert sorted(store.interface_totals()) == [
         InterfaceTotal("eth0", 0, 1, 1, 5, 500),
         InterfaceTotal("eth0", 0, 1, 3, 1, 1),
@@ -445,7 +559,10 @@ def test_interface_totals_add_up_by_all_that_names_them(store: Store) -> None:
 
 
 def test_the_last_request_for_an_interface_counts_until_it_is_forgotten(store: Store) -> None:
-    first, last = InterfaceRequest("eth0", True, "auto", True, True), InterfaceRequest("eth0", False, "auto", True, True)
+    first, last = (
+        InterfaceRequest("eth0", True, "auto", True, True),
+        InterfaceRequest("eth0", False, "auto", True, True),
+    )
     other = InterfaceRequest("eth1", True, "native", False, True)
     for request in (first, last, other):
         with store.transaction():

@@ -1,1 +1,1 @@
-"""Checks that need another kernel or a whole booted system: Debian under QEMU. Run with `make test-vm` only."""
+"""Checks that need another kernel or a whole booted system: Debian in QEMU. Run by `make test-vm` alone."""

@@ -17,7 +17,11 @@ from tests.vm import cache
 
 MIRROR = os.environ.get("EBPF_FW_VM_MIRROR", "http://deb.debian.org")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-ROOT_SUITES = (("debian", "bookworm"), ("debian", "bookworm-updates"), ("debian-security", "bookworm-security"))
+ROOT_SUITES = (
+    ("debian", "bookworm"),
+    ("debian", "bookworm-updates"),
+    ("debian-security", "bookworm-security"),
+)
 KERNEL_SUITES = (*ROOT_SUITES, ("debian-security", "bullseye-security"), ("debian", "trixie-backports"))
 LISTS_AGE_S = 12 * 3600
 
@@ -28,7 +32,7 @@ def source_lines(suites: Sequence[tuple[str, str]]) -> list[str]:
 
 def download(packages: Sequence[str], directory: Path) -> list[Path]:
     """The .deb files of `name` or `name=version`, in the same order as asked."""
-    files = []
+    files: list[Path] = []
     for package in packages:
         before = set(directory.glob("*.deb"))
         run("apt-get", "-q", "download", package, cwd=directory, apt=True)
@@ -55,7 +59,13 @@ def run(*command: str, cwd: Path | None = None, apt: bool = False) -> str:
     if apt:
         environment["APT_CONFIG"] = str(_apt_config())
     done = subprocess.run(
-        ["nice", *command], cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        ["nice", *command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
     )
     if done.returncode != 0:
         tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-20:])
@@ -80,6 +90,9 @@ def _apt_config() -> Path:
         encoding="ascii",
     )
     subprocess.run(
-        ["apt-get", "update", "-qq"], env={**os.environ, "APT_CONFIG": str(fresh)}, check=True, stdin=subprocess.DEVNULL
+        ["apt-get", "update", "-qq"],
+        env={**os.environ, "APT_CONFIG": str(fresh)},
+        check=True,
+        stdin=subprocess.DEVNULL,
     )
     return fresh.rename(config)

@@ -1,7 +1,7 @@
 """Boots a kernel on the root image under QEMU, runs one command in it and brings back its output and status.
 
-Owns the machine's command line, the share and noticing that a machine died. It must not know what the command
-does. Nothing that the machine writes survives it (snapshot=on), and nothing on this host's network is involved.
+Owns the machine's command line, the share and noticing that a machine died. It must not know what the
+command does. Nothing that the machine writes survives it (snapshot=on); this host's network is not involved.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def boot(
         status = _read(scratch / "status").strip()
         if not status.isdecimal():
             panic = next((line for line in console.splitlines() if _PANIC.search(line)), None)
-            raise GuestDied(f"kernel {kernel.build.abi}: {panic or why or 'went off without a status'}", output, console)
+            raise GuestDied(
+                f"kernel {kernel.build.abi}: {panic or why or 'went off without a status'}", output, console
+            )
         return Result(int(status), output, console, time.monotonic() - started)
 
 
@@ -96,7 +98,7 @@ def _qemu(kernel: Kernel, image: Path, shared: Path, scratch: Path, parameters: 
 
 
 def _accelerator() -> list[str]:
-    """Emulation, unless the processor says that it can do better: /dev/kvm alone may be there and not work."""
+    """Emulation, unless the processor says that it can do better: /dev/kvm may be there and not work."""
     flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     if re.search(r"\b(vmx|svm)\b", flags) and Path("/dev/kvm").exists():
         return ["-accel", "kvm", "-cpu", "host"]

@@ -1,7 +1,7 @@
 """What takes long to build is built once and kept: below $EBPF_FW_VM_CACHE, else ~/.cache/ebpf-fw-vm.
 
-Owns the directory's layout (one directory an artifact, named for what it was made from). It must not know what
-the artifacts are. An artifact is whole or absent: it is built beside and renamed.
+Owns the directory's layout (one directory an artifact, named for what it was made from). It must not know
+what the artifacts are. An artifact is whole or absent: it is built beside and renamed.
 """
 
 from __future__ import annotations

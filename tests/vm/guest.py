@@ -10,10 +10,11 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 MARK = "CHECK "
 Check = Callable[[], dict[str, Any]]
+E = TypeVar("E", bound=BaseException)
 
 
 def run_checks(checks: dict[str, Check]) -> None:
@@ -37,10 +38,21 @@ def report(output: str) -> dict[str, dict[str, Any]]:
 
 def run(command: str, status: int | None = 0) -> str:
     """Standard output and error. `status`: the one that must come, None for any."""
-    done = subprocess.run(command.split(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        command.split(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     if status is not None and done.returncode != status:
         raise AssertionError(f"`{command}` ended with {done.returncode}, not {status}: {done.stdout}")
     return done.stdout
+
+
+def refusal(kind: type[E], action: Callable[[], object]) -> E:
+    """The error that an action must end with."""
+    try:
+        action()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__} came")
 
 
 def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:

@@ -1,11 +1,11 @@
-"""Runs inside the machine: how often the verifier visits each instruction of a program, as JSON {index: visits}.
+"""Runs inside the machine: how often the verifier visits each instruction of a program, {index: visits}.
 
-`python -m tests.vm.guest_profile RULES PROGRAM`. The place to look when a program is too complex for a kernel.
+`python -m tests.vm.guest_profile RULES PROGRAM`. Where to look when a program is too complex for a kernel:
+the log is some hundred megabytes, so give the machine 6 GB.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import sys

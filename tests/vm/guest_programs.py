@@ -1,6 +1,6 @@
 """Runs inside the machine: do our programs load, judge and attach on this kernel?
 
-`python -m tests.vm.guest_programs`, with what frames.py wrote below /share. One report line a check (guest.py).
+`python -m tests.vm.guest_programs`, with what frames.py wrote below /share: one report line a check.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 from api import wiring
 from firewall.enforcer import Enforcer
 from firewall.kernel import bpf, loader, program_set
-from firewall.kernel.source import PROGRAMS, TC_PROGRAMS, Capacities
+from firewall.kernel.source import PROGRAMS
 from firewall.rule import rule_from_fields
 from firewall.settings import Bpf, Settings, State
+from firewall.view import RuleQuery
 from tests.vm.guest import eventually, run, run_checks
+from tests.vm.guest_verifier import capacities_of
 
 SHARE = Path("/share")
 PIN_ROOT = Path("/sys/fs/bpf/vm")
@@ -34,8 +36,7 @@ def load(rules: int) -> dict[str, Any]:
     """What the verifier made of each program, by name."""
     pin_root = PIN_ROOT / f"load-{rules}"
     started = time.monotonic()
-    # As firewall/kernel/linux.py starts.
-    built = program_set.build(pin_root, Capacities(16384, 16384, rules, 65536, 1024), {})
+    built = program_set.build(pin_root, capacities_of(rules), {})
     seconds = time.monotonic() - started
     try:
         return {"seconds": round(seconds, 1)} | {name: _sizes(built.programs[name]) for name in PROGRAMS}
@@ -71,17 +72,18 @@ def judge() -> dict[str, Any]:
         for fields in json.loads((SHARE / "rules.json").read_text()):
             add(enforcer, **fields)
         faults = []
-        frames = json.loads((SHARE / "frames.json").read_text())
+        frames = _frames()
         for program, is_tc in (("fw_xdp_ethernet", False), ("fw_tc_ethernet", True)):
             fd = bpf.get(PIN_ROOT / "judge/programs" / program)
             for name, expected, frame in frames:
                 verdict, _, after = bpf.test_run(fd, bytes.fromhex(frame))
                 if (verdict == (TC_SHOT if is_tc else XDP_DROP)) != expected:
-                    faults.append(f"{program}: {name}: verdict {verdict}, should be {'dropped' if expected else 'passed'}")
+                    wanted = "dropped" if expected else "passed"
+                    faults.append(f"{program}: {name}: verdict {verdict}, should be {wanted}")
                 if after != bytes.fromhex(frame):
                     faults.append(f"{program}: {name}: the frame was changed")
             os.close(fd)
-        hits = {view.rule.id: view.packets for view in enforcer.rules(_all(), 0, 100)[0]}
+        hits = {view.rule.id: view.packets for view in enforcer.rules(RuleQuery(), 0, 100)[0]}
         faults += [f"rule {rule}: no hits" for rule, packets in hits.items() if not packets]
         assert not faults, "\n".join(faults)
         return {"frames": len(frames), "hits": hits}
@@ -89,10 +91,10 @@ def judge() -> dict[str, Any]:
         enforcer.stop()
 
 
-def _all() -> Any:
-    from firewall.view import RuleQuery
-
-    return RuleQuery()
+def _frames() -> list[tuple[str, bool, str]]:
+    return [
+        (name, dropped, frame) for name, dropped, frame in json.loads((SHARE / "frames.json").read_text())
+    ]
 
 
 def veth(mode: str) -> dict[str, Any]:
@@ -150,7 +152,31 @@ def _block_and_unblock(enforcer: Enforcer, family: int) -> dict[str, int]:
     return hits
 
 
-def grow() -> dict[str, Any]:
+def grow_addresses() -> dict[str, Any]:
+    """More addresses than the first table holds: a larger one, in its place under the same programs."""
+    name, frame = next(
+        (name, frame) for name, dropped, frame in _frames() if not dropped and "neighbour" in name
+    )
+    enforcer = build_enforcer("addresses")
+    try:
+        fd = bpf.get(PIN_ROOT / "addresses/programs/fw_xdp_ethernet")
+        before = bpf.map_info(bpf.get(PIN_ROOT / "addresses/maps/address4")).max_entries
+        assert bpf.test_run(fd, bytes.fromhex(frame))[0] != XDP_DROP, f"{name} is dropped without a rule"
+        # The frame is from 203.0.113.8.
+        add(
+            enforcer,
+            id="list",
+            sources=["203.0.113.8", *(f"10.{n >> 8 & 255}.{n & 255}.1" for n in range(before))],
+        )
+        after = bpf.map_info(bpf.get(PIN_ROOT / "addresses/maps/address4")).max_entries
+        assert after > before, (before, after)
+        assert bpf.test_run(fd, bytes.fromhex(frame))[0] == XDP_DROP, f"{name} passes"
+        return {"before": before, "after": after}
+    finally:
+        enforcer.stop()
+
+
+def grow_policy() -> dict[str, Any]:
     """More policy vectors than the first maps hold: new programs beside the old, put in their place."""
     enforcer = build_enforcer("grow", rules=4096)
     try:
@@ -158,8 +184,10 @@ def grow() -> dict[str, Any]:
         enforcer.attach("fw1", "native", True, True)
         before = {hook.hook: hook.program_id for hook in enforcer.interface("fw1").hooks}
         rules = [
-            rule_from_fields({"sources": [f"10.1.{n >> 8}.{n & 255}"], "destination_ports": [str(n + 1)]}, f"r{n}", 0)
-            for n in range(600)
+            rule_from_fields(
+                {"sources": [f"10.1.{n >> 8}.{n & 255}"], "destination_ports": [str(n + 1)]}, f"r{n}", 0
+            )
+            for n in range(1100)
         ]
         enforcer.batch(rules, [])
         after = {hook.hook: hook.program_id for hook in enforcer.interface("fw1").hooks}
@@ -172,7 +200,10 @@ def grow() -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
-    return {"kernel": platform.release(), "jit": Path("/proc/sys/net/core/bpf_jit_enable").read_text().strip()}
+    return {
+        "kernel": platform.release(),
+        "jit": Path("/proc/sys/net/core/bpf_jit_enable").read_text().strip(),
+    }
 
 
 def main() -> None:
@@ -184,7 +215,8 @@ def main() -> None:
             "judge": judge,
             "veth-native": partial(veth, "native"),
             "veth-generic": partial(veth, "generic"),
-            "grow": grow,
+            "grow-addresses": grow_addresses,
+            "grow-policy": grow_policy,
         }
     )
 

@@ -1,7 +1,8 @@
 """Runs inside the machine: what the verifier says of each program, accepted or not.
 
-`python -m tests.vm.guest_verifier RULES...`: one report line (guest.py) per number of policy rules. bcc compiles,
-and bpf(2) loads what it compiled: bcc asks for no statistics, and keeps the log of a program that is too complex.
+`python -m tests.vm.guest_verifier RULES...`: one report line (guest.py) per number of policy rules. bcc
+compiles, and bpf(2) loads what it compiled: bcc asks for no statistics, and keeps to itself what the log says
+of a program that is too complex.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # First program of the virtual machine: reaches the two disks and goes on to the root's systemd.
 # kernel.py puts the modules' insmod lines in.
 /bin/busybox --install -s /bin

@@ -1,7 +1,7 @@
 """A Debian kernel to boot: its image, its modules on a disk of their own, and an initrd that finds the root.
 
-Owns choosing the newest build of a kernel line and unpacking it below the cache. The kernel is never installed
-on this host, and no script of its package runs.
+Owns choosing the newest build of a kernel line and unpacking it below the cache. The kernel is never
+installed on this host, and no script of its package runs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,25 @@ from pathlib import Path
 from tests.vm import archive, cache
 
 # Line to the packages that depend on its newest build.
-LINES = {"5.10": "linux-image-amd64", "6.1": "linux-image-amd64", "6.12": "linux-image-6.12-amd64", "7.2": "linux-image-amd64"}
+LINES = {
+    "5.10": "linux-image-amd64",
+    "6.1": "linux-image-amd64",
+    "6.12": "linux-image-6.12-amd64",
+    "7.2": "linux-image-amd64",
+}
 # Modules that this test system can have a use for; the rest (graphics, sound, ...) is left out.
 MODULE_DIRECTORIES = (
-    "arch", "block", "crypto", "drivers/block", "drivers/char", "drivers/net", "drivers/virtio", "fs", "lib", "net",
+    "arch", "block", "crypto", "drivers/block", "drivers/char", "drivers/net", "drivers/virtio", "fs", "lib",
+    "net",
 )  # fmt: skip
-UNUSED_DIRECTORIES = ("drivers/net/wireless", "drivers/net/ethernet", "fs/xfs", "fs/btrfs", "fs/ocfs2", "net/mac80211")
+UNUSED_DIRECTORIES = (
+    "drivers/net/wireless",
+    "drivers/net/ethernet",
+    "fs/xfs",
+    "fs/btrfs",
+    "fs/ocfs2",
+    "net/mac80211",
+)
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 INITRD_REVISION = 1
 
@@ -33,10 +46,6 @@ class Build:
     line: str
     abi: str
     version: str
-
-    @property
-    def image_package(self) -> str:
-        return f"linux-image-{self.abi}={self.version}"
 
 
 @dataclass(frozen=True)
@@ -64,19 +73,43 @@ def prepare(line: str) -> Kernel:
     build = newest(line)
 
     def unpack(directory: Path) -> None:
-        archive.unpack([build.image_package], directory)
-        release = next((directory / "lib/modules").iterdir())
+        archive.unpack(_packages(build), directory)
+        if not (directory / "lib").exists():
+            (directory / "lib").symlink_to("usr/lib")
+        release = directory / "lib/modules" / build.abi
+        # Where it is since 7.x, and where it was.
+        images = (release / "vmlinuz", directory / "boot" / f"vmlinuz-{build.abi}")
+        shutil.move(next(path for path in images if path.exists()), directory / "vmlinuz")
         _prune(release)
         _decompress(release)
         archive.run("depmod", "-b", str(directory), build.abi)
-        archive.run("mke2fs", "-q", "-t", "ext4", "-d", str(directory / "lib/modules"), str(directory / "modules.ext4"), "400M")
+        archive.run(
+            "mke2fs",
+            "-q",
+            "-t",
+            "ext4",
+            "-d",
+            str(directory / "lib/modules"),
+            str(directory / "modules.ext4"),
+            "400M",
+        )
         _write_initrd(directory, release)
-        shutil.move(directory / "boot" / f"vmlinuz-{build.abi}", directory / "vmlinuz")
-        for leftover in ("boot", "lib", "usr"):
+        for leftover in ("boot", "usr", "lib"):
             shutil.rmtree(directory / leftover, ignore_errors=True)
+        (directory / "lib").unlink(missing_ok=True)
 
-    made = cache.artifact(f"kernel-{line}", (build, MODULE_DIRECTORIES, UNUSED_DIRECTORIES, INITRD_REVISION), unpack)
+    made = cache.artifact(
+        f"kernel-{line}", (build, MODULE_DIRECTORIES, UNUSED_DIRECTORIES, INITRD_REVISION), unpack
+    )
     return Kernel(build, made / "vmlinuz", made / "initrd", made / "modules.ext4")
+
+
+def _packages(build: Build) -> list[str]:
+    """The kernel's image and modules: one package, and since 7.x others that it depends on."""
+    image = f"linux-image-{build.abi}"
+    depends = next(archive.stanzas(f"{image}={build.version}"))["Depends"]
+    parts = re.findall(rf"linux-(?:binary|modules)-{re.escape(build.abi)}", depends)
+    return [f"{name}={build.version}" for name in (image, *parts)]
 
 
 def _prune(release: Path) -> None:
@@ -113,7 +146,11 @@ def _write_initrd(directory: Path, release: Path) -> None:
     (tree / "init").chmod(0o755)
     names = "\n".join(str(path.relative_to(tree)) for path in [tree, *tree.rglob("*")])
     packed = subprocess.run(
-        ["cpio", "-o", "-H", "newc", "--quiet"], cwd=tree, input=names.encode(), capture_output=True, check=True
+        ["cpio", "-o", "-H", "newc", "--quiet"],
+        cwd=tree,
+        input=names.encode(),
+        capture_output=True,
+        check=True,
     )
     (directory / "initrd").write_bytes(gzip.compress(packed.stdout, 1))
     shutil.rmtree(tree)
@@ -135,5 +172,3 @@ def _with_dependencies(release: Path, names: tuple[str, ...]) -> list[Path]:
         if alias in by_name:
             ordered = [*reversed(depends[by_name[alias]]), by_name[alias], *ordered]
     return [release / module for module in dict.fromkeys(ordered)]
-
-

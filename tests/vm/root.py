@@ -1,4 +1,4 @@
-"""The root file system: Debian 12 with systemd, bcc and this project's Python packages, the same for every kernel.
+"""The root file system: Debian 12, systemd, bcc and this project's Python packages; one for every kernel.
 
 Owns the package list, the virtual environment at /opt/ebpf-fw/.venv and the unit that runs a command. The
 project itself is not in it: boot.py shares that.
@@ -17,34 +17,38 @@ HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
 HOME = "/opt/ebpf-fw"
 PACKAGES = (
-    "systemd", "systemd-sysv", "dbus", "udev", "kmod", "iproute2", "iputils-ping", "ethtool", "procps", "python3",
-    "python3-bpfcc", "bpftool", "nftables", "tcpdump", "linux-libc-dev",
+    "systemd", "systemd-sysv", "dbus", "udev", "kmod", "iproute2", "iputils-ping", "ethtool", "procps",
+    "python3", "python3-bpfcc", "bpftool", "nftables", "tcpdump", "linux-libc-dev",
 )  # fmt: skip
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 # Wheels for the guest's Python, whatever runs here.
 PYTHON = "3.11"
-PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64")
+PLATFORMS = (
+    "manylinux2014_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux_2_28_x86_64",
+)
 TEST_PACKAGES = ("pytest", "pytest-xdist", "hypothesis", "scapy")
 SIZE = "2G"
 UNIT = "vm-command.service"
+# Raise it when a change of this module changes the image.
+REVISION = 1
 
 
 def prepare() -> Path:
     """The ext4 image. Built on first use: about a minute and 2 GB, sparse. Needs root."""
     requirements = _requirements()
     unit = [(HERE / name).read_text(encoding="ascii") for name in (UNIT, "run_command.sh")]
-    made_from = (PACKAGES, LEFT_OUT, requirements, PLATFORMS, unit, _revision())
+    made_from = (PACKAGES, LEFT_OUT, requirements, PLATFORMS, unit, REVISION)
     return cache.artifact("root", made_from, lambda directory: _build(directory, requirements)) / "root.ext4"
-
-
-def _revision() -> int:
-    """Raise it when a change of this module changes the image."""
-    return 1
 
 
 def _requirements() -> list[str]:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [each for each in project["optional-dependencies"]["dev"] if each.partition("==")[0] in TEST_PACKAGES]
+    wanted = [
+        each for each in project["optional-dependencies"]["dev"] if each.partition("==")[0] in TEST_PACKAGES
+    ]
     return [*project["dependencies"], *wanted]
 
 
@@ -52,8 +56,8 @@ def _build(directory: Path, requirements: list[str]) -> None:
     root = directory / "root"
     excludes = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
     archive.run(
-        "mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--include={','.join(PACKAGES)}", *excludes,
-        "bookworm", str(root), *archive.source_lines(archive.ROOT_SUITES),
+        "mmdebstrap", "--quiet", "--mode=root", "--variant=essential", f"--include={','.join(PACKAGES)}",
+        *excludes, "bookworm", str(root), *archive.source_lines(archive.ROOT_SUITES),
     )  # fmt: skip
     _install_python_packages(root, requirements)
     _configure(root)

@@ -6,10 +6,10 @@ A copy, because 9p caches and others may edit meanwhile.
 from __future__ import annotations
 
 import compileall
-from py_compile import PycInvalidationMode
 import shutil
 import sys
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 from tests.vm import root
 
@@ -31,6 +31,4 @@ def copy_project(shared: Path, more: Path | None) -> None:
         shutil.copytree(more, shared, dirs_exist_ok=True)
     if f"{sys.version_info.major}.{sys.version_info.minor}" == root.PYTHON:
         # Emulation compiles some twenty times slower.
-        compileall.compile_dir(
-            project, quiet=2, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH
-        )
+        compileall.compile_dir(project, quiet=2, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)

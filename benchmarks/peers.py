@@ -1,0 +1,170 @@
+"""What a user would otherwise pick: xdp-filter, nftables' netdev hook, iptables raw with ipset.
+
+Owns their commands and reading their own counters. Each is loaded once; `active` puts its filter on the guarded
+interface and takes it off again, so that contenders can alternate within a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.world import GUARDED, run
+from firewall.kernel import bpf
+
+TOOLS = ("xdp-filter", "nft", "iptables", "ipset", "ethtool")
+PACKAGES = {"xdp-filter": "xdp-tools", "nft": "nftables"}
+
+
+def missing_packages() -> list[str]:
+    return [PACKAGES.get(tool, tool) for tool in TOOLS if shutil.which(tool) is None]
+
+
+def versions() -> dict[str, str]:
+    """What each tool says of itself. xdp-filter says it with exit status 1."""
+    commands = {
+        "xdp-filter": ("xdp-filter", "status", "--version"),
+        "nft": ("nft", "--version"),
+        "iptables": ("iptables", "--version"),
+        "ipset": ("ipset", "--version"),
+    }
+    return {tool: _first_line(command) for tool, command in commands.items()}
+
+
+def _first_line(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    return next(iter((done.stdout or done.stderr).splitlines()), "?").strip()
+
+
+def program_on(interface: str) -> int:
+    """Descriptor of the XDP program that stands there."""
+    (link,) = json.loads(run("ip", "-j", "link", "show", interface))
+    fd = bpf.program_by_id(link["xdp"]["prog"]["id"])
+    assert fd is not None
+    return fd
+
+
+@contextmanager
+def xdp_filter(address: str) -> Iterator[int]:
+    """Drops one source, natively. The descriptor of its program, which stands on the interface alone: libxdp's
+    dispatcher in front of it would make it slower, and not every kernel takes that."""
+    environment = {"LIBXDP_SKIP_DISPATCHER": "1"}
+    run("xdp-filter", "load", "-m", "native", "-p", "allow", "-f", "ipv4", GUARDED, environment=environment)
+    try:
+        run("xdp-filter", "ip", address, "-m", "src", environment=environment)
+        fd = program_on(GUARDED)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    finally:
+        run("xdp-filter", "unload", GUARDED, environment=environment)
+
+
+@contextmanager
+def xdp_program(fd: int, pin: Path) -> Iterator[None]:
+    """A program of ours on the guarded interface, natively."""
+    bpf.pin(fd, pin)
+    try:
+        run("ip", "link", "set", "dev", GUARDED, "xdpdrv", "pinned", str(pin))
+        try:
+            yield
+        finally:
+            run("ip", "link", "set", "dev", GUARDED, "xdpdrv", "off")
+    finally:
+        pin.unlink()
+
+
+def _lines(prefix: str, addresses: Sequence[str]) -> str:
+    return "".join([f"{prefix}{address}\n" for address in addresses])
+
+
+class Ipset:
+    """A hash:ip set; iptables asks it in the raw table, where packets are cheapest to drop."""
+
+    name = "iptables raw + ipset"
+    rule = ("PREROUTING", "-i", GUARDED, "-m", "set", "--match-set", "bench", "src", "-j", "DROP")
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "ipset.restore"
+
+    def write(self, addresses: Sequence[str]) -> None:
+        """hashsize: what `ipset save` writes for a set of this size, so that restoring needs no rehash."""
+        size = 1 << max(10, (len(addresses) - 1).bit_length() - 1)
+        create = f"create bench hash:ip hashsize {size} maxelem {max(65536, 2 * size)}\n"
+        self._path.write_text(create + _lines("add bench ", addresses))
+
+    def load(self) -> float:
+        """Seconds."""
+        started = time.perf_counter()
+        run("ipset", "restore", stdin=self._path)
+        return time.perf_counter() - started
+
+    def count(self) -> int:
+        listed = run("ipset", "list", "bench", "-terse")
+        return int(next(line for line in listed.splitlines() if line.startswith("Number of entries")).split(":")[1])
+
+    def bytes(self) -> int:
+        listed = run("ipset", "list", "bench", "-terse")
+        return int(next(line for line in listed.splitlines() if line.startswith("Size in memory")).split(":")[1])
+
+    def unload(self) -> None:
+        run("ipset", "destroy", "bench")
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        run("iptables", "-t", "raw", "-A", *self.rule)
+        try:
+            yield
+        finally:
+            run("iptables", "-t", "raw", "-D", *self.rule)
+
+    def dropped(self) -> int:
+        listed = run("iptables", "-t", "raw", "-nvxL", "PREROUTING")
+        return int(next(line for line in listed.splitlines() if "match-set bench" in line).split()[0])
+
+
+class Nftables:
+    """A set of plain addresses, with its size told, which gives nft its fastest hash; asked at the netdev hook."""
+
+    name = "nftables netdev"
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "set.nft"
+
+    def write(self, addresses: Sequence[str]) -> None:
+        head = f"table netdev bench {{\nset blocked {{\ntype ipv4_addr; size {max(65536, len(addresses) * 5 // 4)}; elements = {{\n"
+        self._path.write_text(head + ",\n".join(addresses) + "\n}\n}\n}\n")
+
+    def load(self) -> float:
+        """Seconds."""
+        started = time.perf_counter()
+        run("nft", "-f", str(self._path))
+        return time.perf_counter() - started
+
+    def count(self) -> int:
+        listed = run("nft", "list", "set", "netdev", "bench", "blocked")
+        return listed.count(",") + 1 if "elements" in listed else 0
+
+    def unload(self) -> None:
+        run("nft", "delete", "table", "netdev", "bench")
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        run("nft", f"add chain netdev bench ingress {{ type filter hook ingress device {GUARDED} priority 0; }}")
+        run("nft", "add rule netdev bench ingress ip saddr @blocked counter drop")
+        try:
+            yield
+        finally:
+            run("nft", "delete chain netdev bench ingress")
+
+    def dropped(self) -> int:
+        listed = json.loads(run("nft", "-j", "list", "chain", "netdev", "bench", "ingress"))
+        (rule,) = (each["rule"] for each in listed["nftables"] if "rule" in each)
+        return int(next(each["counter"]["packets"] for each in rule["expr"] if "counter" in each))

@@ -1,0 +1,67 @@
+"""Fixtures of the virtual machines: a kernel boots once, its checks are the tests.
+
+Owns which kernels there are and their boots. It must not know what is checked in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.vm import frames, guest, kernel, netdevsim
+from tests.vm.boot import Result, boot
+
+Report = dict[str, dict[str, Any]]
+Guest = Callable[..., Report]
+TIMEOUT_S = 1800
+
+
+def check(report: Report, name: str) -> dict[str, Any]:
+    """The facts of a check that went well; fails with what the machine said otherwise."""
+    if name not in report:
+        pytest.fail(f"the machine reported nothing of {name}: it reported {sorted(report)}", pytrace=False)
+    found = report[name]
+    if not found["ok"]:
+        pytest.fail(found["error"], pytrace=False)
+    print(f"{name}: {found['seconds']} s, {found['facts']}")
+    return dict(found["facts"])
+
+
+@pytest.fixture(scope="session")
+def programs_in(tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    """`programs_in("6.1")`: the report of guest_programs and guest_verifier on that kernel."""
+
+    @cache
+    def run(line: str) -> Report:
+        share = tmp_path_factory.mktemp(f"share-{line}")
+        frames.write(share)
+        modules = ("guest_verifier 64 4096 16384", "guest_programs")
+        command = " && ".join(f".venv/bin/python -m tests.vm.{module}" for module in modules)
+        return _report(boot(kernel.prepare(line), command, share, TIMEOUT_S))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def offload_in(tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    """`offload_in("6.12")`: the report of guest_offload on that kernel with a netdevsim device."""
+
+    @cache
+    def run(line: str) -> Report:
+        prepared = kernel.prepare(line)
+        share = tmp_path_factory.mktemp(f"share-offload-{line}")
+        module = netdevsim.prepare(prepared.build)
+        (share / module.name).symlink_to(module)
+        command = f"{netdevsim.SET_UP} && .venv/bin/python -m tests.vm.guest_offload"
+        return _report(boot(prepared, command, share, TIMEOUT_S))
+
+    return run
+
+
+def _report(result: Result) -> Report:
+    if result.status:
+        pytest.fail(f"the command ended with {result.status}:\n{result.output}", pytrace=False)
+    return guest.report(result.output)
