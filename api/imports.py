@@ -42,11 +42,15 @@ class ImportQuery(BaseModel):
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"text/plain": {"schema": {"type": "string"}, "example": "203.0.113.7\n198.51.100.0/24\n"}},
+            "content": {
+                "text/plain": {"schema": {"type": "string"}, "example": "203.0.113.7\n198.51.100.0/24\n"}
+            },
         }
     },
 )
-async def import_list(request: Request, running: InService, query: Annotated[ImportQuery, Query()]) -> Response:
+async def import_list(
+    request: Request, running: InService, query: Annotated[ImportQuery, Query()]
+) -> Response:
     """One rule for each address or CIDR of a text (one a line, `#` and `;` start comments), all in one change.
 
     Addresses that have a rule of this action and priority already are left as they are, so the same list again
@@ -55,7 +59,9 @@ async def import_list(request: Request, running: InService, query: Annotated[Imp
     body = await request.body()
     firewall = running.firewall
     columns = await asyncio.to_thread(lambda: parse_list(_text(body)))
-    outcome = await running.change(firewall.import_list, columns, query.action, query.priority, query.direction)
+    outcome = await running.change(
+        firewall.import_list, columns, query.action, query.priority, query.direction
+    )
     return JsonResponse({"added": outcome.added, "unchanged": outcome.unchanged})
 
 

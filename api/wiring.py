@@ -37,7 +37,9 @@ def filter_options(settings: Filter) -> tuple[int, int]:
 
 def linux_kernel(settings: Settings) -> Kernel:
     limits = settings.bpf
-    return LinuxKernel(limits.pin_root, limits.max_addresses, limits.max_rules, filter_options(settings.filter))
+    return LinuxKernel(
+        limits.pin_root, limits.max_addresses, limits.max_rules, filter_options(settings.filter)
+    )
 
 
 def build(

@@ -119,11 +119,11 @@ struct lengths6 {
 
 struct control {
 	__u64 epoch;
-	__u64 program;		  /* fingerprint of the program text and its capacities */
-	__u64 layout;		  /* fingerprint of layout.h and maps.h */
-	__u32 occupied;		  /* bit family * ADDRESS_SCOPE_COUNT + scope: that address list has entries */
-	__u32 short_lengths6[4];  /* by scope: bit n = some IPv6 address rule has length n < 32 */
-	__u32 always_zero;	  /* see forget() in decide.h */
+	__u64 program;		 /* fingerprint of the program text and its capacities */
+	__u64 layout;		 /* fingerprint of layout.h and maps.h */
+	__u32 occupied;		 /* bit family * ADDRESS_SCOPE_COUNT + scope: that address list has entries */
+	__u32 short_lengths6[4]; /* by scope: bit n = some IPv6 address rule has length n < 32 */
+	__u32 always_zero;	 /* see forget() in decide.h */
 };
 
 #define FAMILY_IPV4 0
@@ -137,11 +137,11 @@ struct control {
 #define OPTION_INTERFACES 8 /* some rule names interfaces */
 
 struct policy {
-	__u32 best_rank;      /* of all policy rules; RANK_NONE = there are none */
-	__u32 words;	      /* of a vector that are in use */
-	__u32 options;	      /* OPTION_* */
-	__u32 any_interface;  /* vector for an interface that no rule names */
-	__u32 any_address[4]; /* by family * 2 + side: vector for an address in no prefix */
+	__u32 best_rank;	 /* of all policy rules; RANK_NONE = there are none */
+	__u32 words;		 /* of a vector that are in use */
+	__u32 options;		 /* OPTION_* */
+	__u32 any_interface;	 /* vector for an interface that no rule names */
+	__u32 any_address[4];	 /* by family * 2 + side: vector for an address in no prefix */
 	__u32 short_lengths6[2]; /* by side */
 	__u32 padding[2];
 };

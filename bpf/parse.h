@@ -124,8 +124,7 @@ static __always_inline int parse_ethernet(struct cursor *cursor, __u16 *ethertyp
 	*ethertype = bpf_ntohs(ethernet->h_proto);
 #pragma unroll
 	for (int i = 0; i < VLAN_TAGS_MAX; i++) {
-		if (*ethertype != ETHERTYPE_VLAN && *ethertype != ETHERTYPE_QINQ &&
-		    *ethertype != ETHERTYPE_QINQ_LEGACY)
+		if (*ethertype != ETHERTYPE_VLAN && *ethertype != ETHERTYPE_QINQ && *ethertype != ETHERTYPE_QINQ_LEGACY)
 			return 0;
 		tag = take(cursor, sizeof(*tag));
 		if (!tag)
@@ -194,8 +193,8 @@ static __always_inline __u64 is_equal(__u64 a, __u64 b)
 	return x >> 63;
 }
 
-#define EXTENSIONS_BELOW_64                                                                                          \
-	(1ULL << PROTOCOL_HOP_BY_HOP | 1ULL << PROTOCOL_ROUTING | 1ULL << PROTOCOL_FRAGMENT | 1ULL << PROTOCOL_AH |  \
+#define EXTENSIONS_BELOW_64                                                                                         \
+	(1ULL << PROTOCOL_HOP_BY_HOP | 1ULL << PROTOCOL_ROUTING | 1ULL << PROTOCOL_FRAGMENT | 1ULL << PROTOCOL_AH | \
 	 1ULL << PROTOCOL_DESTINATION)
 
 static __always_inline __u64 is_extension(__u64 protocol)

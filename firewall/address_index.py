@@ -28,7 +28,9 @@ def no_entries(version: int) -> Entries:
 def decoded(entries: Entries) -> Iterator[tuple[Key, Entry]]:
     """One by one: for few, or for tests."""
     fields = key_fields(entries.version, entries.keys)
-    for scope, length, address, rank, handle in zip(*fields, entries.ranks.tolist(), entries.handles.tolist(), strict=True):
+    for scope, length, address, rank, handle in zip(
+        *fields, entries.ranks.tolist(), entries.handles.tolist(), strict=True
+    ):
         yield Key(entries.version, scope, length, address), Entry(rank, handle)
 
 
@@ -38,17 +40,23 @@ def encode(key: Key) -> Any:
     return bytes((key.scope, key.length)) + key.address.to_bytes(16, "big")
 
 
-def encode_many(version: int, scope: int, lengths: npt.NDArray[np.uint8], addresses: npt.NDArray[np.uint8]) -> Keys:
+def encode_many(
+    version: int, scope: int, lengths: npt.NDArray[np.uint8], addresses: npt.NDArray[np.uint8]
+) -> Keys:
     """`addresses`: (n, 4 or 16) bytes in network order."""
     if version == 4:
         numbers = np.ascontiguousarray(addresses).view(">u4").reshape(-1).astype(np.uint64)
-        return np.uint64(scope << _SCOPE_SHIFT) | lengths.astype(np.uint64) << np.uint64(_LENGTH_SHIFT) | numbers
+        return (
+            np.uint64(scope << _SCOPE_SHIFT) | lengths.astype(np.uint64) << np.uint64(_LENGTH_SHIFT) | numbers
+        )
     rows = np.empty((len(lengths), 18), np.uint8)
     rows[:, 0], rows[:, 1], rows[:, 2:] = scope, lengths, addresses
     return rows.reshape(-1).view("S18")
 
 
-def key_columns(version: int, keys: Keys) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def key_columns(
+    version: int, keys: Keys
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Scopes, lengths and addresses (n, 4 or 16 bytes in network order) of encoded keys."""
     if version == 4:
         scopes = (keys >> np.uint64(_SCOPE_SHIFT)).astype(np.uint8)
@@ -128,7 +136,10 @@ class AddressIndex:
         if alive:
             keys, ranks, handles = zip(*alive, strict=True)
             fresh = Entries(
-                self.version, np.array(keys, _DTYPES[self.version]), np.array(ranks, np.uint32), np.array(handles, np.uint32)
+                self.version,
+                np.array(keys, _DTYPES[self.version]),
+                np.array(ranks, np.uint32),
+                np.array(handles, np.uint32),
             )
             base = _joined(base, fresh)
         self._base = sorted_entries(base)

@@ -86,7 +86,9 @@ class AddressTables:
     def sizes(self, plan: AddressPlan | None = None) -> dict[int, int]:
         """Entries by IP version, now or after a plan."""
         sizes = self._sizes if plan is None else plan.sizes
-        return {version: sum(sizes[_list_number(version, scope)] for scope in range(_SCOPES)) for version in BITS}
+        return {
+            version: sum(sizes[_list_number(version, scope)] for scope in range(_SCOPES)) for version in BITS
+        }
 
     def length_bits(self) -> list[LengthBit]:
         return self._lengths.bits()
@@ -128,7 +130,9 @@ class AddressTables:
                 entries.setdefault(key, self.entries(key)).append(entry)
         return self._planned(entries, come, [])
 
-    def _planned(self, entries: dict[Key, list[Entry]], come: list[Entries], gone: list[Entries]) -> AddressPlan:
+    def _planned(
+        self, entries: dict[Key, list[Entry]], come: list[Entries], gone: list[Entries]
+    ) -> AddressPlan:
         edits = []
         deltas: Counter[LengthBit] = Counter()
         sizes = self._sizes.copy()
@@ -150,7 +154,9 @@ class AddressTables:
         after_all = self._occupancy(sizes, bits_set, bits_cleared)
         return AddressPlan(entries, edits, come, gone, deltas, bits_set, bits_cleared, sizes, after_all)
 
-    def _occupancy(self, sizes: Counter[int], bits_set: list[LengthBit], bits_cleared: list[LengthBit]) -> Occupancy:
+    def _occupancy(
+        self, sizes: Counter[int], bits_set: list[LengthBit], bits_cleared: list[LengthBit]
+    ) -> Occupancy:
         """Control words of the tables with lists of these sizes and these bits changed."""
         lists = sum(1 << number for number, size in sizes.items() if size)
         short = list(self.occupancy.short_lengths6)
@@ -176,7 +182,11 @@ class AddressTables:
         self.occupancy = plan.after
 
     def change(
-        self, plan: AddressPlan, policy_before: Policy | None, policy: Policy | None, fresh_slots: tuple[int, ...] = ()
+        self,
+        plan: AddressPlan,
+        policy_before: Policy | None,
+        policy: Policy | None,
+        fresh_slots: tuple[int, ...] = (),
     ) -> Change:
         """The plan as what the kernel is asked for, from the tables as they are now."""
         return Change(

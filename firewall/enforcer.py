@@ -39,7 +39,16 @@ from firewall.policy import Policy
 from firewall.rule import Rule
 from firewall.ruleset import Ruleset, RulesetPlan, is_policy
 from firewall.store import Block, InterfaceRequest, InterfaceTotal, Record, Store
-from firewall.view import BatchOutcome, CounterView, ImportOutcome, InterfaceView, MapView, RuleQuery, RuleView, StatusView
+from firewall.view import (
+    BatchOutcome,
+    CounterView,
+    ImportOutcome,
+    InterfaceView,
+    MapView,
+    RuleQuery,
+    RuleView,
+    StatusView,
+)
 
 log = structlog.get_logger()
 
@@ -125,7 +134,9 @@ class Enforcer:
                 )
             )
             for link, request in come:
-                self._hold(lambda link=link, request=request: self._interfaces.hold(link, request), link.ifindex)  # type: ignore[misc]
+                self._hold(
+                    lambda link=link, request=request: self._interfaces.hold(link, request), link.ifindex
+                )  # type: ignore[misc]
             self._kernel.release()
             self._is_started = True
         self._watcher.start()
@@ -154,14 +165,17 @@ class Enforcer:
         with self._store.transaction():
             self._store.add_hits((by_handle | self._kernel.all_address_hits()).items())
             for ifindex, totals in self._kernel.interface_hits().items():
-                self._store.add_interface_hits(InterfaceTotal(names.get(ifindex, f"#{ifindex}"), *each) for each in totals)
+                self._store.add_interface_hits(
+                    InterfaceTotal(names.get(ifindex, f"#{ifindex}"), *each) for each in totals
+                )
 
     def _watch(self) -> None:
         wait_s = self._until_next_expiry()
         while not self._stopping.wait(wait_s):
             steps = (self._kernel.settle, self._expire, self._follow_interfaces)
-            is_well = all([self._try(step) for step in steps])
-            wait_s = self._until_next_expiry() if is_well else _WATCH_S  # no hot loop while something is wrong
+            failed = [step for step in steps if not self._try(step)]
+            # No hot loop while something is wrong.
+            wait_s = _WATCH_S if failed else self._until_next_expiry()
 
     def _try(self, step: Callable[[], None]) -> bool:
         try:
@@ -231,7 +245,9 @@ class Enforcer:
             for index, rule_id in enumerate(deletes):
                 if rule_id not in present:
                     pointer = f"/delete/{index}"
-                    raise NotFound(f"there is no rule {rule_id!r}", problems=(Problem(pointer, "no such rule"),))
+                    raise NotFound(
+                        f"there is no rule {rule_id!r}", problems=(Problem(pointer, "no such rule"),)
+                    )
             going = set(deletes)
             new = []
             for index, rule in enumerate(adds):
@@ -254,7 +270,8 @@ class Enforcer:
         with self._lock:
             if if_match is not None and if_match.strip() != "*" and self.etag() not in _etags(if_match):
                 raise PreconditionFailed(
-                    f"the rule set is {self.etag()}, not {if_match}", "read it again and repeat the change on top of it"
+                    f"the rule set is {self.etag()}, not {if_match}",
+                    "read it again and repeat the change on top of it",
                 )
             _check_distinct([rule.id for rule in rules], "/rules")
             self._check_names(rules, "/rules", self._named_interfaces())
@@ -276,14 +293,25 @@ class Enforcer:
                 self._change([*removed, *deleted], written)
             return BatchOutcome(len(written), len(deleted), unchanged, tuple(rule.id for rule in rules))
 
-    def import_list(self, columns: Sequence[PrefixColumns], action: str, priority: int, direction: str) -> ImportOutcome:
+    def import_list(
+        self, columns: Sequence[PrefixColumns], action: str, priority: int, direction: str
+    ) -> ImportOutcome:
         """One rule for each prefix, all as one change: sources at ingress, destinations at egress. Prefixes that
         have a rule of this action and priority already are left as they are."""
         with self._lock:
             first, added, unchanged = self._store.next_handle, 0, 0
             arriving, blocks = [], []
             for each in columns:
-                block = Block(first + added, 0, secrets.token_hex(4), each.version, action, priority, direction, self._clock())
+                block = Block(
+                    first + added,
+                    0,
+                    secrets.token_hex(4),
+                    each.version,
+                    action,
+                    priority,
+                    direction,
+                    self._clock(),
+                )
                 fresh, known = self._fresh(each, block)
                 unchanged += known
                 if len(fresh):
@@ -297,7 +325,9 @@ class Enforcer:
 
     def _fresh(self, columns: PrefixColumns, block: Block) -> tuple[PrefixColumns, int]:
         """The distinct prefixes, sorted, that have no rule of the block's rank yet; and how many were left out."""
-        keys, at = np.unique(encode_many(block.version, _scope(block), columns.lengths, columns.addresses), return_index=True)
+        keys, at = np.unique(
+            encode_many(block.version, _scope(block), columns.lengths, columns.addresses), return_index=True
+        )
         tables = self._ruleset.addresses
         known = tables.find(block.version, keys)
         same = known.ranks == block.rank
@@ -331,7 +361,11 @@ class Enforcer:
         self._perform(plan, lambda: self._store.write_rules(deleted, written), set(deleted), left_policy)
 
     def _perform(
-        self, plan: RulesetPlan, write: Callable[[], None], deleted: set[int], left_policy: Sequence[tuple[int, int]]
+        self,
+        plan: RulesetPlan,
+        write: Callable[[], None],
+        deleted: set[int],
+        left_policy: Sequence[tuple[int, int]],
     ) -> None:
         """Store and kernel, both or neither. `left_policy`: handle and slot of rules that the policy loses and the
         address tables get, whose hits must not be lost."""
@@ -466,7 +500,9 @@ class Enforcer:
             log.warning("interface gone", interface=held.link.name)
         self._apply_interfaces(self._interfaces.protected() | {link.name: link.ifindex for link, _ in come})
         for link, request in come:
-            held = self._hold(lambda link=link, request=request: self._interfaces.hold(link, request), link.ifindex)  # type: ignore[misc]
+            held = self._hold(
+                lambda link=link, request=request: self._interfaces.hold(link, request), link.ifindex
+            )  # type: ignore[misc]
             log.info("interface attached", interface=link.name, errors=list(held.errors.values()))
 
     def _hold(self, hold: Callable[[], Held], ifindex: int) -> Held:
@@ -511,7 +547,9 @@ class Enforcer:
         with self._lock:
             entries = self._ruleset.addresses.covering(prefix.version, prefix.address, prefix.length)
             handles = {entry.handle for entry in entries}
-            handles |= {each.handle for each in self._ruleset.policy_rules.values() if _covers(each.rule, prefix)}
+            handles |= {
+                each.handle for each in self._ruleset.policy_rules.values() if _covers(each.rule, prefix)
+            }
         handles |= {each.handle for each in self._store.disabled() if _covers(each.rule, prefix)}
         return sorted(handles)
 
@@ -535,7 +573,14 @@ class Enforcer:
         for record, hits in zip(records, live, strict=True):
             hits = hits.plus(saved.get(record.handle, NO_HITS))
             views.append(
-                RuleView(record.rule, record.created_at, record.updated_at, hits.packets, hits.bytes, hits.last_hit or None)
+                RuleView(
+                    record.rule,
+                    record.created_at,
+                    record.updated_at,
+                    hits.packets,
+                    hits.bytes,
+                    hits.last_hit or None,
+                )
             )
         return views
 
@@ -564,7 +609,11 @@ class Enforcer:
         for view in self.interfaces():
             if view.name == name:
                 return view
-        raise NotFound(f"{name!r} is not protected", "GET /v1/interfaces lists those that are", code="interface_not_found")
+        raise NotFound(
+            f"{name!r} is not protected",
+            "GET /v1/interfaces lists those that are",
+            code="interface_not_found",
+        )
 
     def counters(self) -> list[CounterView]:
         """Saved and live, by interface name."""
@@ -579,7 +628,14 @@ class Enforcer:
             packets[each[:4]] += each.packets
             size[each[:4]] += each.bytes
         return [
-            CounterView(HOOKS[hook], name, VERDICTS[verdict], REASONS[reason], count, size[name, hook, verdict, reason])
+            CounterView(
+                HOOKS[hook],
+                name,
+                VERDICTS[verdict],
+                REASONS[reason],
+                count,
+                size[name, hook, verdict, reason],
+            )
             for (name, hook, verdict, reason), count in sorted(packets.items())
         ]
 

@@ -100,7 +100,9 @@ class StoreFailed(FirewallError):
 
 def errno_name(number: int) -> str:
     """`EPERM` for 1; the number itself where the C library has no name for it."""
-    if number == errno_names.EOPNOTSUPP:  # ENOTSUP is the same number; the kernel's name is the one that people search
+    if (
+        number == errno_names.EOPNOTSUPP
+    ):  # ENOTSUP is the same number; the kernel's name is the one that people search
         return "EOPNOTSUPP"
     return errno_names.errorcode.get(number, f"errno {number}")
 
@@ -108,7 +110,9 @@ def errno_name(number: int) -> str:
 def kernel_refused(action: str, number: int, hint: str = "", said: str = "") -> KernelRefused:
     """The error for a failed system call: `action` in words, the errno's name, what the kernel said."""
     told = f": {said}" if said else ""
-    return KernelRefused(f"{action} failed with {errno_name(number)}{told}", hint or ERRNO_HINTS.get(number, ""), errno=number)
+    return KernelRefused(
+        f"{action} failed with {errno_name(number)}{told}", hint or ERRNO_HINTS.get(number, ""), errno=number
+    )
 
 
 def table_full(table: str, capacity: int, wanted: int, setting: str, what: str) -> TableFull:
@@ -126,7 +130,7 @@ ERRNO_HINTS = {
     errno_names.EPERM: "run the service as root or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
     errno_names.EACCES: "run the service as root or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
     errno_names.ENOMEM: "the kernel has no memory for this; lower bpf.max_addresses or free memory",
-    errno_names.EOPNOTSUPP: "the driver does not support this; use mode \"generic\" or \"auto\"",
+    errno_names.EOPNOTSUPP: 'the driver does not support this; use mode "generic" or "auto"',
     errno_names.EBUSY: "another program holds this hook; see `ip link show` and detach it first",
     errno_names.ENOSPC: "the kernel's limit is reached; remove unused programs or maps",
 }

@@ -13,7 +13,9 @@ class Hits(NamedTuple):
     last_hit: float
 
     def plus(self, other: Hits) -> Hits:
-        return Hits(self.packets + other.packets, self.bytes + other.bytes, max(self.last_hit, other.last_hit))
+        return Hits(
+            self.packets + other.packets, self.bytes + other.bytes, max(self.last_hit, other.last_hit)
+        )
 
 
 NO_HITS = Hits(0, 0, 0.0)

@@ -33,7 +33,7 @@ def only_instance(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             raise Conflict(
                 f"another ebpf-fw runs with the state directory {directory}",
-                "stop it first (`systemctl stop ebpf-fw`), or give this one its own state.directory and bpf.pin_root",
+                "stop it first (`systemctl stop ebpf-fw`); or give this one its own directory and bpf.pin_root",
                 code="already_running",
             ) from None
         yield

@@ -74,7 +74,9 @@ class Interfaces:
             if link.name == name:
                 return link
         known = ", ".join(link.name for link in links)
-        raise NotFound(f"there is no interface {name!r}", f"this host has {known}", code="interface_not_found")
+        raise NotFound(
+            f"there is no interface {name!r}", f"this host has {known}", code="interface_not_found"
+        )
 
     # -- attaching
 
@@ -82,7 +84,9 @@ class Interfaces:
         """What is held but no longer there (as it was), and what is there and wanted but not held."""
         links = {link.name: link for link in self._kernel.links()}
         gone = [
-            held for name, held in self._held.items() if name not in links or links[name].ifindex != held.link.ifindex
+            held
+            for name, held in self._held.items()
+            if name not in links or links[name].ifindex != held.link.ifindex
         ]
         left = self._held.keys() - {held.link.name for held in gone}
         come = [
@@ -215,7 +219,9 @@ class Interfaces:
         """Why an interface that should be protected is not, of those that are present."""
         faults = []
         for name, held in self._held.items():
-            faults += [f"{name}: {HOOKS[hook]} is not attached: {error}" for hook, error in held.errors.items()]
+            faults += [
+                f"{name}: {HOOKS[hook]} is not attached: {error}" for hook, error in held.errors.items()
+            ]
             for hook, asked in ((INGRESS, held.request.ingress), (EGRESS, held.request.egress)):
                 if asked and hook not in held.errors and not self._is_in_place(held.link, hook):
                     faults.append(f"{name}: {HOOKS[hook]} does not run our program any more")
@@ -239,7 +245,11 @@ class Interfaces:
         if not unknown:
             return
         known = {link.name for link in self._kernel.links()}
-        problems = [Problem(f"/interfaces/{i}", f"there is no interface {name!r}") for i, name in unknown if name not in known]
+        problems = [
+            Problem(f"/interfaces/{i}", f"there is no interface {name!r}")
+            for i, name in unknown
+            if name not in known
+        ]
         if problems:
             raise InvalidInput(
                 problems[0].detail,

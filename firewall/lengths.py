@@ -47,14 +47,19 @@ def length_bit(version: int, scope: int, address: int, length: int, bits6: int =
 
 
 def length_bits(
-    version: int, scopes: npt.NDArray[np.uint8], lengths: npt.NDArray[np.uint8], addresses: npt.NDArray[np.uint8]
+    version: int,
+    scopes: npt.NDArray[np.uint8],
+    lengths: npt.NDArray[np.uint8],
+    addresses: npt.NDArray[np.uint8],
 ) -> Counter[LengthBit]:
     """The bits of many prefixes, with how many stand behind each. `addresses`: network order bytes, a row each."""
     top = np.ascontiguousarray(addresses[:, :4]).view(">u4").reshape(-1).astype(np.uint64)
     if version == 4:
         first = top >> np.uint64(16)
     else:
-        hashed = (top * np.uint64(C["BUCKET6_MULTIPLIER"]) & np.uint64(0xFFFFFFFF)) >> np.uint64(32 - BUCKET6_BITS)
+        hashed = (top * np.uint64(C["BUCKET6_MULTIPLIER"]) & np.uint64(0xFFFFFFFF)) >> np.uint64(
+            32 - BUCKET6_BITS
+        )
         first = np.where(lengths < _SHORTEST6, np.uint64(0), hashed)
     codes = scopes.astype(np.uint64) << np.uint64(40) | lengths.astype(np.uint64) << np.uint64(32) | first
     counts: Counter[LengthBit] = Counter()

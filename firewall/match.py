@@ -86,7 +86,7 @@ def parse_ports(value: object) -> PortRange:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a port or a range such as \"8000-8100\"")
+        raise ValueError(f'{value!r} is not a port or a range such as "8000-8100"')
     first_text, dash, last_text = value.partition("-")
     first = _number(first_text, 65535, "a port")
     last = _number(last_text, 65535, "a port") if dash else first
@@ -100,7 +100,7 @@ def parse_icmp_type(value: object) -> IcmpType:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not an ICMP type such as \"8\" or type/code such as \"3/1\"")
+        raise ValueError(f'{value!r} is not an ICMP type such as "8" or type/code such as "3/1"')
     type_text, slash, code_text = value.partition("/")
     number = _number(type_text, 255, "an ICMP type")
     return IcmpType(number, _number(code_text, 255, "an ICMP code") if slash else None)
@@ -125,10 +125,12 @@ def parse_duration(value: object) -> int:
     if isinstance(value, str):
         if not _DURATION.fullmatch(value):
             if not (value.isascii() and value.isdecimal()):
-                raise ValueError(f"{value!r} is not a number of seconds or a duration such as \"1h\" or \"7d\"")
+                raise ValueError(f'{value!r} is not a number of seconds or a duration such as "1h" or "7d"')
             value = int(value[:12])
         else:
-            value = sum(int(count) * _UNITS_S[unit] for count, unit in re.findall(r"([0-9]+)([smhdw])", value))
+            value = sum(
+                int(count) * _UNITS_S[unit] for count, unit in re.findall(r"([0-9]+)([smhdw])", value)
+            )
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= TTL_MAX_S:
         raise ValueError(f"must be from 1 second to {TTL_MAX_S} seconds (ten years)")
     return value

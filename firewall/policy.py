@@ -70,7 +70,9 @@ class Policy:
     @property
     def prefix_count(self) -> int:
         """Entries that the larger of the two prefix tables needs."""
-        return max(sum(len(each.prefixes4) for each in self.hooks), sum(len(each.prefixes6) for each in self.hooks))
+        return max(
+            sum(len(each.prefixes4) for each in self.hooks), sum(len(each.prefixes6) for each in self.hooks)
+        )
 
 
 @dataclass
@@ -172,7 +174,10 @@ def _address_lists(rules: Sequence[Rule], bits: _Bits, pool: _Pool, side: int) -
         for prefix in asked:
             if prefix.version in VERSIONS[rule.family]:
                 named[prefix.version].setdefault(prefix, []).append(bit)
-    return {version: _address_list(version, side, anywhere[version], named[version], bits, pool) for version in BITS}
+    return {
+        version: _address_list(version, side, anywhere[version], named[version], bits, pool)
+        for version in BITS
+    }
 
 
 def _address_list(
@@ -181,7 +186,9 @@ def _address_list(
     any_vector = bits.of(anywhere)
     prefixes = sorted(named)
     numbers = pool.numbers_of(_flatten(prefixes, named, any_vector))
-    entries = [(side, each.address, each.length, number) for each, number in zip(prefixes, numbers, strict=True)]
+    entries = [
+        (side, each.address, each.length, number) for each, number in zip(prefixes, numbers, strict=True)
+    ]
     lengths, short_lengths = _length_rows(version, prefixes)
     return _AddressList(pool.number(any_vector), short_lengths, entries, lengths)
 
@@ -260,7 +267,9 @@ def _protocol_rows(
         chosen = tuple(i for i, (rule, _) in enumerate(representatives) if satisfied(rule))
         if chosen not in memory:
             vectors = [representatives[i][1] for i in chosen]
-            memory[chosen] = pool.number(np.bitwise_or.reduce(vectors) if vectors else np.zeros(bits.words, np.uint64))
+            memory[chosen] = pool.number(
+                np.bitwise_or.reduce(vectors) if vectors else np.zeros(bits.words, np.uint64)
+            )
         return memory[chosen]
 
     def has_protocol(rule: Rule, protocol: int) -> bool:
@@ -272,30 +281,38 @@ def _protocol_rows(
 
     def bare(protocol: int) -> int:
         return row(
-            lambda rule: not asks_ports(rule)
-            and rule.tcp_flags is None
-            and not rule.icmp_types
-            and has_protocol(rule, protocol)
+            lambda rule: (
+                not asks_ports(rule)
+                and rule.tcp_flags is None
+                and not rule.icmp_types
+                and has_protocol(rule, protocol)
+            )
         )
 
     def tcp(flags: int) -> int:
         return row(
-            lambda rule: not rule.icmp_types
-            and has_protocol(rule, TCP)
-            and (rule.tcp_flags is None or rule.tcp_flags.matches(flags))
+            lambda rule: (
+                not rule.icmp_types
+                and has_protocol(rule, TCP)
+                and (rule.tcp_flags is None or rule.tcp_flags.matches(flags))
+            )
         )
 
     def ports(protocol: int) -> int:
-        return row(lambda rule: not rule.icmp_types and rule.tcp_flags is None and has_protocol(rule, protocol))
+        return row(
+            lambda rule: not rule.icmp_types and rule.tcp_flags is None and has_protocol(rule, protocol)
+        )
 
     def icmp(protocol: int, kind: int, code: int) -> int:
         return row(
-            lambda rule: not asks_ports(rule)
-            and rule.tcp_flags is None
-            and has_protocol(rule, protocol)
-            and (
-                not rule.icmp_types
-                or any(each.type == kind and each.code in (None, code) for each in rule.icmp_types)
+            lambda rule: (
+                not asks_ports(rule)
+                and rule.tcp_flags is None
+                and has_protocol(rule, protocol)
+                and (
+                    not rule.icmp_types
+                    or any(each.type == kind and each.code in (None, code) for each in rule.icmp_types)
+                )
             )
         )
 
@@ -305,7 +322,9 @@ def _protocol_rows(
     protocol_rows[:256] = bare(_UNNAMED)
     for protocol in asked:
         protocol_rows[protocol] = bare(protocol)
-    protocol_rows[_TCP_ROWS : _TCP_ROWS + 256] = [tcp(flags) for flags in range(256)] if asks_flags else tcp(0)
+    protocol_rows[_TCP_ROWS : _TCP_ROWS + 256] = (
+        [tcp(flags) for flags in range(256)] if asks_flags else tcp(0)
+    )
     for protocol in PORT_PROTOCOLS - {TCP}:
         protocol_rows[_PORT_ROWS + protocol] = ports(protocol)
     return protocol_rows, _icmp_rows(rules, icmp)

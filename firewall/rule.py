@@ -131,7 +131,9 @@ class Rule:
 def format_time(seconds: float) -> str:
     """RFC 3339, UTC."""
     moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
+    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace(
+        "+00:00", "Z"
+    )
 
 
 def parse_time(text: object) -> float:
@@ -228,7 +230,7 @@ def _prefix(value: object) -> Prefix:
 
 def _interface(value: object) -> str:
     if not isinstance(value, str) or not _INTERFACE.fullmatch(value):
-        raise ValueError(f"{value!r} is not an interface name or glob such as \"eth0\" or \"eth*\"")
+        raise ValueError(f'{value!r} is not an interface name or glob such as "eth0" or "eth*"')
     return value
 
 
@@ -239,7 +241,9 @@ def parse_id(value: object) -> str:
 
 
 def _labels(value: object) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, Mapping) or not all(isinstance(part, str) for pair in value.items() for part in pair):
+    if not isinstance(value, Mapping) or not all(
+        isinstance(part, str) for pair in value.items() for part in pair
+    ):
         raise ValueError("must be an object of text to text")
     if len(value) > 64 or any(len(key) > 64 or len(text) > 256 for key, text in value.items()):
         raise ValueError("may hold 64 labels of up to 64 characters, with values of up to 256")

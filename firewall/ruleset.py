@@ -48,7 +48,9 @@ class Ruleset:
         taken = set(used_slots.values())
         self._free_slots = deque(slot for slot in range(slots) if slot not in taken)
 
-    def plan(self, removed: Sequence[Record], added: Sequence[Record], interfaces: Mapping[str, int]) -> RulesetPlan:
+    def plan(
+        self, removed: Sequence[Record], added: Sequence[Record], interfaces: Mapping[str, int]
+    ) -> RulesetPlan:
         """A record that is in both changed. `interfaces`: ifindex by name of what is protected.
 
         Raises TableFull where there are more policy rules than a vector has bits for.

@@ -47,7 +47,9 @@ def parse_listen(address: str) -> tuple[str, int] | Path:
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
-        raise ValueError(f"{address!r}: {host!r} is not an IP address; use 127.0.0.1, [::1] or unix:/path") from None
+        raise ValueError(
+            f"{address!r}: {host!r} is not an IP address; use 127.0.0.1, [::1] or unix:/path"
+        ) from None
     if not is_loopback:
         raise ValueError(
             f"{address!r} is not a loopback address and the API has no authentication: anyone who reaches it "
@@ -118,12 +120,19 @@ def parse(text: str, origin: str) -> Settings:
         raise InvalidInput(f"{origin} is not valid TOML: {error}", code="invalid_config") from error
     except ValidationError as error:
         problems = tuple(
-            Problem("/" + "/".join(str(part) for part in fault["loc"]), _describe(fault["type"], fault["msg"]))
+            Problem(
+                "/" + "/".join(str(part) for part in fault["loc"]), _describe(fault["type"], fault["msg"])
+            )
             for fault in error.errors()
         )
-        listed = "; ".join(f"{problem.pointer[1:].replace('/', '.')}: {problem.detail}" for problem in problems)
+        listed = "; ".join(
+            f"{problem.pointer[1:].replace('/', '.')}: {problem.detail}" for problem in problems
+        )
         raise InvalidInput(
-            f"{origin}: {listed}", "every key and its default is in docs/configuration.md", problems, "invalid_config"
+            f"{origin}: {listed}",
+            "every key and its default is in docs/configuration.md",
+            problems,
+            "invalid_config",
         ) from error
 
 
@@ -139,6 +148,8 @@ def load(path: Path) -> Settings:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(
-            f"cannot read the config file {path}: {error}", "name another one with --config", code="invalid_config"
+            f"cannot read the config file {path}: {error}",
+            "name another one with --config",
+            code="invalid_config",
         ) from error
     return parse(text, str(path))

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.address import Prefix
-from firewall.hits import Hits
 from firewall.errors import FirewallError, StoreFailed
+from firewall.hits import Hits
 from firewall.rule import Rule, rule_from_fields
 from firewall.view import RuleQuery
 
@@ -62,7 +62,8 @@ CREATE TABLE interface_hits (
     PRIMARY KEY (interface, hook, verdict, reason)
 ) WITHOUT ROWID;
 CREATE TABLE interfaces (
-    name TEXT PRIMARY KEY, attach INTEGER NOT NULL, mode TEXT NOT NULL, ingress INTEGER NOT NULL, egress INTEGER NOT NULL
+    name TEXT PRIMARY KEY, attach INTEGER NOT NULL, mode TEXT NOT NULL,
+    ingress INTEGER NOT NULL, egress INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
 _COLUMNS = "handle, id, fields, created_at, updated_at, expires_at"
@@ -119,7 +120,9 @@ class BlockRules:
     addresses: npt.NDArray[np.uint8]
 
     def records(self) -> Iterator[Record]:
-        for number, length, address in zip(self.numbers.tolist(), self.lengths.tolist(), self.addresses, strict=True):
+        for number, length, address in zip(
+            self.numbers.tolist(), self.lengths.tolist(), self.addresses, strict=True
+        ):
             yield self.block.record(number, address.tobytes(), length)
 
 
@@ -148,7 +151,9 @@ _BLOCK_ID = re.compile(r"import-([0-9a-f]{8})-(0|[1-9]\d{0,8})")
 
 
 def encode(rule: Rule) -> str:
-    fields = {name: value for name, value in rule.fields().items() if value != _DEFAULTS[name] and name != "id"}
+    fields = {
+        name: value for name, value in rule.fields().items() if value != _DEFAULTS[name] and name != "id"
+    }
     fields.pop("expires_at", None)
     if rule.ttl_s is not None:
         fields["ttl"] = rule.ttl_s
@@ -167,7 +172,9 @@ def _failures(action: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreFailed(f"{action} failed: {error}", "check the disk and the state directory's permissions") from error
+        raise StoreFailed(
+            f"{action} failed: {error}", "check the disk and the state directory's permissions"
+        ) from error
 
 
 class Store:
@@ -180,7 +187,9 @@ class Store:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             except OSError as error:
-                raise StoreFailed(f"cannot make {path.parent}: {error}", "see state.directory in the config") from error
+                raise StoreFailed(
+                    f"cannot make {path.parent}: {error}", "see state.directory in the config"
+                ) from error
             self._writer = self._connect()
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._writer.execute("PRAGMA synchronous = FULL")
@@ -219,7 +228,9 @@ class Store:
     def _meta(self, key: str) -> object:
         row = self._writer.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         if row is None:
-            raise StoreFailed(f"{self._path} is damaged: meta has no {key}", "restore a backup of the state directory")
+            raise StoreFailed(
+                f"{self._path} is damaged: meta has no {key}", "restore a backup of the state directory"
+            )
         return row[0]
 
     def close(self) -> None:
@@ -248,7 +259,9 @@ class Store:
     def write_rules(self, deleted: Sequence[int], written: Sequence[Record]) -> None:
         """Inside a transaction. `written` replaces what has its handle."""
         handles = [(handle,) for handle in deleted]
-        of_blocks = [(each,) for each in (*deleted, *(each.handle for each in written)) if self._block_of(each)]
+        of_blocks = [
+            (each,) for each in (*deleted, *(each.handle for each in written)) if self._block_of(each)
+        ]
         rows = [
             (each.handle, each.rule.id, encode(each.rule), each.rule.direction, each.rule.action, each.rule.enabled,
              each.created_at, each.updated_at, each.rule.expires_at)
@@ -269,12 +282,18 @@ class Store:
             [(self.revision, "revision"), (self.next_handle, "next_handle")],
         )
 
-    def write_block(self, block: Block, lengths: npt.NDArray[np.uint8], addresses: npt.NDArray[np.uint8]) -> None:
+    def write_block(
+        self, block: Block, lengths: npt.NDArray[np.uint8], addresses: npt.NDArray[np.uint8]
+    ) -> None:
         """Inside a transaction."""
         self.revision += 1
         self.next_handle = block.first_handle + block.count
         with _failures("writing the rules"):
-            row = (*(getattr(block, name) for name in _BLOCK_COLUMNS.split(", ")), lengths.tobytes(), addresses.tobytes())
+            row = (
+                *(getattr(block, name) for name in _BLOCK_COLUMNS.split(", ")),
+                lengths.tobytes(),
+                addresses.tobytes(),
+            )
             self._writer.execute("INSERT INTO blocks VALUES (?,?,?,?,?,?,?,?,?,?)", row)
             self._write_meta()
         self._written_blocks.append(block)
@@ -287,7 +306,10 @@ class Store:
         return block if block and handle < block.first_handle + block.count else None
 
     def _load_blocks(self) -> list[Block]:
-        return [Block(*row) for row in self._writer.execute(f"SELECT {_BLOCK_COLUMNS} FROM blocks ORDER BY first_handle")]
+        return [
+            Block(*row)
+            for row in self._writer.execute(f"SELECT {_BLOCK_COLUMNS} FROM blocks ORDER BY first_handle")
+        ]
 
     def block_rules(self, block: Block) -> BlockRules:
         """All that is left of a block."""
@@ -297,7 +319,10 @@ class Store:
             gone = self._gone(block.first_handle, block.first_handle + block.count)
         left = np.ones(block.count, np.bool_)
         left[np.array(gone, np.int64) - block.first_handle] = False
-        columns = np.frombuffer(lengths, np.uint8), np.frombuffer(addresses, np.uint8).reshape(block.count, -1)
+        columns = (
+            np.frombuffer(lengths, np.uint8),
+            np.frombuffer(addresses, np.uint8).reshape(block.count, -1),
+        )
         return BlockRules(block, np.flatnonzero(left), columns[0][left], columns[1][left])
 
     def _gone(self, first: int, end: int) -> list[int]:
@@ -337,8 +362,8 @@ class Store:
         """To what is saved for these handles."""
         with _failures("saving counters"):
             self._writer.executemany(
-                "INSERT INTO hits VALUES (?,?,?,?) ON CONFLICT (handle) DO UPDATE SET packets = packets + excluded.packets,"
-                " bytes = bytes + excluded.bytes, last_hit = max(last_hit, excluded.last_hit)",
+                "INSERT INTO hits VALUES (?,?,?,?) ON CONFLICT (handle) DO UPDATE SET"
+                " packets = packets + excluded.packets, bytes = bytes + excluded.bytes, last_hit = max(last_hit, excluded.last_hit)",
                 [(handle, *each) for handle, each in hits if each.packets],
             )
 
@@ -384,7 +409,9 @@ class Store:
         blocks = (each for block in self._blocks for each in self.block_rules(block).records())
         return heapq.merge(self.loose(), blocks, key=lambda each: each.handle)
 
-    def page(self, query: RuleQuery, offset: int, limit: int, among: Sequence[int] | None) -> tuple[list[Record], int]:
+    def page(
+        self, query: RuleQuery, offset: int, limit: int, among: Sequence[int] | None
+    ) -> tuple[list[Record], int]:
         """Records in order of creation and how many there are in all. `among`: only these handles."""
         if among is not None:
             return self._page_among(query, offset, limit, among)
@@ -393,7 +420,9 @@ class Store:
         total = first = 0
         for block in [each for each in self._blocks if _block_fits(each, query)]:
             skip = max(0, offset - total)
-            found, count = self._loose_page(clauses, parameters, first, block.first_handle, skip, limit - len(records))
+            found, count = self._loose_page(
+                clauses, parameters, first, block.first_handle, skip, limit - len(records)
+            )
             records, total, first = records + found, total + count, block.first_handle
             count = self._left(block)
             if total + count > offset and len(records) < limit:
@@ -462,7 +491,9 @@ class Store:
 
     def next_expiry(self) -> float | None:
         with _failures("reading the rules"):
-            row = self._reader.execute("SELECT min(expires_at) FROM rules WHERE expires_at IS NOT NULL").fetchone()
+            row = self._reader.execute(
+                "SELECT min(expires_at) FROM rules WHERE expires_at IS NOT NULL"
+            ).fetchone()
         return None if row[0] is None else float(row[0])
 
     def hits(self, handles: Sequence[int]) -> dict[int, Hits]:
@@ -511,7 +542,11 @@ def _block_fits(block: Block, query: RuleQuery) -> bool:
 def _conditions(query: RuleQuery) -> tuple[list[str], list[object]]:
     clauses: list[str] = []
     parameters: list[object] = []
-    for column, value in (("direction", query.direction), ("action", query.action), ("enabled", query.enabled)):
+    for column, value in (
+        ("direction", query.direction),
+        ("action", query.action),
+        ("enabled", query.enabled),
+    ):
         if value is not None:
             clauses.append(f"{column} = ?")
             parameters.append(value)

@@ -17,7 +17,12 @@ from firewall.lengths import LengthBit
 from firewall.policy import Policy
 from firewall.settings import Settings
 
-LINKS = (Link(1, "lo", True, True), Link(2, "eth0", True, True), Link(3, "eth1", True, True), Link(4, "wg0", False, True))
+LINKS = (
+    Link(1, "lo", True, True),
+    Link(2, "eth0", True, True),
+    Link(3, "eth1", True, True),
+    Link(4, "wg0", False, True),
+)
 
 
 class MemoryKernel:
@@ -66,7 +71,9 @@ class MemoryKernel:
         self.applied += 1
         gone: dict[int, Hits] = {}
         for key, old, new in change.edits:
-            assert self.entries.get(key) == old, f"{key}: {self.entries.get(key)} in the kernel, {old} expected"
+            assert self.entries.get(key) == old, (
+                f"{key}: {self.entries.get(key)} in the kernel, {old} expected"
+            )
             if new is None:
                 del self.entries[key]
             else:
@@ -83,7 +90,10 @@ class MemoryKernel:
         return gone
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
-        return [self.hits.get(self.entries[key].handle, NO_HITS) if key in self.entries else NO_HITS for key in keys]
+        return [
+            self.hits.get(self.entries[key].handle, NO_HITS) if key in self.entries else NO_HITS
+            for key in keys
+        ]
 
     def all_address_hits(self) -> dict[int, Hits]:
         return dict(self.hits)

@@ -25,7 +25,19 @@ _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 36
 _BPF = _SYSCALL_NUMBERS.get(platform.machine(), 321)
 _ATTR_SIZE = 128
 
-(MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROG_LOAD, OBJ_PIN, OBJ_GET, _, _, PROG_TEST_RUN) = range(11)
+(
+    MAP_CREATE,
+    MAP_LOOKUP,
+    MAP_UPDATE,
+    MAP_DELETE,
+    MAP_NEXT_KEY,
+    PROG_LOAD,
+    OBJ_PIN,
+    OBJ_GET,
+    _,
+    _,
+    PROG_TEST_RUN,
+) = range(11)
 PROG_GET_FD_BY_ID, OBJ_GET_INFO = 13, 15
 _PROG_TYPE_XDP = 6
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
@@ -107,7 +119,10 @@ def program_info(fd: int) -> ProgramInfo:
 def program_by_id(program_id: int) -> int | None:
     """A descriptor of a loaded program, None when it is gone."""
     result, _ = call(
-        PROG_GET_FD_BY_ID, struct.pack("=III", program_id, 0, 0), f"opening program {program_id}", (errno.ENOENT,)
+        PROG_GET_FD_BY_ID,
+        struct.pack("=III", program_id, 0, 0),
+        f"opening program {program_id}",
+        (errno.ENOENT,),
     )
     return None if result < 0 else result
 
@@ -192,18 +207,26 @@ class Map:
         result, after = call(command, attr, f"{action} map {self.info.name}", allowed)
         return result, int(struct.unpack_from("=I", after, 32)[0])
 
-    def dump(
-        self, key: Layout, value: Layout, chunk: int = 65536
-    ) -> Iterator[tuple[Records, Records]]:
+    def dump(self, key: Layout, value: Layout, chunk: int = 65536) -> Iterator[tuple[Records, Records]]:
         """All elements in batches, as arrays of the given dtypes."""
         position = np.zeros(8, np.uint8)
         keys, values = np.zeros(chunk, key), np.zeros(chunk, value)
         at_in = 0
         while True:
             attr = struct.pack(
-                "=QQQQIIQQ", at_in, position.ctypes.data, keys.ctypes.data, values.ctypes.data, chunk, self.fd, 0, 0
+                "=QQQQIIQQ",
+                at_in,
+                position.ctypes.data,
+                keys.ctypes.data,
+                values.ctypes.data,
+                chunk,
+                self.fd,
+                0,
+                0,
             )
-            result, after = call(MAP_LOOKUP_BATCH, attr, f"reading map {self.info.name}", (errno.ENOENT, errno.ENOSPC))
+            result, after = call(
+                MAP_LOOKUP_BATCH, attr, f"reading map {self.info.name}", (errno.ENOENT, errno.ENOSPC)
+            )
             if result == -errno.ENOSPC:
                 chunk *= 2
                 keys, values = np.zeros(chunk, key), np.zeros(chunk, value)
@@ -226,7 +249,9 @@ class Map:
 
 def try_offload(ifindex: int, device: str) -> None:
     """Loads `return XDP_PASS` for a device's hardware and drops it. Raises KernelRefused where it takes none."""
-    instructions = ctypes.create_string_buffer(struct.pack("=BBhi", 0xB7, 0, 0, 2) + struct.pack("=BBhi", 0x95, 0, 0, 0))
+    instructions = ctypes.create_string_buffer(
+        struct.pack("=BBhi", 0xB7, 0, 0, 2) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+    )
     licence = ctypes.create_string_buffer(b"GPL")
     attr = struct.pack(
         "=IIQQIIQII16sI", _PROG_TYPE_XDP, 2, ctypes.addressof(instructions), ctypes.addressof(licence),

@@ -17,7 +17,7 @@ from firewall.address_index import Keys, decoded, no_entries, sorted_entries
 from firewall.datapath import Change, Edit, Entries, Entry, Image, Key, Occupancy
 from firewall.errors import FirewallError
 from firewall.hits import NO_HITS, Hits
-from firewall.kernel.bpf import Map, Records
+from firewall.kernel.bpf import Map
 from firewall.kernel.clock import tick_to_wall
 from firewall.kernel.grace import GracePeriod
 from firewall.kernel.interface_counters import InterfaceCounters
@@ -94,7 +94,9 @@ class KernelDatapath:
         try:
             self._write_entries(change.edits, present, since=epoch, before=True)
             for each in change.come:
-                self._addresses(each.version).update_batch(entries_key_records(each), many_entry_records(each, epoch))
+                self._addresses(each.version).update_batch(
+                    entries_key_records(each), many_entry_records(each, epoch)
+                )
             for each in change.gone:
                 self._rewrite_many(each, epoch)
             if change.policy is not None:
@@ -240,7 +242,9 @@ class KernelDatapath:
         """The address rules that packets meet at ingress now."""
         self.settle()
         everything = (pair for version in VERSIONS for pair in decoded(self._dump(version)[0]))
-        return {key: entry for key, entry in everything if key.scope >> C["SCOPE_HOOK_BIT"] == C["HOOK_INGRESS"]}
+        return {
+            key: entry for key, entry in everything if key.scope >> C["SCOPE_HOOK_BIT"] == C["HOOK_INGRESS"]
+        }
 
     def _read_occupancy(self) -> Occupancy:
         control = self.maps.arrays["control_map"][0]
@@ -300,7 +304,9 @@ class KernelDatapath:
 
     def clear_policy_hits(self, slots: Sequence[int]) -> None:
         for slot in slots:
-            self.maps["policy_counters"].update(slot.to_bytes(4, "little"), bytes(RULE_COUNTER.itemsize * self._cpus))
+            self.maps["policy_counters"].update(
+                slot.to_bytes(4, "little"), bytes(RULE_COUNTER.itemsize * self._cpus)
+            )
 
 
 def _goes_over(edit: Edit) -> bool:

@@ -36,7 +36,9 @@ _ETH_P_ALL = 0x0003
 _TCA_BPF_ID = 11
 # Link types whose frames start with an Ethernet header (include/uapi/linux/if_arp.h): Ethernet, loopback.
 _ETHERNET_TYPES = frozenset((1, 772))
-_NATIVE_REFUSALS = frozenset((errno.EOPNOTSUPP, errno.EINVAL, errno.ENOMEM, errno.ENOSPC, errno.ERANGE, errno.EBUSY))
+_NATIVE_REFUSALS = frozenset(
+    (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOMEM, errno.ENOSPC, errno.ERANGE, errno.EBUSY)
+)
 
 
 class NetlinkHooks:
@@ -77,7 +79,9 @@ class NetlinkHooks:
         attributes: list[tuple[str, int]] = [("IFLA_XDP_FD", fd)]
         if present is None:
             flags |= XDP_FLAGS_UPDATE_IF_NOEXIST
-            self._set_xdp(link, [*attributes, ("IFLA_XDP_FLAGS", flags)], f"attaching in {mode} mode to {link.name}")
+            self._set_xdp(
+                link, [*attributes, ("IFLA_XDP_FLAGS", flags)], f"attaching in {mode} mode to {link.name}"
+            )
             return
         old = bpf.program_by_id(present.program_id)
         if old is None:
@@ -119,7 +123,7 @@ class NetlinkHooks:
         if present is not None and not present.is_ours:
             raise _foreign_filter(link, present)
         if not self._has_clsact(link.ifindex):
-            hint = f"where an ingress qdisc is in the way: `tc qdisc del dev {link.name} ingress`; clsact serves both hooks"
+            hint = f"where an ingress qdisc is in the way: `tc qdisc del dev {link.name} ingress`; clsact serves both"
             with _netlink_errors(f"adding clsact to {link.name}", hint):
                 self._netlink.tc("add", "clsact", link.ifindex)
         with _netlink_errors(f"attaching to the egress of {link.name}"):
@@ -137,7 +141,9 @@ class NetlinkHooks:
                 "del-filter", "bpf", link.ifindex, handle=_HANDLE, parent=_CLSACT_EGRESS,
                 prio=_PREFERENCE, protocol=_ETH_P_ALL,
             )  # fmt: skip
-            if not self._filters(link.ifindex, _CLSACT_EGRESS) and not self._filters(link.ifindex, _CLSACT_INGRESS):
+            if not self._filters(link.ifindex, _CLSACT_EGRESS) and not self._filters(
+                link.ifindex, _CLSACT_INGRESS
+            ):
                 self._netlink.tc("del", "clsact", link.ifindex)
 
     def _in_our_place(self, index: int) -> Attached | None:
@@ -153,7 +159,9 @@ class NetlinkHooks:
     def _filters(self, index: int, parent: int) -> list[Any]:
         if not self._has_clsact(index):
             return []
-        return [each for each in self._netlink.get_filters(index, parent=parent) if each.get_attr("TCA_OPTIONS")]
+        return [
+            each for each in self._netlink.get_filters(index, parent=parent) if each.get_attr("TCA_OPTIONS")
+        ]
 
 
 def is_mode_refusal(error: KernelRefused) -> bool:
@@ -163,13 +171,16 @@ def is_mode_refusal(error: KernelRefused) -> bool:
 
 def _link(message: Any) -> Link:
     return Link(
-        message["index"], message.get_attr("IFLA_IFNAME"), message["ifi_type"] in _ETHERNET_TYPES, bool(message["flags"] & 1)
+        message["index"],
+        message.get_attr("IFLA_IFNAME"),
+        message["ifi_type"] in _ETHERNET_TYPES,
+        bool(message["flags"] & 1),
     )
 
 
 def _filter_program_id(options: Any) -> int | None:
     """TCA_BPF_ID of a filter's options. pyroute2 does not decode it and leaves the attribute's bytes, header first."""
-    for name, value in options["attrs"] if "attrs" in options else ():
+    for name, value in options.get("attrs", ()):
         if name == "UNKNOWN" and value["header"]["type"] == _TCA_BPF_ID:
             return int.from_bytes(value.data[value.offset + 4 : value.offset + 8], sys.byteorder)
     return None
@@ -188,7 +199,8 @@ def _attached(program_id: int, mode: str) -> Attached:
 
 def _foreign(link: Link, present: Attached) -> Conflict:
     return Conflict(
-        f"another XDP program is on {link.name}: id {present.program_id}, name {present.name or '?'}, {present.mode} mode",
+        f"another XDP program is on {link.name}: id {present.program_id}, name {present.name or '?'}, "
+        f"{present.mode} mode",
         f"see `bpftool prog show id {present.program_id}` for its owner; detach it with its own tool or with "
         f"`ip link set dev {link.name} xdp off`",
         code="program_conflict",

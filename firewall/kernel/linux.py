@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from firewall.datapath import Attached, Change, Image, Key, Link, MapFill
-from firewall.errors import Conflict
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, program_set
 from firewall.kernel.bpf import Map, program_info
@@ -237,7 +236,9 @@ class LinuxKernel:
             self._offload(link)
 
     def _offload(self, link: Link) -> None:
-        device = OffloadDevice(self._pin_root, link, self._options[_INGRESS], self._datapath.ingress_entries())
+        device = OffloadDevice(
+            self._pin_root, link, self._options[_INGRESS], self._datapath.ingress_entries()
+        )
         try:
             device.check((), self._policy)
             self._hooks.attach_ingress(link, device.program, "offload")

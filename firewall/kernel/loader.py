@@ -80,7 +80,7 @@ def main() -> int:
     try:
         version = _compile(_job(order), Path(order["pin_root"]))
     except Exception as error:  # bcc raises bare Exception; the text is all there is
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     json.dump({"bcc": version}, sys.stdout)
     return 0
@@ -111,7 +111,9 @@ def _compile(job: _Job, pin_root: Path) -> str:
         try:
             import bcc
         except ImportError as error:
-            raise ImportError(f"bcc cannot be imported ({error}): install the package python3-bpfcc") from error
+            raise ImportError(
+                f"bcc cannot be imported ({error}): install the package python3-bpfcc"
+            ) from error
         # Standard output carries the answer; what LLVM prints there goes to standard error.
         answer = os.dup(1)
         os.dup2(2, 1)

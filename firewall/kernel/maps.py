@@ -13,7 +13,17 @@ import numpy.typing as npt
 from firewall.kernel.bpf import Map, pin
 from firewall.layout import CONTROL, INTERFACE_SLOT, LAYOUT, POLICY, POLICY_RULE
 
-HASHES = ("address4_maps", "address6_maps", "address4", "address6", "policy_prefix4", "policy_prefix6", "policy_iface", "policy_counters", "counters")
+HASHES = (
+    "address4_maps",
+    "address6_maps",
+    "address4",
+    "address6",
+    "policy_prefix4",
+    "policy_prefix6",
+    "policy_iface",
+    "policy_counters",
+    "counters",
+)
 ARRAYS = {
     "control_map": CONTROL,
     "lengths4": LAYOUT.structs["lengths4"],

@@ -42,7 +42,10 @@ class OffloadDevice:
         self._options = options
         self.capacity = self._load()
         try:
-            self._maps = {name: Map.pinned(self._pins / "maps" / name) for name in ("offload_state", "offload4", "offload6")}
+            self._maps = {
+                name: Map.pinned(self._pins / "maps" / name)
+                for name in ("offload_state", "offload4", "offload6")
+            }
             self.program = bpf.get(self._pins / "programs" / OFFLOAD_PROGRAM)
             edits = [Edit(key, None, entry) for key, entry in winners.items()]
             self.check(edits, None)
@@ -149,7 +152,11 @@ class OffloadDevice:
 
 
 def _ours(edits: Sequence[Edit], version: int) -> list[Edit]:
-    return [each for each in edits if each.key.version == version and each.key.scope >> C["SCOPE_HOOK_BIT"] == _INGRESS]
+    return [
+        each
+        for each in edits
+        if each.key.version == version and each.key.scope >> C["SCOPE_HOOK_BIT"] == _INGRESS
+    ]
 
 
 def check_change(devices: Iterable[OffloadDevice], change: Change) -> None:

@@ -31,7 +31,9 @@ def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tup
             for side, address, length, vector in image.prefixes4 if version == 4 else image.prefixes6:
                 keys.append(((generation * _HOOKS + hook) << C["SCOPE_HOOK_BIT"] | side, length, address))
                 vectors.append(vector + base)
-        _replace(maps[name], prefix_records(version, keys), vectors, lambda key: key["scope"] >> 2 == generation)
+        _replace(
+            maps[name], prefix_records(version, keys), vectors, lambda key: key["scope"] >> 2 == generation
+        )
     interfaces = [
         (ifindex, generation * _HOOKS + hook, vector + base)
         for hook, image in enumerate(policy.hooks)

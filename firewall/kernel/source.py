@@ -77,7 +77,9 @@ def program_fingerprint(capacities: Capacities) -> int:
 
 def layout_fingerprint() -> int:
     """Of what maps hold and how: maps of the same fingerprint can stay when the program changes."""
-    return _fingerprint("".join((BPF_DIRECTORY / part).read_text(encoding="utf-8") for part in ("layout.h", "maps.h")))
+    return _fingerprint(
+        "".join((BPF_DIRECTORY / part).read_text(encoding="utf-8") for part in ("layout.h", "maps.h"))
+    )
 
 
 def build_header_tree(directory: Path) -> Path:

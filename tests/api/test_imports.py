@@ -74,7 +74,11 @@ def test_imported_rules_are_rules_like_others(api: ApiClient, kernel: MemoryKern
     same = {"id": third, "sources": ["10.0.2.1"]}
     assert api("POST", "/v1/rules", same).status_code == 200
     assert api("POST", "/v1/rules", {**same, "priority": 4}).status_code == 409
-    listed = [rule["id"] for page in (1, 2, 3) for rule in api("GET", f"/v1/rules?page={page}&page_size=7").json()["items"]]
+    listed = [
+        rule["id"]
+        for page in (1, 2, 3)
+        for rule in api("GET", f"/v1/rules?page={page}&page_size=7").json()["items"]
+    ]
     assert len(listed) == len(set(listed)) == 19 and second in listed and first not in listed
     assert len(kernel.entries) == 19
 
