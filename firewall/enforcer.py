@@ -134,9 +134,7 @@ class Enforcer:
                 )
             )
             for link, request in come:
-                self._hold(
-                    lambda link=link, request=request: self._interfaces.hold(link, request), link.ifindex
-                )  # type: ignore[misc]
+                self._hold(self._interfaces.hold, link, request)
             self._kernel.release()
             self._is_started = True
         self._watcher.start()
@@ -454,7 +452,7 @@ class Enforcer:
                 with self._store.transaction():
                     self._store.write_interface(request, name)
                     self._apply_interfaces(self._interfaces.protected() | {name: link.ifindex})
-                    self._hold(lambda: self._interfaces.hold_strictly(link, request), link.ifindex)
+                    self._hold(self._interfaces.hold_strictly, link, request)
             except BaseException:
                 self._interfaces.put_back(link, had, before)
                 if before is None:
@@ -500,14 +498,14 @@ class Enforcer:
             log.warning("interface gone", interface=held.link.name)
         self._apply_interfaces(self._interfaces.protected() | {link.name: link.ifindex for link, _ in come})
         for link, request in come:
-            held = self._hold(
-                lambda link=link, request=request: self._interfaces.hold(link, request), link.ifindex
-            )  # type: ignore[misc]
+            held = self._hold(self._interfaces.hold, link, request)
             log.info("interface attached", interface=link.name, errors=list(held.errors.values()))
 
-    def _hold(self, hold: Callable[[], Held], ifindex: int) -> Held:
-        self._kernel.count_interface(ifindex)
-        return hold()
+    def _hold(
+        self, hold: Callable[[Link, InterfaceRequest], Held], link: Link, request: InterfaceRequest
+    ) -> Held:
+        self._kernel.count_interface(link.ifindex)
+        return hold(link, request)
 
     def _save_interface_hits(self, held: Held) -> None:
         totals = self._kernel.interface_hits().get(held.link.ifindex, [])

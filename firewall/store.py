@@ -363,7 +363,8 @@ class Store:
         with _failures("saving counters"):
             self._writer.executemany(
                 "INSERT INTO hits VALUES (?,?,?,?) ON CONFLICT (handle) DO UPDATE SET"
-                " packets = packets + excluded.packets, bytes = bytes + excluded.bytes, last_hit = max(last_hit, excluded.last_hit)",
+                " packets = packets + excluded.packets, bytes = bytes + excluded.bytes,"
+                " last_hit = max(last_hit, excluded.last_hit)",
                 [(handle, *each) for handle, each in hits if each.packets],
             )
 

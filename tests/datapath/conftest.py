@@ -27,7 +27,8 @@ def mounted(directory: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        subprocess.run(["umount", str(target)], check=True)
+        # Lazily: after a failed test a descriptor may still hold it.
+        subprocess.run(["umount", "--lazy", str(target)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -291,8 +291,9 @@ def test_address_tables_grow_or_stay_as_they_were(fresh: Loaded, monkeypatch: py
         hits = fresh.all_hits()
     assert verdicts(fresh) == expected_verdicts(BASE)
     assert_exact(fresh)
+    programs = fresh.program_ids()
     fresh.restart()
-    assert fresh.kernel.bcc is None, "the larger tables were not found again"
+    assert fresh.program_ids() == programs, "the larger tables were not found again"
     assert verdicts(fresh) == expected_verdicts(BASE)
 
 
@@ -368,8 +369,7 @@ def test_a_start_after_a_crash_finds_programs_rules_and_counters(firewall: Loade
     hits, counted = firewall.all_hits(), firewall.kernel.interface_hits()[HERE]
     programs = firewall.program_ids()
     firewall.restart()
-    assert firewall.program_ids() == programs
-    assert firewall.kernel.bcc is None, "compiled again"
+    assert firewall.program_ids() == programs, "compiled again"
     assert firewall.all_hits() == hits
     assert firewall.kernel.interface_hits()[HERE] == counted
     assert verdicts(firewall) == expected_verdicts(BASE)
