@@ -17,7 +17,12 @@ from benchmarks import bulk, packet_cost, peers, plot, report, throughput, updat
 from benchmarks.measure import Answers, Plan
 from benchmarks.world import entered
 
-QUESTIONS = {"packet_cost": packet_cost.run, "throughput": throughput.run, "bulk": bulk.run, "updates": updates.run}
+QUESTIONS = {
+    "packet_cost": packet_cost.run,
+    "throughput": throughput.run,
+    "bulk": bulk.run,
+    "updates": updates.run,
+}
 
 
 def main() -> int:
@@ -44,11 +49,15 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure ebpf-fw and its peers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure ebpf-fw and its peers."
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes, under three minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a PNG")
-    parser.add_argument("--only", action="append", choices=list(QUESTIONS), help="ask this question (may be repeated)")
+    parser.add_argument(
+        "--only", action="append", choices=list(QUESTIONS), help="ask this question (may be repeated)"
+    )
     return parser.parse_args()
 
 

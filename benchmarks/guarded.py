@@ -82,7 +82,9 @@ class Guarded:
 
     def counted(self) -> Verdicts:
         """Packets at ingress by verdict and reason."""
-        return {(each.verdict, each.reason): each.packets for each in self.enforcer.counters() if each.packets}
+        return {
+            (each.verdict, each.reason): each.packets for each in self.enforcer.counters() if each.packets
+        }
 
     def since(self, before: Verdicts) -> Verdicts:
         now = self.counted()

@@ -46,7 +46,9 @@ class Connection:
     ) -> None:
         self._socket.close()
 
-    def request(self, method: str, path: str, body: bytes = b"", media_type: str = "application/json") -> Answer:
+    def request(
+        self, method: str, path: str, body: bytes = b"", media_type: str = "application/json"
+    ) -> Answer:
         return self.exchange(encoded(method, path, body, media_type))
 
     def exchange(self, request: bytes) -> Answer:

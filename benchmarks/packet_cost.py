@@ -48,7 +48,9 @@ class Ladder:
             ns.append(float(self.driver.cost(program, self.plan.packets).ns))
         return self.answers.add(Row(QUESTION, name, "ns", ns, baseline=min(baseline), note=note))
 
-    def judged(self, name: str, guarded: Guarded, frames: Frames, verdict: str, reason: str, note: str = "") -> Row:
+    def judged(
+        self, name: str, guarded: Guarded, frames: Frames, verdict: str, reason: str, note: str = ""
+    ) -> Row:
         """The same for the firewall: all of the packets must have got this verdict."""
         before = guarded.counted()
         row = self.measure(name, frames, guarded.program, note)
@@ -69,8 +71,13 @@ def run(world: World, plan: Plan) -> Answers:
 
 
 def _bare(ladder: Ladder) -> None:
-    ns = [float(ladder.driver.cost(ladder.driver.bare_pass, ladder.plan.packets).ns) for _ in range(ladder.plan.rounds)]
-    ladder.answers.add(Row(QUESTION, "bare XDP_PASS (harness)", "ns", ns, note="copying a frame and a tail call"))
+    ns = [
+        float(ladder.driver.cost(ladder.driver.bare_pass, ladder.plan.packets).ns)
+        for _ in range(ladder.plan.rounds)
+    ]
+    ladder.answers.add(
+        Row(QUESTION, "bare XDP_PASS (harness)", "ns", ns, note="copying a frame and a tail call")
+    )
 
 
 def _hits(addresses: Addresses4, random: Random) -> Frames:
@@ -157,7 +164,9 @@ def _count_probes(ladder: Ladder, guarded: Guarded, blocklist: MixedList, others
     listed = float(four.mean() * (1 - share) + six.mean() * share)
     for name, probes in (("listed IPv4", four), ("listed IPv6", six), ("random IPv4", stranger)):
         note = f"most: {int(probes.max())}"
-        ladder.answers.add(Row(QUESTION, f"probes, mixed list, {name}", "probes", [float(probes.mean())], note=note))
+        ladder.answers.add(
+            Row(QUESTION, f"probes, mixed list, {name}", "probes", [float(probes.mean())], note=note)
+        )
     worst = max(listed, float(stranger.mean()))
     ladder.answers.goals.append(Goal("1,000,000 mixed: probes on average", worst, 4.0, "probes"))
 
@@ -229,5 +238,3 @@ def _over_one_rule(net: dict[str, float], size: int) -> dict[str, float]:
         if words[0] == "policy" and words[2] == f"{size:,},":
             over[name] = value - net[f"policy {words[1]} 1, friendly"]
     return over
-
-

@@ -19,9 +19,13 @@ def draw(answers: Answers, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    cost = [row for row in answers.rows if row.question == "packet cost" and row.unit == "ns" and row.baseline]
+    cost = [
+        row for row in answers.rows if row.question == "packet cost" and row.unit == "ns" and row.baseline
+    ]
     rates = [row for row in answers.rows if row.question == "throughput"]
-    panels = [panel for panel in ((cost, "ns a packet, less the harness"), (rates, "Mpps, one CPU")) if panel[0]]
+    panels = [
+        panel for panel in ((cost, "ns a packet, less the harness"), (rates, "Mpps, one CPU")) if panel[0]
+    ]
     if not panels:
         return
     heights = [len(rows) for rows, _ in panels]

@@ -79,7 +79,10 @@ class PolicySet:
                 fields[name] = [f"{format_address(4, int(networks[at]))}/{lengths[at]}"]
         if self.protocols[at] != ANY_PROTOCOL:
             fields["protocols"] = [int(self.protocols[at])]
-        for name, ports in (("source_ports", self.source_ports), ("destination_ports", self.destination_ports)):
+        for name, ports in (
+            ("source_ports", self.source_ports),
+            ("destination_ports", self.destination_ports),
+        ):
             first, last = ports[at].tolist()
             if (first, last) != (0, 65535):
                 fields[name] = [f"{first}-{last}" if first != last else f"{first}"]
@@ -118,7 +121,9 @@ def policy_set(random: Random, shape: Shape, count: int) -> PolicySet:
     protocols = random.choice(np.array(numbers), body, p=shares)
     has_ports = (protocols == TCP) | (protocols == UDP)
     source_ports = np.where(has_ports[:, None], _ports(random, shape.source_ports, body), (0, 65535))
-    destination_ports = np.where(has_ports[:, None], _ports(random, shape.destination_ports, body), (0, 65535))
+    destination_ports = np.where(
+        has_ports[:, None], _ports(random, shape.destination_ports, body), (0, 65535)
+    )
     # Rules that ask for one address and nothing else would live in the address tables.
     alone = (protocols == ANY_PROTOCOL) & ((source_lengths == 0) | (destination_lengths == 0))
     protocols[alone] = UDP
@@ -208,20 +213,32 @@ def adversarial(random: Random, policy: PolicySet, count: int, matches_last: boo
         found.append(packets.only(first_match(policy, packets) == wanted))
         if sum(map(len, found)) >= count:
             break
-    return Packets(*(np.concatenate(columns)[:count] for columns in zip(*(vars(each).values() for each in found), strict=True)))
+    return Packets(
+        *(
+            np.concatenate(columns)[:count]
+            for columns in zip(*(vars(each).values() for each in found), strict=True)
+        )
+    )
 
 
 def first_match(policy: PolicySet, packets: Packets) -> Column:
     """The winning rule's number by trying every rule, len(policy) where none matches."""
     rows = max(1, _MATRIX_CELLS // max(1, len(policy)))
     parts = [np.arange(at, min(at + rows, len(packets))) for at in range(0, len(packets), rows)]
-    return np.concatenate([_first_match(policy, packets, part) for part in parts]) if parts else np.zeros(0, np.int64)
+    return (
+        np.concatenate([_first_match(policy, packets, part) for part in parts])
+        if parts
+        else np.zeros(0, np.int64)
+    )
 
 
 def _first_match(policy: PolicySet, packets: Packets, part: Column) -> Column:
     source = packets.sources[part, None] & masks4(policy.source_lengths.astype(np.uint8))
     matrix = source == policy.sources
-    matrix &= packets.destinations[part, None] & masks4(policy.destination_lengths.astype(np.uint8)) == policy.destinations
+    matrix &= (
+        packets.destinations[part, None] & masks4(policy.destination_lengths.astype(np.uint8))
+        == policy.destinations
+    )
     protocols = packets.protocols[part, None]
     matrix &= (policy.protocols == ANY_PROTOCOL) | (policy.protocols == protocols)
     has_ports = (protocols == TCP) | (protocols == UDP)

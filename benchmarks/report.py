@@ -54,7 +54,10 @@ def _commit() -> str:
 
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def reference_of(row: Row, answers: Answers) -> Row | None:
@@ -105,7 +108,9 @@ def _rows_table(question: str, answers: Answers) -> Table:
     for name in ("best", "median", "spread"):
         table.add_column(name, justify="right")
     has_baseline = any(row.baseline for row in answers.rows if row.question == question)
-    reference = next((r for row in answers.rows if row.question == question and (r := reference_of(row, answers))), None)
+    reference = next(
+        (r for row in answers.rows if row.question == question and (r := reference_of(row, answers))), None
+    )
     if has_baseline:
         table.add_column("less harness", justify="right")
     if reference is not None:

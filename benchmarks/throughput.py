@@ -131,7 +131,9 @@ def _rate(world: World, plan: Plan, driver: Driver, contender: Contender, kind: 
     if contender.dropped is not _nothing:
         is_dropping = kind == "hit" or contender.dropped is _xdp_drops
         expected = sent if is_dropping else 0
-        assert abs(dropped - expected) <= sent * (1 - LEAST_SEEN), f"{contender.name}, {kind}: {dropped} of {sent} dropped"
+        assert abs(dropped - expected) <= sent * (1 - LEAST_SEEN), (
+            f"{contender.name}, {kind}: {dropped} of {sent} dropped"
+        )
     return packets / seconds / 1e6
 
 

@@ -31,10 +31,14 @@ FSYNCS = 200
 
 def run(world: World, plan: Plan) -> Answers:
     random = np.random.default_rng(11)
-    hosts = address_lists.random_hosts(random, MILLION + plan.address_changes + CLIENTS * plan.concurrent_adds)
+    hosts = address_lists.random_hosts(
+        random, MILLION + plan.address_changes + CLIENTS * plan.concurrent_adds
+    )
     listed, spare = hosts[:MILLION], address_lists.text(hosts[MILLION:])
     answers = Answers()
-    answers.add(Row(QUESTION, "fsync of the disk, p50", "ms", [_fsync_ms(world.directory)], note="4 KiB appended"))
+    answers.add(
+        Row(QUESTION, "fsync of the disk, p50", "ms", [_fsync_ms(world.directory)], note="4 KiB appended")
+    )
     with Service(world, "updates", 1 << 21) as service:
         with service.connect() as connection:
             _fill(connection, "\n".join(address_lists.text(listed)).encode(), random)
@@ -82,7 +86,15 @@ def _latencies(
         took = [_timed_ms(connection, request, status) for request, status in requests]
         p50, p99 = percentile(took, 0.5), percentile(took, 0.99)
         answers.add(Row(QUESTION, f"{name} one {what}, p50", "ms", [p50]))
-        answers.add(Row(QUESTION, f"{name} one {what}, p99", "ms", [p99], note=f"of {len(took)}; longest {max(took):.1f}"))
+        answers.add(
+            Row(
+                QUESTION,
+                f"{name} one {what}, p99",
+                "ms",
+                [p99],
+                note=f"of {len(took)}; longest {max(took):.1f}",
+            )
+        )
         answers.goals.append(Goal(f"{name} one {what}: p99", p99, goal_ms, "ms"))
 
 
@@ -99,7 +111,11 @@ def _adds_a_second(answers: Answers, service: Service, plan: Plan, spare: Sequen
     each = plan.concurrent_adds
     requests = [
         [
-            encoded("POST", "/v1/rules", json.dumps(_address_rule(f"c{client}-{at}", spare[client * each + at])).encode())
+            encoded(
+                "POST",
+                "/v1/rules",
+                json.dumps(_address_rule(f"c{client}-{at}", spare[client * each + at])).encode(),
+            )
             for at in range(each)
         ]
         for client in range(CLIENTS)
@@ -109,7 +125,16 @@ def _adds_a_second(answers: Answers, service: Service, plan: Plan, spare: Sequen
         last = connection.request("GET", f"/v1/rules/c{CLIENTS - 1}-{each - 1}")
         assert last.status == 200, last
     rate = CLIENTS * each / seconds
-    answers.add(Row(QUESTION, f"single adds with {CLIENTS} clients", "1/s", [rate], "higher", note=f"{CLIENTS * each} rules"))
+    answers.add(
+        Row(
+            QUESTION,
+            f"single adds with {CLIENTS} clients",
+            "1/s",
+            [rate],
+            "higher",
+            note=f"{CLIENTS * each} rules",
+        )
+    )
     answers.goals.append(Goal(f"durable single adds, {CLIENTS} clients", rate, 2000, "1/s", at_most=False))
 
 

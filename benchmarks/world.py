@@ -49,7 +49,9 @@ def run(*command: str, stdin: Path | None = None, environment: Mapping[str, str]
             command, capture_output=True, text=True, stdin=source, env=variables, check=False
         )
     if done.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` failed with {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"`{' '.join(command)}` failed with {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
     return done.stdout
 
 
@@ -75,7 +77,9 @@ def _set(name: str, value: int) -> None:
 
 
 def _make_links() -> None:
-    run(*f"ip link add {GUARDED} address {GUARDED_MAC} type veth peer name {INJECT} address {INJECT_MAC}".split())
+    run(
+        *f"ip link add {GUARDED} address {GUARDED_MAC} type veth peer name {INJECT} address {INJECT_MAC}".split()
+    )
     for name in ("lo", GUARDED, INJECT):
         run("ip", "link", "set", name, *(() if name == "lo" else ("addrgenmode", "none")), "up")
     # NAPI on the guarded end even where no XDP program is: frames that are injected come in by it.

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Dual MIT/GPL */
 /*
  * The contract with Python: every struct, enum and limit that both sides use is defined here and nowhere
- * else. firewall/layout.py reads this very file; tests/packets/test_layout.py compares what it read with
+ * else. firewall/layout.py reads this very file; tests/datapath/test_layout.py compares what it read with
  * what the compiler laid out. Padding is explicit, sizes are asserted at the end.
  *
  * Numbers of enums that leave the kernel (hooks, verdicts, reasons) are append-only: they index counters

@@ -22,7 +22,7 @@ from firewall.address import BITS, Prefix
 from firewall.address_index import decoded, encode_many
 from firewall.address_list import PrefixColumns
 from firewall.addresses import address_keys
-from firewall.datapath import Entries, Image, Kernel
+from firewall.datapath import Entries, Image, Kernel, Link
 from firewall.errors import (
     AlreadyExists,
     FirewallError,
