@@ -121,6 +121,7 @@ struct control {
 	__u64 epoch;
 	__u64 program;		 /* fingerprint of the program text and its capacities */
 	__u64 layout;		 /* fingerprint of layout.h and maps.h */
+	__u64 owner;		 /* whose rules these are: the service's database */
 	__u32 occupied;		 /* bit family * ADDRESS_SCOPE_COUNT + scope: that address list has entries */
 	__u32 short_lengths6[4]; /* by scope: bit n = some IPv6 address rule has length n < 32 */
 	__u32 always_zero;	 /* see forget() in decide.h */
@@ -228,7 +229,7 @@ LAYOUT_SIZE(struct prefix4, 8);
 LAYOUT_SIZE(struct prefix6, 20);
 LAYOUT_SIZE(struct address_entry, 40);
 LAYOUT_SIZE(struct lengths6, 16);
-LAYOUT_SIZE(struct control, 48);
+LAYOUT_SIZE(struct control, 56);
 LAYOUT_SIZE(struct policy, 48);
 LAYOUT_SIZE(struct port_vectors, 8);
 LAYOUT_SIZE(struct interface_key, 8);

@@ -117,7 +117,7 @@ class Enforcer:
             while expired := self._store.expired(now, _EXPIRY_CHUNK):
                 with self._store.transaction():
                     self._store.write_rules([each.handle for each in expired], [])
-            self._ruleset = self._empty_ruleset(self._kernel.start())
+            self._ruleset = self._empty_ruleset(self._kernel.start(int(self._store.identity, 16)))
             _, come = self._interfaces.gone_and_come()
             protected = {link.name: link.ifindex for link, _ in come}
             imported = [self._block_entries(block) for block in self._store.blocks()]

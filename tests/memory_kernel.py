@@ -42,7 +42,7 @@ class MemoryKernel:
         self.applied = 0
         self._max_addresses, self._max_rules = max_addresses, max_rules
 
-    def start(self) -> dict[int, int]:
+    def start(self, owner: int) -> dict[int, int]:
         return {}
 
     def stop(self) -> None:

@@ -38,7 +38,7 @@ _ATTR_SIZE = 128
     _,
     PROG_TEST_RUN,
 ) = range(11)
-PROG_GET_FD_BY_ID, OBJ_GET_INFO = 13, 15
+PROG_GET_FD_BY_ID, MAP_GET_FD_BY_ID, OBJ_GET_INFO = 13, 14, 15
 _PROG_TYPE_XDP = 6
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 
@@ -141,6 +141,10 @@ class Map:
             "=IIIIIII16s", _MAP_TYPE_HASH, key.itemsize, value.itemsize, entries, 0, 0, 0, name.encode()
         )
         return cls(call(MAP_CREATE, attr, f"creating map {name} with room for {entries} entries")[0])
+
+    @classmethod
+    def by_id(cls, map_id: int) -> Map:
+        return cls(call(MAP_GET_FD_BY_ID, struct.pack("=III", map_id, 0, 0), f"opening map {map_id}")[0])
 
     @classmethod
     def pinned(cls, path: Path) -> Map:

@@ -46,14 +46,16 @@ class LinuxKernel:
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
         self._is_promoted = True
+        self._owner = 0
         self.bcc = bcc_version()
 
     # -- the program set
 
-    def start(self) -> dict[int, int]:
+    def start(self, owner: int) -> dict[int, int]:
         bpffs.ensure(self._pin_root)
         self._lock = bpffs.PinLock(self._pin_root)
-        pinned = program_set.pinned_capacities(self._pin_root)
+        self._owner = owner
+        pinned = program_set.pinned_capacities(self._pin_root, owner) or self._recover(owner)
         if pinned is not None and pinned.rules == self._max_rules:
             adopted = program_set.adopt(self._pin_root, pinned)
             if adopted is not None:
@@ -65,6 +67,18 @@ class LinuxKernel:
         self._build(Capacities(self._max_rules, _INITIAL_PREFIXES, _INITIAL_VECTORS), {})
         return {}
 
+    def _recover(self, owner: int) -> Capacities | None:
+        """From programs of ours that hooks still run, where the pins are gone."""
+        for link in self.links():
+            for hook in range(C["HOOK_COUNT"]):
+                present = self.attached(link, hook)
+                if present is not None and present.is_ours:
+                    program_set.recover(self._pin_root, present.program_id)
+                    pinned = program_set.pinned_capacities(self._pin_root, owner)
+                    if pinned is not None:
+                        return pinned
+        return None
+
     def _pinned_maps(self) -> dict[str, int]:
         return {name: bpf.get(self._pin_root / "maps" / name) for name in NAMES}
 
@@ -74,7 +88,7 @@ class LinuxKernel:
         self._datapath = KernelDatapath(chosen.maps, self._options)
 
     def _build(self, capacities: Capacities, keep: Mapping[str, int]) -> None:
-        built = program_set.build(self._pin_root, capacities, keep)
+        built = program_set.build(self._pin_root, capacities, keep, self._owner)
         self.bcc = built.bcc or self.bcc
         self._is_promoted = False
         self._use(built, capacities)

@@ -40,8 +40,9 @@ class ProgramSet:
         self.maps.close()
 
 
-def pinned_capacities(pin_root: Path) -> Capacities | None:
-    """Of the maps that are pinned, None where they are not all there or are laid out in another way."""
+def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
+    """Of the maps that are pinned, None where they are not all there, are laid out in another way or hold the
+    rules of another owner."""
     try:
         maps = PinnedMaps(pin_root)
     except FileNotFoundError:
@@ -49,7 +50,7 @@ def pinned_capacities(pin_root: Path) -> Capacities | None:
     except ValueError:
         return None
     try:
-        if int(maps.control["layout"]) != layout_fingerprint():
+        if (int(maps.control["layout"]), int(maps.control["owner"])) != (layout_fingerprint(), owner):
             return None
         size = {name: maps[name].info.max_entries for name in NAMES}
         return Capacities(
@@ -74,7 +75,28 @@ def adopt(pin_root: Path, capacities: Capacities) -> ProgramSet | None:
         return None
 
 
-def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int]) -> ProgramSet:
+def recover(pin_root: Path, program_id: int) -> None:
+    """Pins the maps of a loaded program: pins go when the mount that holds them goes (a mount namespace ends with
+    its last process), a program that is attached stays and keeps its maps."""
+    program = bpf.program_by_id(program_id)
+    if program is None:
+        return
+    discard(pin_root / "maps")
+    (pin_root / "maps").mkdir()
+    found = {each.info.name: each for each in map(bpf.Map.by_id, bpf.program_info(program).map_ids)}
+    os.close(program)
+    for version in (4, 6):
+        outer = found.get(f"address{version}_maps")
+        inner_id = outer.lookup(bytes(4)) if outer else None
+        if inner_id is not None:
+            found[f"address{version}"] = bpf.Map.by_id(int.from_bytes(inner_id, "little"))
+    for name, each in found.items():
+        if name in NAMES:
+            bpf.pin(each.fd, pin_root / "maps" / name)
+        each.close()
+
+
+def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int], owner: int = 0) -> ProgramSet:
     """Loads a new set below pin_root/next, over the maps in `keep` (descriptors by name) and new others.
 
     Nothing that runs is touched. Raises ProgramRejected and leaves nothing behind.
@@ -92,6 +114,7 @@ def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int]) -> Pr
         maps = PinnedMaps(beside)
         maps.control["program"] = program_fingerprint(capacities)
         maps.control["layout"] = layout_fingerprint()
+        maps.control["owner"] = owner
         return ProgramSet(_open_programs(beside), maps, version)
     except BaseException:
         discard(beside)

@@ -25,14 +25,14 @@ class ServiceKernel(MemoryKernel):
         super().__init__(settings.bpf.max_addresses, settings.bpf.max_rules)
         self._trouble = trouble
 
-    def start(self) -> dict[int, int]:
+    def start(self, owner: int) -> dict[int, int]:
         if self._trouble == "start-fails":
             raise KernelRefused("creating map address4 failed with EPERM", "run it as root", errno=1)
         if self._trouble == "start-is-rejected":
             raise ProgramRejected("the verifier rejected it", log="0: (79) r1\nR1 invalid mem access")
         if self._trouble == "start-is-slow":
             time.sleep(SLOW_S)
-        return super().start()
+        return super().start(owner)
 
     def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
         if self._trouble == "change-is-slow" and self.policy is not None:

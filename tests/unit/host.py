@@ -48,7 +48,7 @@ class HostKernel(MemoryKernel):
             if self.calls > self.after:
                 raise kernel_refused(f"{method} in memory", self.refuse[method])
 
-    def start(self) -> dict[int, int]:
+    def start(self, owner: int) -> dict[int, int]:
         self._ask("start")
         self.is_pinned = True
         if self.policy is None:
