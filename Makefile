@@ -54,6 +54,11 @@ test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; instal
 property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets and packets (root)
 	PROPERTY_PAIRS=$(PROPERTY_PAIRS) $(pytest) tests/datapath -k property $(PYTEST_ARGS)
 
+.PHONY: bench
+bench: setup  ## Measure the firewall and its peers; QUICK=1 takes under three minutes (root)
+	@benchmarks/setup.sh
+	$(python) -m benchmarks $(if $(QUICK),--quick) --json build/bench.json --plot build/bench.png $(BENCH_ARGS)
+
 .PHONY: lint
 lint: setup  ## Run the linters, the type checker and the tests of the repository itself
 	$(pytest) tests/repository $(PYTEST_ARGS)

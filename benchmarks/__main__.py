@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,8 @@ def main() -> int:
         sys.exit("benchmarks: run it as root (it makes namespaces of its own): sudo make bench")
     if missing := peers.missing_packages():
         sys.exit(f"benchmarks: these packages are missing: {' '.join(missing)}")
+    # The end that a terminated run would not reach: the directory on the disk is removed there.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(width=None if sys.stdout.isatty() else 150)
     plan, answers = Plan(arguments.quick), Answers()
     where = report.environment(arguments.quick)

@@ -20,8 +20,10 @@ Random = np.random.Generator
 Words = npt.NDArray[np.uint64]
 
 # Share of each prefix length, after the aggregates of FireHOL and ipsum: hosts, then /24, little else.
-LENGTHS4 = {8: 1e-5, 10: 1e-5, 12: 3e-5, 14: 1e-4, 15: 1e-4, 16: 6e-4, 17: 4e-4, 18: 6e-4, 19: 1e-3, 20: 2e-3, 21: 2e-3,
-            22: 5e-3, 23: 4e-3, 24: 6e-2, 25: 1e-3, 26: 1e-3, 27: 1e-3, 28: 1e-3, 29: 2e-3, 30: 2e-3, 32: 0.915}  # fmt: skip
+LENGTHS4 = {
+    8: 1e-5, 10: 1e-5, 12: 3e-5, 14: 1e-4, 15: 1e-4, 16: 6e-4, 17: 4e-4, 18: 6e-4, 19: 1e-3, 20: 2e-3, 21: 2e-3,
+    22: 5e-3, 23: 4e-3, 24: 6e-2, 25: 1e-3, 26: 1e-3, 27: 1e-3, 28: 1e-3, 29: 2e-3, 30: 2e-3, 32: 0.915,
+}  # fmt: skip
 LENGTHS6 = {29: 0.002, 32: 0.03, 40: 0.01, 44: 0.01, 48: 0.15, 56: 0.05, 64: 0.45, 128: 0.298}
 SHARE_OF_IPV6 = 0.05
 _CLUSTERED = 0.7  # of hosts stand in few networks: providers whose machines are abused

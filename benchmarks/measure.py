@@ -27,7 +27,15 @@ class Plan:
 
     @property
     def packets(self) -> int:
-        return 1 << (19 if self.is_quick else 21)
+        return 1 << (18 if self.is_quick else 21)
+
+    @property
+    def live_rounds(self) -> int:
+        return 5 if self.is_quick else 15
+
+    @property
+    def live_packets(self) -> int:
+        return 1 << (18 if self.is_quick else 19)
 
     @property
     def policy_sizes(self) -> tuple[int, ...]:
@@ -57,7 +65,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Row:
-    """A thing measured in every round. `baseline`: what of it is the harness; `peer_ratio`: filled by the report."""
+    """A thing measured in every round. `baseline`: what of it is the harness."""
 
     question: str
     name: str
@@ -92,13 +100,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """`at_most` or at least `limit`."""
+    """`at_most` or at least `limit`. `rests_on`: the rows that it was computed from; where one of them is unstable,
+    so is the goal's verdict."""
 
     name: str
     measured: float
     limit: float
     unit: str
     at_most: bool = True
+    rests_on: Sequence[Row] = ()
+
+    @property
+    def is_unstable(self) -> bool:
+        return any(row.is_unstable for row in self.rests_on)
 
     @property
     def is_met(self) -> bool:

@@ -36,13 +36,31 @@ class Shape:
 
 
 SHAPES = {
-    "acl": Shape(0.05, 0.02, (0.98, 0.01, 0.01), (0.15, 0.75, 0.10), {TCP: 0.75, UDP: 0.18, ICMP: 0.02, ANY_PROTOCOL: 0.05},
-                 (16, 20, 22, 24, 24, 27, 28, 30, 32, 32)),
-    "fw": Shape(0.35, 0.25, (0.75, 0.10, 0.15), (0.25, 0.45, 0.30), {TCP: 0.60, UDP: 0.25, ICMP: 0.05, ANY_PROTOCOL: 0.10},
-                (8, 12, 16, 20, 24, 24, 28, 32, 32)),
-    "ipc": Shape(0.10, 0.10, (0.85, 0.10, 0.05), (0.35, 0.50, 0.15), {TCP: 0.50, UDP: 0.30, ICMP: 0.08, ANY_PROTOCOL: 0.12},
-                 (12, 16, 18, 22, 24, 26, 28, 30, 32)),
-}  # fmt: skip
+    "acl": Shape(
+        any_source=0.05,
+        any_destination=0.02,
+        source_ports=(0.98, 0.01, 0.01),
+        destination_ports=(0.15, 0.75, 0.10),
+        protocols={TCP: 0.75, UDP: 0.18, ICMP: 0.02, ANY_PROTOCOL: 0.05},
+        prefix_lengths=(16, 20, 22, 24, 24, 27, 28, 30, 32, 32),
+    ),
+    "fw": Shape(
+        any_source=0.35,
+        any_destination=0.25,
+        source_ports=(0.75, 0.10, 0.15),
+        destination_ports=(0.25, 0.45, 0.30),
+        protocols={TCP: 0.60, UDP: 0.25, ICMP: 0.05, ANY_PROTOCOL: 0.10},
+        prefix_lengths=(8, 12, 16, 20, 24, 24, 28, 32, 32),
+    ),
+    "ipc": Shape(
+        any_source=0.10,
+        any_destination=0.10,
+        source_ports=(0.85, 0.10, 0.05),
+        destination_ports=(0.35, 0.50, 0.15),
+        protocols={TCP: 0.50, UDP: 0.30, ICMP: 0.08, ANY_PROTOCOL: 0.12},
+        prefix_lengths=(12, 16, 18, 22, 24, 26, 28, 30, 32),
+    ),
+}
 
 
 @dataclass(frozen=True)

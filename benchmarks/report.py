@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import peers
-from benchmarks.measure import Answers, Row
+from benchmarks.measure import Answers, Goal, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a row is set in relation to, by question and unit: the first name that is there.
@@ -81,7 +81,7 @@ def as_json(answers: Answers, where: Mapping[str, Any]) -> str:
          "unstable": row.is_unstable, "ratio": ratio_of(row, answers)}
         for row in answers.rows
     ]  # fmt: skip
-    goals = [{**asdict(goal), "met": goal.is_met} for goal in answers.goals]
+    goals = [_goal_fields(goal) for goal in answers.goals]
     content = {
         "environment": where,
         "verified_instructions": answers.verified_instructions,
@@ -89,6 +89,11 @@ def as_json(answers: Answers, where: Mapping[str, Any]) -> str:
         "goals": goals,
     }
     return json.dumps(content, indent=2) + "\n"
+
+
+def _goal_fields(goal: Goal) -> dict[str, Any]:
+    fields = {name: getattr(goal, name) for name in ("name", "measured", "limit", "unit", "at_most")}
+    return {**fields, "met": goal.is_met, "unstable": goal.is_unstable}
 
 
 def show(answers: Answers, where: Mapping[str, Any], console: Console) -> None:
@@ -136,6 +141,8 @@ def _goals_table(answers: Answers) -> Table:
     for goal in answers.goals:
         sign = "≤" if goal.at_most else "≥"
         verdict = "[green]met[/]" if goal.is_met else "[red]not met[/]"
+        if goal.is_unstable:
+            verdict += " [yellow](unstable)[/]"
         wanted = f"{sign} {_number(goal.limit)} {goal.unit}"
         table.add_row(goal.name, f"{_number(goal.measured)} {goal.unit}", wanted, verdict)
     return table
@@ -157,6 +164,6 @@ def _number(value: float) -> str:
 
 def _spread(row: Row) -> str:
     if len(row.values) == 1:
-        return ""
+        return "once"
     text = f"{row.spread:.0%}"
     return f"[yellow]{text} unstable[/]" if row.is_unstable else text

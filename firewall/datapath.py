@@ -140,7 +140,8 @@ class Kernel(Protocol):
     bcc: str | None
 
     def start(self, owner: int) -> dict[int, int]:
-        """Loads or finds the programs, those of this owner (a number of the store); answers the slots of policy rules by handle that the maps already count."""
+        """Loads or finds the programs, those of this owner (a number of the store). Answers the slots of policy
+        rules by handle that the maps already count."""
 
     def stop(self) -> None:
         """Unpins everything and lets go of it. Detach first."""

@@ -6,7 +6,9 @@ writing of maps is datapath.py's, netlink is hooks.py's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +63,7 @@ class LinuxKernel:
             if adopted is not None:
                 self._use(adopted, pinned)
             else:
-                self._build(pinned, self._pinned_maps())
+                self._build_over_pinned(pinned)
             self._set.maps.point_at_addresses()
             return self._live_slots()
         self._build(Capacities(self._max_rules, _INITIAL_PREFIXES, _INITIAL_VECTORS), {})
@@ -79,8 +81,13 @@ class LinuxKernel:
                         return pinned
         return None
 
-    def _pinned_maps(self) -> dict[str, int]:
-        return {name: bpf.get(self._pin_root / "maps" / name) for name in NAMES}
+    def _build_over_pinned(self, capacities: Capacities) -> None:
+        """Other programs, the same maps."""
+        with ExitStack() as descriptors:
+            keep = {name: bpf.get(self._pin_root / "maps" / name) for name in NAMES}
+            for fd in keep.values():
+                descriptors.callback(os.close, fd)
+            self._build(capacities, keep)
 
     def _use(self, chosen: ProgramSet, capacities: Capacities) -> None:
         self._set = chosen

@@ -6,6 +6,7 @@ changes about capacities or pins it does on a `fresh` one.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +18,24 @@ pytest.register_assert_rewrite("tests.datapath.contents", "tests.datapath.loaded
 
 from tests.datapath.loaded import INTERFACES, Loaded  # noqa: E402
 
+MOUNT_SOURCE = "ebpf-fw-test-"  # and the process's number
+
+
+def remove_leftovers() -> None:
+    """Unmounts what runs that were killed left."""
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        source, target, *_ = line.split()
+        process = source.removeprefix(MOUNT_SOURCE)
+        if process != source and not Path("/proc", process).exists():
+            subprocess.run(["umount", "--lazy", target], check=False)  # another worker may be first
+
 
 @contextmanager
 def mounted(directory: Path) -> Iterator[Path]:
     """`directory` with a bpf file system on its bpf/."""
     target = directory / "bpf"
     target.mkdir()
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(target)], check=True)
+    subprocess.run(["mount", "-t", "bpf", f"{MOUNT_SOURCE}{os.getpid()}", str(target)], check=True)
     try:
         yield directory
     finally:
@@ -33,6 +45,7 @@ def mounted(directory: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    remove_leftovers()
     with mounted(tmp_path_factory.mktemp("shared")) as directory:
         loaded = Loaded(directory)
         yield loaded

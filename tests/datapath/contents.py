@@ -7,7 +7,7 @@ what the vectors hold, since they depend on history.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +99,10 @@ Words = dict[tuple[str, int], list[int]]
 
 def present_words(maps: PinnedMaps) -> Words:
     """Length words that are not 0, by map and index."""
-    tables = {"lengths4": maps.arrays["lengths4"]["lengths"][:, None], "lengths6": maps.arrays["lengths6"]["word"]}
+    tables = {
+        "lengths4": maps.arrays["lengths4"]["lengths"][:, None],
+        "lengths6": maps.arrays["lengths6"]["word"],
+    }
     return {
         (name, at): table[at].tolist()
         for name, table in tables.items()
@@ -150,6 +153,7 @@ def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
 
 
 Numbers = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[str, Numbers, Numbers]]:
@@ -172,14 +176,16 @@ def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[st
                 if key.scope >> C["SCOPE_HOOK_BIT"] == scope:
                     found[key.scope & 1, key.length, key.address] = vector
         yield f"policy_prefix{version}", *aligned(wanted, found)
-    interfaces = {}
+    interfaces: dict[int, int] = {}
     for each_key, each_value in maps["policy_iface"].dump(INTERFACE_KEY, NUMBER):
         mine = each_key["scope"] == scope
-        interfaces |= dict(zip(each_key["ifindex"][mine].tolist(), each_value["vector"][mine].tolist(), strict=True))
+        interfaces |= dict(
+            zip(each_key["ifindex"][mine].tolist(), each_value["vector"][mine].tolist(), strict=True)
+        )
     yield "policy_iface", *aligned(dict(image.interfaces), interfaces)
 
 
-def aligned(wanted: Mapping[object, int], found: Mapping[object, int]) -> tuple[Numbers, Numbers]:
+def aligned(wanted: Mapping[T, int], found: Mapping[T, int]) -> tuple[Numbers, Numbers]:
     """Both in one order; of different length where the keys are not the same."""
     if wanted.keys() != found.keys():
         return np.zeros(1, np.int64), np.zeros(0, np.int64)
@@ -187,7 +193,10 @@ def aligned(wanted: Mapping[object, int], found: Mapping[object, int]) -> tuple[
 
 
 def same_vectors(
-    wanted_vectors: npt.NDArray[np.uint64], wanted: Numbers, found_vectors: npt.NDArray[np.uint64], found: Numbers
+    wanted_vectors: npt.NDArray[np.uint64],
+    wanted: Numbers,
+    found_vectors: npt.NDArray[np.uint64],
+    found: Numbers,
 ) -> bool:
     if len(wanted) != len(found):
         return False
@@ -204,13 +213,13 @@ def plain_values(
     yield "best_rank", image.best_rank, int(head["best_rank"])
     yield "words", image.words, int(head["words"])
     yield "short_lengths6", image.short_lengths6, tuple(head["short_lengths6"].tolist())
-    for name, buckets, wanted in (
-        ("policy_lengths4", C["BUCKET_COUNT"], image.lengths4),
-        ("policy_lengths6", C["POLICY_BUCKET6_COUNT"], image.lengths6),
+    for name, field, buckets, wanted in (
+        ("policy_lengths4", "lengths", C["BUCKET_COUNT"], image.lengths4),
+        ("policy_lengths6", "word", C["POLICY_BUCKET6_COUNT"], image.lengths6),
     ):
         count = buckets * SIDES
         found = maps.arrays[name][scope * count : (scope + 1) * count]
-        yield name, wanted.reshape(-1), found[found.dtype.names[0]].reshape(-1)
+        yield name, wanted.reshape(-1), found[field].reshape(-1)
     rules = maps.arrays["policy_rules"][scope * max_rules : (scope + 1) * max_rules][: image.words * 64]
     bits = len(image.rules)
     for field in ("rank", "handle"):

@@ -33,7 +33,9 @@ def tcp(
     return ip(TCP(sport=sport, dport=dport, flags=flags), source, destination)
 
 
-def udp(source: str | None = None, destination: str | None = None, sport: int = 50000, dport: int = 50001) -> bytes:
+def udp(
+    source: str | None = None, destination: str | None = None, sport: int = 50000, dport: int = 50001
+) -> bytes:
     return ip(UDP(sport=sport, dport=dport), source, destination)
 
 

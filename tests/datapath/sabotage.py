@@ -25,7 +25,12 @@ class Sabotage:
         self._at: int | None = None
         self._goes_on = False
         self.steps: list[str] = []
-        update_batch, delete_batch, update, wait = Map.update_batch, Map.delete_batch, Map.update, GracePeriod.wait
+        update_batch, delete_batch, update, wait = (
+            Map.update_batch,
+            Map.delete_batch,
+            Map.update,
+            GracePeriod.wait,
+        )
         write_policy = datapath.write_policy
 
         def half_updated(table: Map, keys: Any, values: Any) -> None:

@@ -18,7 +18,15 @@ import pytest
 
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import ARRAYS, NAMES
-from firewall.layout import ADDRESS_ENTRY, BPF_DIRECTORY, COUNTER, INTERFACE_KEY, LAYOUT, REASONS, RULE_COUNTER
+from firewall.layout import (
+    ADDRESS_ENTRY,
+    BPF_DIRECTORY,
+    COUNTER,
+    INTERFACE_KEY,
+    LAYOUT,
+    REASONS,
+    RULE_COUNTER,
+)
 from tests.datapath.loaded import Loaded
 
 ROOT = BPF_DIRECTORY.parent
@@ -61,10 +69,18 @@ def assertions() -> Iterator[tuple[str, int]]:
 
 def compiled(checks: Iterator[tuple[str, int]] | list[tuple[str, int]]) -> str:
     """What the compiler says against them; empty where all hold."""
-    lines = [f'_Static_assert(({expression}) == {value}u, "{expression} is not {value}");' for expression, value in checks]
+    lines = [
+        f'_Static_assert(({expression}) == {value}u, "{expression} is not {value}");'
+        for expression, value in checks
+    ]
     text = "\n".join([(BPF_DIRECTORY / "layout.h").read_text(encoding="utf-8"), *lines])
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE], input=json.dumps(text), text=True, capture_output=True, cwd=ROOT, check=False
+        [sys.executable, "-c", COMPILE],
+        input=json.dumps(text),
+        text=True,
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
     )
     assert bool(done.returncode) == bool("static_assert" in done.stderr), done.stderr
     return "\n".join(re.findall(r"error: .*", done.stderr))
@@ -77,7 +93,8 @@ def test_the_compiler_lays_out_what_python_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [("sizeof(struct prefix6)", 24), ("__builtin_offsetof(struct policy, words)", 0), ("REASON_RULE", 2)]
+    "wrong",
+    [("sizeof(struct prefix6)", 24), ("__builtin_offsetof(struct policy, words)", 0), ("REASON_RULE", 2)],
 )
 def test_the_compiler_would_say_so(wrong: tuple[str, int]) -> None:
     assert wrong[0] in compiled([wrong])
@@ -113,5 +130,7 @@ def test_reasons_keep_their_numbers() -> None:
 
 def test_the_documentation_explains_every_reason_in_its_order() -> None:
     text = (Path(ROOT) / "docs" / "drop-reasons.md").read_text(encoding="utf-8")
-    explained = [name for name in re.findall(r"^\|\s*(?:\d+\s*\|\s*)?`(\w+)`", text, re.MULTILINE) if name in REASONS]
+    explained = [
+        name for name in re.findall(r"^\|\s*(?:\d+\s*\|\s*)?`(\w+)`", text, re.MULTILINE) if name in REASONS
+    ]
     assert explained == list(REASONS)

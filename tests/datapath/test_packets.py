@@ -57,16 +57,16 @@ def refusals(firewall: Loaded, hook: str) -> set[str]:
         try:
             firewall.judge(case.frame, hook, case.link)
         except KernelRefused as refusal:
-            assert refusal.errno == errno.EINVAL
+            if refusal.errno != errno.EINVAL:
+                raise
             refused.add(case.name)
     return refused
 
 
 def test_only_bare_frames_of_less_than_14_bytes_cannot_run() -> None:
-    sizes = {"no byte": [0], "IPv4 UDP, cut to": range(14), "IPv6 TCP, cut to": range(14)}
-    names = {f"Without Ethernet: {name}" for name in ("no byte",)} | {
-        f"Without Ethernet: {name} {size} bytes" for name in list(sizes)[1:] for size in sizes[name]
-    }
+    names = {"Without Ethernet: no byte"}
+    for packet in ("IPv4 UDP", "IPv6 TCP"):
+        names |= {f"Without Ethernet: {packet}, cut to {size} bytes" for size in range(SHORTEST_FRAME)}
     assert {case.name for case in TOO_SHORT} == names
     assert all(case.link == "ip" for case in TOO_SHORT)
 

@@ -10,7 +10,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
 import pytest
@@ -81,7 +81,9 @@ def hits_by_rank(firewall: Loaded, rules: Sequence[Rule]) -> Counter[tuple[tuple
     return total
 
 
-def disagreement(firewall: Loaded, world: World, rules: Sequence[Rule], arrivals: Sequence[Arrival]) -> str | None:
+def disagreement(
+    firewall: Loaded, world: World, rules: Sequence[Rule], arrivals: Sequence[Arrival]
+) -> str | None:
     """The first thing on which programs and oracle differ, None where they do not."""
     firewall.rules()
     firewall.rules(*rules)
@@ -158,23 +160,25 @@ def network(rng: random.Random, version: int, shortest: int) -> str:
     return f"{text}/{length}"
 
 
+def random_policy_rule(rng: random.Random) -> Rule:
+    first = rng.randrange(65536)
+    last = min(65535, first + rng.choice((0, 0, 9, 999)))
+    rule: Rule = {"protocols": rng.choice((["tcp"], ["udp"], ["tcp", "udp"]))}
+    rule[rng.choice(("source_ports", "destination_ports"))] = [f"{first}-{last}"]
+    version = rng.choice((4, 6))
+    for side in ("sources", "destinations"):
+        if rng.random() < 0.4:
+            rule[side] = [network(rng, version, 2)]
+    return rule
+
+
 def large_rule_set(rng: random.Random, policy: int, addresses: int) -> list[Rule]:
     rules: list[Rule] = []
     for number in range(addresses):
         version = rng.choice((4, 6))
         shortest = 0 if number < 20 else 6
         rules.append({rng.choice(("sources", "destinations")): [network(rng, version, shortest)]})
-    for _ in range(policy):
-        first = rng.randrange(65536)
-        rule: Rule = {"protocols": rng.choice((["tcp"], ["udp"], ["tcp", "udp"]))}
-        rule[rng.choice(("source_ports", "destination_ports"))] = [f"{first}-{min(65535, first + rng.choice((0, 0, 9, 999)))}"]
-        for side in ("sources", "destinations"):
-            if rng.random() < 0.4:
-                version = rng.choice((4, 6))
-                rule[side] = [network(rng, version, 2)]
-                if side == "destinations" and "sources" in rule and (":" in rule["sources"][0]) != (version == 6):
-                    del rule["sources"]
-        rules.append(rule)
+    rules += [random_policy_rule(rng) for _ in range(policy)]
     rng.shuffle(rules)
     for place, rule in enumerate(rules):
         rule |= {
@@ -186,23 +190,25 @@ def large_rule_set(rng: random.Random, policy: int, addresses: int) -> list[Rule
     return rules
 
 
+def address_in(rng: random.Random, prefix: str) -> str:
+    inside = ip_network(prefix)
+    return str(inside.network_address + rng.randrange(inside.num_addresses))
+
+
 def frame_towards(rng: random.Random, rules: Sequence[Rule]) -> bytes:
     """A packet that some rule is about to meet, and chance decides on the rest."""
     rule = rng.choice(rules)
     prefixes = [rule[side][0] for side in ("sources", "destinations") if side in rule]
-    version = 6 if prefixes and ":" in prefixes[0] else 4 if prefixes else rng.choice((4, 6))
-    ends = {}
-    for side in ("sources", "destinations"):
-        ends[side] = address(rng, version)
-        if side in rule:
-            start, _, length = rule[side][0].partition("/")
-            free = {4: 32, 6: 128}[version] - int(length)
-            ends[side] = str(type(ip_address(start))(int(ip_address(start)) | rng.getrandbits(free) if free else int(ip_address(start))))
+    version = ip_network(prefixes[0]).version if prefixes else rng.choice((4, 6))
+    ends = [
+        address_in(rng, rule[side][0]) if side in rule else address(rng, version)
+        for side in ("sources", "destinations")
+    ]
     ports = [
         int(rule[side][0].partition("-")[0]) if side in rule else rng.randrange(65536)
         for side in ("source_ports", "destination_ports")
     ]
-    return rng.choice((tcp, udp))(ends["sources"], ends["destinations"], *ports)
+    return rng.choice((tcp, udp))(ends[0], ends[1], ports[0], ports[1])
 
 
 def test_4096_policy_rules_and_10000_nested_prefixes_are_judged_as_by_the_oracle(firewall: Loaded) -> None:
@@ -221,7 +227,9 @@ def test_4096_policy_rules_and_10000_nested_prefixes_are_judged_as_by_the_oracle
 def change(firewall: Loaded, rng: random.Random, rules: dict[str, Rule], number: int) -> str:
     """One random change, made to the firewall and to `rules`, oldest first."""
     kind = rng.choices(("add", "edit", "delete", "batch", "replace", "disable"), (30, 25, 20, 15, 3, 7))[0]
-    fresh = [{**rule, "id": f"c{number}-{rule['id']}"} for rule in random_rules(rng, rng.randint(1, 6), GLOBS)]
+    fresh = [
+        {**rule, "id": f"c{number}-{rule['id']}"} for rule in random_rules(rng, rng.randint(1, 6), GLOBS)
+    ]
     known = list(rules)
     if kind == "add" or not known:
         firewall.add(**fresh[0])
@@ -261,7 +269,12 @@ def test_property_after_any_sequence_of_changes_the_maps_are_those_of_a_fresh_st
         for arrival in random_arrivals(rng, 6):
             expected = world.judge(list(rules.values()), arrival)
             found = firewall.judge(arrival.frame, arrival.hook, arrival.link)
-            assert found == (expected.verdict, expected.reason), (seed, history, arrival, list(rules.values()))
+            assert found == (expected.verdict, expected.reason), (
+                seed,
+                history,
+                arrival,
+                list(rules.values()),
+            )
         if rng.random() < 0.3:
             assert_exact(firewall)
     assert_exact(firewall)

@@ -18,7 +18,9 @@ PASSES, DROPPED, ALLOWED = Judged("pass", "default"), Judged("drop", "rule"), Ju
 DEFAULT_DROP = Judged("drop", "default")
 HERE_NAME, ELSEWHERE_NAME = "pretended-interface-0", "pretended-interface-1"
 # With a protocol, a rule that would be an address rule is a policy rule: the other structure.
-STRUCTURES = pytest.mark.parametrize("more", [{}, {"protocols": ["tcp"]}], ids=["address rule", "policy rule"])
+STRUCTURES = pytest.mark.parametrize(
+    "more", [{}, {"protocols": ["tcp"]}], ids=["address rule", "policy rule"]
+)
 BOTH_HOOKS = pytest.mark.parametrize("hook", ["ingress", "egress"])
 FAMILIES = pytest.mark.parametrize("version", [4, 6])
 
@@ -55,7 +57,9 @@ def test_a_source_is_an_address_or_a_network(
 
 
 @STRUCTURES
-def test_sources_are_sources_and_destinations_are_destinations(firewall: Loaded, more: dict[str, Any]) -> None:
+def test_sources_are_sources_and_destinations_are_destinations(
+    firewall: Loaded, more: dict[str, Any]
+) -> None:
     for version, (one, other) in {4: ("10.1.1.1", "10.2.2.2"), 6: ("2001:db8::1", "2001:db8::2")}.items():
         firewall.rules({"sources": [one], **more})
         assert judged(firewall, tcp(one, other), tcp(other, one)) == [DROPPED, PASSES], version
@@ -114,7 +118,9 @@ def test_a_rule_without_any_field_matches_every_packet_of_its_direction(firewall
 def nested(version: int) -> list[str]:
     """Around one address, the network of every length."""
     address = {4: "203.0.113.171", 6: "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ab"}[version]
-    return [str(ip_network(f"{address}/{length}", strict=False)) for length in range({4: 33, 6: 129}[version])]
+    return [
+        str(ip_network(f"{address}/{length}", strict=False)) for length in range({4: 33, 6: 129}[version])
+    ]
 
 
 def inside_only(networks: list[str], length: int) -> str:
@@ -208,13 +214,14 @@ def test_one_rule_may_mix_tcp_with_udp(firewall: Loaded) -> None:
 
 @pytest.mark.parametrize("field", ["source_ports", "destination_ports"])
 def test_ports_are_numbers_and_ranges_with_both_ends(firewall: Loaded, field: str) -> None:
-    side = {"source_ports": "sport", "destination_ports": "dport"}[field]
+    def frame(port: int, *, here: bool = True) -> bytes:
+        return tcp(sport=port) if (field == "source_ports") == here else tcp(dport=port)
+
     firewall.rules({"protocols": ["tcp"], field: [22, "80", "8000-8100", "65535", "0"]})
     met, missed = (0, 22, 80, 8000, 8050, 8100, 65535), (1, 21, 23, 79, 81, 7999, 8101, 65534)
-    assert judged(firewall, *(tcp(**{side: port}) for port in met)) == [DROPPED] * len(met)
-    assert judged(firewall, *(tcp(**{side: port}) for port in missed)) == [PASSES] * len(missed)
-    other = {"sport": "dport", "dport": "sport"}[side]
-    assert judged(firewall, *(tcp(**{other: port}) for port in met)) == [PASSES] * len(met)
+    assert judged(firewall, *map(frame, met)) == [DROPPED] * len(met)
+    assert judged(firewall, *map(frame, missed)) == [PASSES] * len(missed)
+    assert judged(firewall, *(frame(port, here=False) for port in met)) == [PASSES] * len(met)
 
 
 def test_ports_without_protocols_mean_tcp_and_udp(firewall: Loaded) -> None:
@@ -288,15 +295,17 @@ def test_a_rule_matches_when_every_field_does(firewall: Loaded) -> None:
 
 # --- who wins ----------------------------------------------------------------------------------------------
 
-CIDR, HOST = {"sources": ["10.0.0.0/8"]}, {"sources": ["10.0.0.7"]}
-PORT = {"protocols": ["tcp"], "destination_ports": [50001]}
+DESTINATION = {"destinations": ["198.51.100.200"]}
+CIDR: dict[str, Any] = {"sources": ["10.0.0.0/8"]}
+HOST: dict[str, Any] = {"sources": ["10.0.0.7"]}
+PORT: dict[str, Any] = {"protocols": ["tcp"], "destination_ports": [50001]}
 
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(CIDR, HOST), (HOST, CIDR), (CIDR, PORT), (PORT, CIDR), (PORT, {**PORT, **HOST}), ({"destinations": ["198.51.100.200"]}, HOST)],
+    [(CIDR, HOST), (HOST, CIDR), (CIDR, PORT), (PORT, CIDR), (PORT, {**PORT, **HOST}), (DESTINATION, HOST)],
     ids=["address, address", "longer first", "address, policy", "policy, address", "policy, policy", "sides"],
-)  # fmt: skip
+)
 @BOTH_HOOKS
 def test_the_lowest_priority_number_wins_whatever_structure_holds_it(
     firewall: Loaded, first: dict[str, Any], second: dict[str, Any], hook: str
@@ -317,7 +326,8 @@ def test_at_equal_priority_drop_beats_allow(
 ) -> None:
     for priority in (0, 1000, 65535):
         firewall.rules(
-            {**first, "action": "allow", "priority": priority}, {**second, "action": "drop", "priority": priority}
+            {**first, "action": "allow", "priority": priority},
+            {**second, "action": "drop", "priority": priority},
         )
         assert judged(firewall, tcp("10.0.0.7")) == [DROPPED]
         assert set(firewall.all_hits()) == {"r1"}
@@ -417,7 +427,7 @@ def test_rules_of_an_interface_and_of_all_are_one_order(firewall: Loaded) -> Non
     firewall.name_interfaces(**{ELSEWHERE_NAME: HERE})
     assert judged(firewall, tcp()) == [DROPPED]
     assert set(firewall.all_hits()) == {"here", "elsewhere"}
-    firewall.name_interfaces(**{"other": HERE})
+    firewall.name_interfaces(other=HERE)
     assert judged(firewall, tcp()) == [DROPPED]
     assert set(firewall.all_hits()) == {"here", "elsewhere", "all"}
 
@@ -425,7 +435,9 @@ def test_rules_of_an_interface_and_of_all_are_one_order(firewall: Loaded) -> Non
 @BOTH_HOOKS
 def test_default_drop_drops_what_no_rule_matches_on_that_hook_alone(firewall: Loaded, hook: str) -> None:
     firewall.configure(**{f"default_{hook}": "drop"})
-    firewall.rules({**HOST, "action": "allow", "direction": "both"}, {**PORT, "action": "allow", "direction": "both"})
+    firewall.rules(
+        {**HOST, "action": "allow", "direction": "both"}, {**PORT, "action": "allow", "direction": "both"}
+    )
     for each in ("ingress", "egress"):
         expected = DEFAULT_DROP if each == hook else PASSES
         assert judged(firewall, udp("10.0.0.8"), hook=each) == [expected]
@@ -513,5 +525,9 @@ def test_a_batch_and_a_replace_are_judged_as_one_rule_set(firewall: Loaded) -> N
     firewall.rules({"id": "keep", **HOST}, {"id": "go", **PORT, "priority": 5})
     assert judged(firewall, tcp("10.0.0.7"), tcp("10.0.0.8")) == [DROPPED] * 2
     firewall.rules({"id": "keep", **HOST}, {"id": "come", "sources": ["10.0.0.9"], "destination_ports": [1]})
-    assert judged(firewall, tcp("10.0.0.7"), tcp("10.0.0.8"), tcp("10.0.0.9", dport=1)) == [DROPPED, PASSES, DROPPED]
+    assert judged(firewall, tcp("10.0.0.7"), tcp("10.0.0.8"), tcp("10.0.0.9", dport=1)) == [
+        DROPPED,
+        PASSES,
+        DROPPED,
+    ]
     assert firewall.hits("keep") == (1, len(tcp()))

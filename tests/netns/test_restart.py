@@ -134,7 +134,10 @@ def test_sigterm_takes_the_filters_away_and_a_start_brings_everything_back(world
     assert not world.daemon.pin_root.exists()
     world.daemon.start()
     assert state(world) == before
-    assert counters(world) == counted
+    found = counters(world)
+    for key, (packets, size) in counted.items():
+        # The kernel may report its multicast groups (MLD) at any time; nothing but the test is dropped.
+        assert found[key] == (packets, size) or (key[2] == "pass" and found[key] > (packets, size))
     assert_blocked(blocked_traffic(world), "after the start")
     assert packets_of(world, "address") == 2 * 3
 

@@ -89,10 +89,13 @@ def _apt_config() -> Path:
         'APT::Architecture "amd64";\nAcquire::Languages "none";\nAPT::Sandbox::User "root";\n',
         encoding="ascii",
     )
-    subprocess.run(
-        ["apt-get", "update", "-qq"],
-        env={**os.environ, "APT_CONFIG": str(fresh)},
-        check=True,
-        stdin=subprocess.DEVNULL,
+    update = ["apt-get", "-q", "update", "--error-on=any"]
+    done = subprocess.run(
+        update, env={**os.environ, "APT_CONFIG": str(fresh)}, stdin=subprocess.DEVNULL, check=False
     )
+    if done.returncode != 0:
+        # Lists of yesterday will do where the archive cannot be reached.
+        if config.exists():
+            return config
+        raise RuntimeError(f"`{' '.join(update)}` failed with {done.returncode}; its messages are above")
     return fresh.rename(config)

@@ -1,6 +1,6 @@
 """Runs inside the machine: do our programs load, judge and attach on this kernel?
 
-`python -m tests.vm.guest_programs`, with what frames.py wrote below /share: one report line a check.
+`python -m tests.vm.guest_programs [CHECK...]`, with what frames.py wrote below /share: one report line a check.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import struct
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from firewall.kernel.source import PROGRAMS
 from firewall.rule import rule_from_fields
 from firewall.settings import Bpf, Settings, State
 from firewall.view import RuleQuery
-from tests.vm.guest import eventually, run, run_checks
+from tests.vm.guest import Check, eventually, run, run_checks
 from tests.vm.guest_verifier import capacities_of
 
 SHARE = Path("/share")
@@ -99,16 +100,9 @@ def _frames() -> list[tuple[str, bool, str]]:
 
 def veth(mode: str) -> dict[str, Any]:
     """Real pings over a veth pair, blocked at ingress and at egress and let through again, both families."""
-    run("ip netns add peer")
-    run("ip link add fw0 type veth peer name peer0 netns peer")
-    for family, (ours, theirs, length, _) in FAMILIES.items():
-        nodad = "nodad" if family == 6 else ""
-        run(f"ip address add {ours}/{length} dev fw0 {nodad}")
-        run(f"ip -n peer address add {theirs}/{length} dev peer0 {nodad}")
-    run("ip link set fw0 up")
-    run("ip -n peer link set peer0 up")
     enforcer = build_enforcer(f"veth-{mode}")
     try:
+        _join_namespaces()
         for family in FAMILIES:
             eventually(partial(_answers, family), "ping passes before anything is attached")
         view = enforcer.attach("fw0", mode, True, True)
@@ -124,8 +118,19 @@ def veth(mode: str) -> dict[str, Any]:
         return facts
     finally:
         enforcer.stop()
-        run("ip link delete fw0")
-        run("ip netns delete peer")
+        run("ip link delete fw0", status=None)
+        run("ip netns delete peer", status=None)
+
+
+def _join_namespaces() -> None:
+    run("ip netns add peer")
+    run("ip link add fw0 type veth peer name peer0 netns peer")
+    for family, (ours, theirs, length, _) in FAMILIES.items():
+        nodad = "nodad" if family == 6 else ""
+        run(f"ip address add {ours}/{length} dev fw0 {nodad}")
+        run(f"ip -n peer address add {theirs}/{length} dev peer0 {nodad}")
+    run("ip link set fw0 up")
+    run("ip -n peer link set peer0 up")
 
 
 def _answers(family: int) -> bool:
@@ -196,7 +201,7 @@ def grow_policy() -> dict[str, Any]:
         return {"rules": enforcer.count()}
     finally:
         enforcer.stop()
-        run("ip link delete fw1")
+        run("ip link delete fw1", status=None)
 
 
 def describe() -> dict[str, Any]:
@@ -208,17 +213,16 @@ def describe() -> dict[str, Any]:
 
 def main() -> None:
     loader.LOG_LINES = 80
-    run_checks(
-        {
-            "describe": describe,
-            **{f"load-{rules}": partial(load, rules) for rules in (64, 4096, 16384)},
-            "judge": judge,
-            "veth-native": partial(veth, "native"),
-            "veth-generic": partial(veth, "generic"),
-            "grow-addresses": grow_addresses,
-            "grow-policy": grow_policy,
-        }
-    )
+    checks: dict[str, Check] = {
+        "describe": describe,
+        **{f"load-{rules}": partial(load, rules) for rules in (64, 4096, 16384)},
+        "judge": judge,
+        "veth-native": partial(veth, "native"),
+        "veth-generic": partial(veth, "generic"),
+        "grow-addresses": grow_addresses,
+        "grow-policy": grow_policy,
+    }
+    run_checks({name: checks[name] for name in sys.argv[1:] or checks})
 
 
 if __name__ == "__main__":

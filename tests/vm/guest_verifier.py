@@ -50,7 +50,8 @@ def compiled(rules: int) -> dict[str, bytes]:
 def verify(rules: int) -> dict[str, Any]:
     found = {name: _load(name, code) for name, code in compiled(rules).items()}
     refused = {name: facts for name, facts in found.items() if facts["error"]}
-    assert not refused, "\n".join(f"{name}: {facts}" for name, facts in found.items())
+    lines = [f"kernel {platform.release()}", *(f"{name}: {facts}" for name, facts in found.items())]
+    assert not refused, "\n".join(lines)
     return {"kernel": platform.release(), **found}
 
 
