@@ -1,6 +1,7 @@
 """HTTP/1.1 over a Unix socket, one request after the other on one connection.
 
-Owns just that. It costs some ten microseconds a request, so that what is measured is the service and not its client.
+Owns just that. It reads no more of an answer than status and length, so that the service is measured more than its
+client.
 """
 
 from __future__ import annotations

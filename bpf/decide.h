@@ -20,7 +20,7 @@ static __always_inline void without_rule(struct decision *decision, const struct
 	}
 }
 
-static __always_inline void decide(struct decision *decision, struct packet *packet, __u32 hook)
+static __always_inline void decide(struct decision *decision, const struct packet *packet, __u32 hook)
 {
 	__u32 zero = 0, scope;
 	struct control *control = control_map.lookup(&zero);
@@ -32,7 +32,6 @@ static __always_inline void decide(struct decision *decision, struct packet *pac
 		return;
 	decision->rank = RANK_NONE;
 	decision->best = BEST_NONE ^ control->always_zero;
-	forget(packet, control->always_zero);
 	epoch = *(volatile __u64 *)&control->epoch;
 	scope = (epoch & 1) * HOOK_COUNT + hook;
 	head = policy_heads.lookup(&scope);

@@ -124,7 +124,7 @@ struct control {
 	__u64 owner;		 /* whose rules these are: the service's database */
 	__u32 occupied;		 /* bit family * ADDRESS_SCOPE_COUNT + scope: that address list has entries */
 	__u32 short_lengths6[4]; /* by scope: bit n = some IPv6 address rule has length n < 32 */
-	__u32 always_zero;	 /* see forget() in decide.h */
+	__u32 always_zero;	 /* which the verifier cannot know: see decide() */
 };
 
 #define FAMILY_IPV4 0

@@ -65,4 +65,12 @@ BPF_TABLE_PINNED("array", __u32, struct interface_slot, interface_slots, SLOT_RO
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, (INTERFACES_MAX + 1) * COUNTERS_PER_INTERFACE,
 		 PIN("counters"));
 
+/*
+ * The packet at hand, by hook. In a map and not on the stack for two reasons: the compiler would spread the
+ * struct over registers, of which it has too few, and the verifier would follow every path of the parser with
+ * what it left on the stack; of map memory it knows nothing, so all paths are one. Packets of one hook on one
+ * CPU never overlap: XDP runs in NAPI, clsact with bottom halves disabled.
+ */
+BPF_TABLE_PINNED("percpu_array", __u32, struct packet, scratch, HOOK_COUNT, PIN("scratch"));
+
 #endif

@@ -346,15 +346,6 @@ static __always_inline int parse_ip(struct cursor *cursor, __u16 ethertype, stru
 	return reason;
 }
 
-/*
- * Keeps the compiler from splitting the packet into registers: it has far too few and would spill every field
- * on every path (measured: 18 ns of 55 a packet). Called before and at the end of parse().
- */
-static __always_inline void keep_in_memory(struct packet *packet)
-{
-	asm volatile("" : : "r"(packet) : "memory");
-}
-
 /* `bare`: the device has no link header. Constant at every call, so one branch is left. */
 static __always_inline void parse(struct cursor *cursor, int bare, struct packet *packet)
 {
@@ -362,25 +353,6 @@ static __always_inline void parse(struct cursor *cursor, int bare, struct packet
 	int reason = bare ? parse_bare(cursor, &ethertype) : parse_ethernet(cursor, &ethertype);
 
 	packet->malformed = reason ? reason : parse_ip(cursor, ethertype, packet);
-	keep_in_memory(packet);
-}
-
-/*
- * The verifier follows every path of the parser with the constants that it left (which header, which
- * reason) and would verify all that follows once for each. `zero` is 0, which the verifier cannot know:
- * after the xor all those paths are one.
- */
-static __always_inline void forget(struct packet *packet, __u32 zero)
-{
-	packet->protocol ^= zero;
-	packet->l4 ^= zero;
-	packet->tcp_flags ^= zero;
-	packet->icmp_type ^= zero;
-	packet->icmp_code ^= zero;
-	packet->source_port ^= zero;
-	packet->destination_port ^= zero;
-	packet->is_fragment ^= zero;
-	packet->malformed ^= zero;
 }
 
 #endif

@@ -9,32 +9,34 @@ static __always_inline void parse_skb(struct __sk_buff *skb, int bare, struct pa
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct cursor cursor = {.at = data, .end = end, .left = skb->len};
 
-	keep_in_memory(packet);
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->length = skb->len;
+	packet->ifindex = skb->ifindex;
 	parse(&cursor, bare, packet);
 }
 
 static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 {
 	struct decision decision = {};
-	struct packet packet;
+	__u32 hook = HOOK_EGRESS;
+	struct packet *packet = scratch.lookup(&hook);
 
+	if (!packet)
+		return TC_ACT_UNSPEC;
 	/*
 	 * Only the linear part of an skb is readable. It holds the headers of nearly every packet; where it ends
 	 * inside them the rest is pulled in and the packet is parsed once more.
 	 */
 #pragma clang loop unroll(disable)
 	for (int attempt = 0; attempt < 2; attempt++) {
-		__builtin_memset(&packet, 0, sizeof(packet));
-		packet.length = skb->len;
-		packet.ifindex = skb->ifindex;
-		parse_skb(skb, bare, &packet);
-		if (!packet.malformed || skb->data_end - skb->data >= skb->len)
+		parse_skb(skb, bare, packet);
+		if (!packet->malformed || skb->data_end - skb->data >= skb->len)
 			break;
 		if (bpf_skb_pull_data(skb, skb->len))
 			break;
 	}
-	decide(&decision, &packet, HOOK_EGRESS);
-	account(&decision, &packet, HOOK_EGRESS);
+	decide(&decision, packet, HOOK_EGRESS);
+	account(&decision, packet, HOOK_EGRESS);
 	return decision.verdict == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 

@@ -8,13 +8,18 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct cursor cursor = {.at = data, .end = end, .left = end - data};
-	struct packet packet = {.length = end - data, .ifindex = ctx->ingress_ifindex};
 	struct decision decision = {};
+	__u32 hook = HOOK_INGRESS;
+	struct packet *packet = scratch.lookup(&hook);
 
-	keep_in_memory(&packet);
-	parse(&cursor, bare, &packet);
-	decide(&decision, &packet, HOOK_INGRESS);
-	account(&decision, &packet, HOOK_INGRESS);
+	if (!packet)
+		return XDP_PASS;
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->length = cursor.left;
+	packet->ifindex = ctx->ingress_ifindex;
+	parse(&cursor, bare, packet);
+	decide(&decision, packet, HOOK_INGRESS);
+	account(&decision, packet, HOOK_INGRESS);
 	return decision.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
 }
 

@@ -23,6 +23,7 @@ HASHES = (
     "policy_iface",
     "policy_counters",
     "counters",
+    "scratch",
 )
 ARRAYS = {
     "control_map": CONTROL,

@@ -17,7 +17,7 @@ from firewall.layout import BPF_DIRECTORY, C
 
 UAPI = ("bpf", "if_ether", "ip", "ipv6", "tcp", "udp", "pkt_cls")
 PARTS = (
-    "layout.h", "maps.h", "parse.h", "keys.h", "decision.h", "address.h", "policy.h", "decide.h", "account.h",
+    "layout.h", "parse.h", "maps.h", "keys.h", "decision.h", "address.h", "policy.h", "decide.h", "account.h",
     "xdp_filter.c", "tc_filter.c",
 )  # fmt: skip
 
