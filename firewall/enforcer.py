@@ -244,7 +244,9 @@ class Enforcer:
                 if rule_id not in present:
                     pointer = f"/delete/{index}"
                     raise NotFound(
-                        f"there is no rule {rule_id!r}", problems=(Problem(pointer, "no such rule"),)
+                        f"there is no rule {rule_id!r}",
+                        "list the rules with GET /v1/rules; nothing was changed",
+                        (Problem(pointer, "no such rule"),),
                     )
             going = set(deletes)
             new = []
