@@ -15,6 +15,10 @@ static __always_inline void parse_skb(struct __sk_buff *skb, int bare, struct pa
 	parse(&cursor, bare, packet);
 }
 
+/*
+ * Only the linear part of an skb is readable. It holds the headers of nearly every packet; where it ends inside
+ * them the rest is pulled in and the packet is parsed once more.
+ */
 static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 {
 	struct decision decision = {};
@@ -23,10 +27,6 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 
 	if (!packet)
 		return TC_ACT_UNSPEC;
-	/*
-	 * Only the linear part of an skb is readable. It holds the headers of nearly every packet; where it ends
-	 * inside them the rest is pulled in and the packet is parsed once more.
-	 */
 #pragma clang loop unroll(disable)
 	for (int attempt = 0; attempt < 2; attempt++) {
 		parse_skb(skb, bare, packet);
