@@ -11,8 +11,10 @@ import errno
 import mmap
 import os
 import platform
+import resource
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +76,13 @@ class ProgramInfo(NamedTuple):
     id: int
     name: str
     map_ids: tuple[int, ...]
+
+
+def allow_locked_memory() -> None:
+    """Before Linux 5.11 maps count as locked memory, of which a process may have little. Later kernels do not ask,
+    and without CAP_SYS_RESOURCE the limit stays as it is."""
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def get(path: Path) -> int:

@@ -54,6 +54,7 @@ class LinuxKernel:
     # -- the program set
 
     def start(self, owner: int) -> dict[int, int]:
+        bpf.allow_locked_memory()
         bpffs.ensure(self._pin_root)
         self._lock = bpffs.PinLock(self._pin_root)
         self._owner = owner
