@@ -112,7 +112,9 @@ def _run(command: list[str], timeout_s: float) -> str | None:
         done = subprocess.run(command, timeout=timeout_s, capture_output=True, text=True, check=False)
     except subprocess.TimeoutExpired:
         return f"had not finished after {timeout_s:.0f} s and was ended"
-    return f"QEMU ended with {done.returncode}: {done.stderr.strip()}" if done.returncode else None
+    # QEMU that is told to end does so with 0 and says here who told it.
+    said = done.stderr.strip()
+    return f"QEMU ended with {done.returncode}: {said}" if done.returncode or said else None
 
 
 def _read(path: Path) -> str:
