@@ -1,4 +1,4 @@
-# Every command here works from a clean clone. Root is needed for demo, test, property, install and uninstall,
+# Every command here works from a clean clone. Root is needed for demo, test, property, swap, install and uninstall,
 # and the first time for setup (distribution packages).
 
 SHELL := /bin/bash
@@ -13,6 +13,7 @@ c_sources = $(wildcard bpf/*.c bpf/*.h)
 # Given through to pytest: make test PYTEST_ARGS='-k fragment -x'
 PYTEST_ARGS ?=
 PROPERTY_PAIRS ?= 200000
+SWAPS ?= 5000
 DESTDIR ?=
 PURGE ?=
 export DESTDIR PURGE
@@ -53,6 +54,10 @@ test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; instal
 .PHONY: property
 property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets and packets (root)
 	PROPERTY_PAIRS=$(PROPERTY_PAIRS) $(pytest) tests/datapath -k property $(PYTEST_ARGS)
+
+.PHONY: swap
+swap: setup  ## Swap two rule sets SWAPS=5000 times while packets are judged: none may meet a mixture (root)
+	SWAPS=$(SWAPS) $(pytest) tests/datapath/test_changes.py -k mixture $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup  ## Measure the firewall and its peers; QUICK=1 takes under three minutes (root)
