@@ -90,11 +90,11 @@ class RuleChanges(Commits, Reads):
                 )
             _check_distinct([rule.id for rule in rules], "/rules")
             self._check_names(rules, "/rules", self._named_interfaces())
-            present = {each.rule.id: each for each in self._store.all()}
+            present, deleted = self._present_and_other({rule.id for rule in rules})
             removed, written, unchanged = [], [], 0
             handle, now = self._store.next_handle, self._clock()
             for rule in rules:
-                old = present.pop(rule.id, None)
+                old = present.get(rule.id)
                 if old is None:
                     written.append(Record(handle, rule, now, now))
                     handle += 1
@@ -107,10 +107,19 @@ class RuleChanges(Commits, Reads):
                 else:
                     removed.append(old)
                     written.append(Record(old.handle, rule, old.created_at, now))
-            deleted = list(present.values())
             if removed or deleted or written:
                 self._change([*removed, *deleted], written)
             return BatchOutcome(len(written), len(deleted), unchanged, tuple(rule.id for rule in rules))
+
+    def _present_and_other(self, ids: set[str]) -> tuple[dict[str, Record], list[Record]]:
+        """Of all stored rules: those with these ids, and the others. One goes by after the other."""
+        present, other = {}, []
+        for record in self._store.all():
+            if record.rule.id in ids:
+                present[record.rule.id] = record
+            else:
+                other.append(record)
+        return present, other
 
     def _is_over(self, record: Record) -> bool:
         """Its time has come, though it was not swept yet: nobody means it any more."""
