@@ -21,21 +21,6 @@ static __always_inline __u32 lowest_bit(__u64 x)
 	return (x * 0x0101010101010101ULL) >> 56;
 }
 
-/* Index of the highest set bit of x != 0: smear it down, count. */
-static __always_inline __u32 highest_bit(__u64 x)
-{
-	x |= x >> 1;
-	x |= x >> 2;
-	x |= x >> 4;
-	x |= x >> 8;
-	x |= x >> 16;
-	x |= x >> 32;
-	x -= (x >> 1) & 0x5555555555555555ULL;
-	x = (x & 0x3333333333333333ULL) + ((x >> 2) & 0x3333333333333333ULL);
-	x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
-	return ((x * 0x0101010101010101ULL) >> 56) - 1;
-}
-
 /* The first `length` (0..32) bits of a network-order word. */
 static __always_inline __u32 leading_bits(__u32 word, __u32 length)
 {

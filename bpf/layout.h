@@ -56,14 +56,12 @@ enum reason {
 /*
  * Scope of an address key: which list the prefix belongs to.
  *
- *   bit   7 ... 3   2            1      0
- *         0         generation   hook   side      (generation: policy prefixes only)
+ *   bit   7 ... 2   1      0
+ *         0         hook   side
  */
 #define SCOPE_SIDE_BIT 0
 #define SCOPE_HOOK_BIT 1
-#define SCOPE_GENERATION_BIT 2
 #define ADDRESS_SCOPE_COUNT 4
-#define POLICY_SCOPE_COUNT 8
 
 struct prefix4 {
 	__u8 scope;
@@ -102,7 +100,6 @@ struct address_entry {
  * 96..128 in word[1]; shorter ones cannot be bucketed and stand in `short_lengths6`.
  */
 #define BUCKET_COUNT 65536
-#define POLICY_BUCKET6_COUNT 4096
 #define BUCKET6_SHORTEST 32
 #define BUCKET6_MULTIPLIER 0x9e3779b1
 
@@ -131,6 +128,12 @@ struct control {
 #define FAMILY_IPV6 1
 #define FAMILY_COUNT 2
 
+/* Consecutive elements of an array; count is never 0. */
+struct span {
+	__u32 first;
+	__u32 count;
+};
+
 /* What one generation of the policy says for one hook. Vector numbers index policy_vectors. */
 #define OPTION_DEFAULT_DROP 1
 #define OPTION_FRAGMENTS_DROP 2
@@ -142,9 +145,25 @@ struct policy {
 	__u32 words;		 /* of a vector that are in use */
 	__u32 options;		 /* OPTION_* */
 	__u32 any_interface;	 /* vector for an interface that no rule names */
-	__u32 any_address[4];	 /* by family * 2 + side: vector for an address in no prefix */
-	__u32 short_lengths6[2]; /* by side */
-	__u32 padding[2];
+	struct span addresses[2]; /* by side: of policy_intervals6 */
+};
+
+/*
+ * Addresses between two ends of prefixes are in the same prefixes, all of them: such an interval reaches from
+ * `start` (host order) to the next element's, and names the vector of its addresses. The first of a list
+ * starts at 0. For IPv4 a struct span for every 16 leading bits says which intervals reach into them.
+ */
+#define POLICY_INDEX_BITS 16
+#define POLICY_SCOPE_COUNT 8 /* (generation * HOOK_COUNT + hook) * SIDE_COUNT + side */
+
+struct interval4 {
+	__u32 start;
+	__u32 vector;
+};
+
+struct interval6 {
+	__u64 start[2]; /* upper and lower half */
+	__u64 vector;
 };
 
 /*
@@ -175,11 +194,16 @@ struct interface_key {
 	__u32 scope; /* generation * HOOK_COUNT + hook */
 };
 
+/*
+ * What a bit stands for. Bits of a word stand in winning order, words in the order of the first of each, so a
+ * rule that was found leaves only the words before `enough` to be looked into for an earlier one.
+ */
 struct policy_rule {
 	__u32 rank;
 	__u32 slot; /* of policy_counters */
 	__u32 handle;
-	__u32 padding;
+	__u16 order; /* of winning, among the rules of the hook */
+	__u16 enough;
 };
 
 struct rule_counter {
@@ -230,7 +254,10 @@ LAYOUT_SIZE(struct prefix6, 20);
 LAYOUT_SIZE(struct address_entry, 40);
 LAYOUT_SIZE(struct lengths6, 16);
 LAYOUT_SIZE(struct control, 56);
-LAYOUT_SIZE(struct policy, 48);
+LAYOUT_SIZE(struct span, 8);
+LAYOUT_SIZE(struct policy, 32);
+LAYOUT_SIZE(struct interval4, 8);
+LAYOUT_SIZE(struct interval6, 24);
 LAYOUT_SIZE(struct port_vectors, 8);
 LAYOUT_SIZE(struct interface_key, 8);
 LAYOUT_SIZE(struct policy_rule, 16);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Dual MIT/GPL */
 /*
  * Every map, a line of purpose each. All are pinned below PIN_ROOT "/maps"; a map that is already pinned
- * there is used as it is. PIN_ROOT, MAX_* and VECTOR_* come from the loader (-D).
+ * there is used as it is. PIN_ROOT, MAX_*, VECTOR_* and INTERVAL_COUNT come from the loader (-D).
  *
  * BPF_F_MMAPABLE arrays are written by the service through mmap: no system call an element.
  */
@@ -10,8 +10,10 @@
 
 #define PIN(name) PIN_ROOT "/maps/" name
 
-/* A vector: one bit a policy rule, in winning order, lowest bit of word 0 first. */
+/* A vector: one bit a policy rule, lowest bit of word 0 first; before it a bit for each word that is not 0. */
+#define SUMMARY_WORDS ((VECTOR_WORDS + 63) / 64)
 struct vector {
+	__u64 summary[SUMMARY_WORDS];
 	__u64 word[VECTOR_WORDS];
 };
 
@@ -36,12 +38,12 @@ BPF_TABLE_PINNED("array", __u32, struct lengths6, lengths6, ADDRESS_SCOPE_COUNT 
 
 /* The policy: per generation and hook its head, then a table per field from value to vector number. */
 BPF_TABLE_PINNED("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, PIN("policy_heads"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("hash", struct prefix4, __u32, policy_prefix4, MAX_POLICY_PREFIXES, PIN("policy_prefix4"), BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("hash", struct prefix6, __u32, policy_prefix6, MAX_POLICY_PREFIXES, PIN("policy_prefix6"), BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("array", __u32, struct lengths4, policy_lengths4, POLICY_SCOPE_COUNT * BUCKET_COUNT,
-		 PIN("policy_lengths4"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct lengths6, policy_lengths6, POLICY_SCOPE_COUNT * POLICY_BUCKET6_COUNT,
-		 PIN("policy_lengths6"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct span, policy_index4, POLICY_SCOPE_COUNT * (1 << POLICY_INDEX_BITS),
+		 PIN("policy_index4"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct interval4, policy_intervals4, GENERATION_COUNT * INTERVAL_COUNT,
+		 PIN("policy_intervals4"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct interval6, policy_intervals6, GENERATION_COUNT * INTERVAL_COUNT,
+		 PIN("policy_intervals6"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct vector_number, policy_protocol, GENERATION_COUNT * HOOK_COUNT * PROTOCOL_ROWS,
 		 PIN("policy_protocol"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct port_vectors, policy_port, GENERATION_COUNT * HOOK_COUNT * PORT_ROWS,
@@ -54,8 +56,21 @@ BPF_TABLE_PINNED("hash", struct interface_key, __u32, policy_iface, MAX_POLICY_I
 /* The vectors themselves (both generations), and what each bit of a vector stands for. */
 BPF_TABLE_PINNED("array", __u32, struct vector, policy_vectors, GENERATION_COUNT * VECTOR_COUNT, PIN("policy_vectors"),
 		 BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct policy_rule, policy_rules, GENERATION_COUNT * HOOK_COUNT * MAX_RULES,
+BPF_TABLE_PINNED("array", __u32, struct policy_rule, policy_rules, GENERATION_COUNT * HOOK_COUNT * VECTOR_WORDS * 64,
 		 PIN("policy_rules"), BPF_F_MMAPABLE);
+
+/*
+ * Where the search for the first rule stands: the words that can hold one, of the summary word before
+ * `summaries`; order and bit of the best so far; how many words from the first can hold a better. By hook, and
+ * in a map for the same reason as the packet (below): every turn of the loop is the same to the verifier.
+ */
+struct search {
+	__u64 candidates;
+	__u64 summaries;
+	__u64 best;
+	__u64 enough;
+};
+BPF_TABLE_PINNED("percpu_array", __u32, struct search, policy_search, HOOK_COUNT, PIN("policy_search"));
 
 /* Hits of policy rules by slot; packets of an interface by hook, verdict and reason. */
 BPF_TABLE_PINNED("percpu_array", __u32, struct rule_counter, policy_counters, GENERATION_COUNT * MAX_RULES,

@@ -146,8 +146,8 @@ class Kernel(Protocol):
     def stop(self) -> None:
         """Unpins everything and lets go of it. Detach first."""
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
-        """Makes the tables large enough: address entries by IP version, policy vectors, policy prefixes."""
+    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
+        """Makes the tables large enough: address entries by IP version, the policy's vectors and intervals."""
 
     def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this, whatever they held."""

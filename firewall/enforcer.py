@@ -406,7 +406,7 @@ class Enforcer:
         self._reserve(sizes, plan.policy or self._ruleset.policy)
 
     def _reserve(self, sizes: dict[int, int], policy: Policy) -> None:
-        self._kernel.reserve(sizes, len(policy.vectors), policy.prefix_count)
+        self._kernel.reserve(sizes, len(policy.vectors), policy.interval_count)
 
     def _new_record(self, rule: Rule, handle: int) -> Record:
         now = self._clock()

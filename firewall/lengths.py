@@ -15,7 +15,6 @@ import numpy.typing as npt
 from firewall.layout import C
 
 BUCKET6_BITS = 16
-POLICY_BUCKET6_BITS = 12
 _BUCKET4_BITS = 16
 _BUCKETS = C["BUCKET_COUNT"]
 _SHORTEST6 = C["BUCKET6_SHORTEST"]

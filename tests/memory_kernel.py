@@ -54,7 +54,7 @@ class MemoryKernel:
     def settle(self) -> None:
         pass
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
         pass
 
     def reconcile(self, image: Image) -> None:

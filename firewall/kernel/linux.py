@@ -29,8 +29,8 @@ from firewall.layout import ADDRESS_ENTRY, C
 from firewall.policy import Policy
 
 _INGRESS = C["HOOK_INGRESS"]
-_INITIAL_PREFIXES = 65536
 _INITIAL_VECTORS = 1024
+_INITIAL_INTERVALS = 16384
 _GROWTH = 4
 
 
@@ -67,7 +67,7 @@ class LinuxKernel:
                 self._build_over_pinned(pinned)
             self._set.maps.point_at_addresses()
             return self._live_slots()
-        self._build(Capacities(self._max_rules, _INITIAL_PREFIXES, _INITIAL_VECTORS), {})
+        self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_INTERVALS), {})
         return {}
 
     def _recover(self, owner: int) -> Capacities | None:
@@ -105,17 +105,17 @@ class LinuxKernel:
         """Slots by handle, from what the live generation says of its bits."""
         arrays = self._set.maps.arrays
         generation = self._datapath.epoch & 1
+        room = self._capacities.words * 64
         slots: dict[int, int] = {}
         for hook in range(C["HOOK_COUNT"]):
             scope = generation * C["HOOK_COUNT"] + hook
             head = arrays["policy_heads"][scope]
-            rules = arrays["policy_rules"][scope * self._max_rules : (scope + 1) * self._max_rules]
-            live = rules[: int(head["words"]) * 64]
+            live = arrays["policy_rules"][scope * room : scope * room + int(head["words"]) * 64]
             live = live[live["handle"] != 0]
             slots |= dict(zip(live["handle"].tolist(), live["slot"].tolist(), strict=True))
         return slots
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
         for version, wanted in entries.items():
             have = self._set.maps[f"address{version}"].info.max_entries
             room = _room_for(wanted, have)
@@ -123,7 +123,7 @@ class LinuxKernel:
                 self._grow_addresses(version, room)
         present = self._capacities
         wanted_sizes = replace(
-            present, vectors=_grown(present.vectors, vectors), prefixes=_grown(present.prefixes, prefixes)
+            present, vectors=_grown(present.vectors, vectors), intervals=_grown(present.intervals, intervals)
         )
         if wanted_sizes != present:
             self._grow_policy(wanted_sizes)

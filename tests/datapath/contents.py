@@ -7,7 +7,7 @@ what the vectors hold, since they depend on history.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -145,9 +145,9 @@ def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
     for hook, image in enumerate(policy.hooks):
         scope = generation * len(HOOKS) + hook
         for what, wanted, found in tables(maps, scope, image):
-            if not same_vectors(policy.vectors, wanted, maps.vectors, found):
+            if not same_vectors(policy.vectors, wanted, maps.vectors["word"], found):
                 yield f"{HOOKS[hook]}: {what}"
-        for what, wanted_value, found_value in plain_values(maps, scope, image, loaded.kernel._max_rules):
+        for what, wanted_value, found_value in plain_values(maps, scope, image):
             if not np.array_equal(wanted_value, found_value):
                 yield f"{HOOKS[hook]}: {what}"
 
@@ -166,16 +166,11 @@ def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[st
     yield "protocol", image.protocol.astype(np.int64), rows("policy_protocol", C["PROTOCOL_ROWS"], "vector")
     yield "icmp", image.icmp.astype(np.int64), rows("policy_icmp", C["ICMP_ROWS"], "vector")
     yield "port", image.port.reshape(-1).astype(np.int64), rows("policy_port", C["PORT_ROWS"], "side")
-    yield "any_address", np.array(image.any_address, np.int64), head["any_address"].astype(np.int64)
     yield "any_interface", np.array([image.any_interface]), np.array([int(head["any_interface"])])
-    for version, prefixes in ((4, image.prefixes4), (6, image.prefixes6)):
-        wanted = {(side, length, address): vector for side, address, length, vector in prefixes}
-        found = {}
-        for keys, values in maps[f"policy_prefix{version}"].dump(PREFIX[version], NUMBER):
-            for key, vector in zip(keys_of(version, keys), values["vector"].tolist(), strict=True):
-                if key.scope >> C["SCOPE_HOOK_BIT"] == scope:
-                    found[key.scope & 1, key.length, key.address] = vector
-        yield f"policy_prefix{version}", *aligned(wanted, found)
+    for version in (4, 6):
+        for side, (_, vectors) in enumerate(written_intervals(maps, scope, version)):
+            wanted = image.intervals(version)[side].vectors.astype(np.int64)
+            yield f"policy_intervals{version}, side {side}", wanted, vectors.astype(np.int64)
     interfaces: dict[int, int] = {}
     for each_key, each_value in maps["policy_iface"].dump(INTERFACE_KEY, NUMBER):
         mine = each_key["scope"] == scope
@@ -207,21 +202,44 @@ def same_vectors(
 
 
 def plain_values(
-    maps: PinnedMaps, scope: int, image: HookPolicy, max_rules: int
+    maps: PinnedMaps, scope: int, image: HookPolicy
 ) -> Iterator[tuple[str, object, object]]:
     head = maps.arrays["policy_heads"][scope]
     yield "best_rank", image.best_rank, int(head["best_rank"])
     yield "words", image.words, int(head["words"])
-    yield "short_lengths6", image.short_lengths6, tuple(head["short_lengths6"].tolist())
-    for name, field, buckets, wanted in (
-        ("policy_lengths4", "lengths", C["BUCKET_COUNT"], image.lengths4),
-        ("policy_lengths6", "word", C["POLICY_BUCKET6_COUNT"], image.lengths6),
-    ):
-        count = buckets * SIDES
-        found = maps.arrays[name][scope * count : (scope + 1) * count]
-        yield name, wanted.reshape(-1), found[field].reshape(-1)
-    rules = maps.arrays["policy_rules"][scope * max_rules : (scope + 1) * max_rules][: image.words * 64]
-    bits = len(image.rules)
-    for field in ("rank", "handle"):
-        yield f"policy_rules.{field}", image.rules[field], rules[field][:bits]
-    yield "policy_rules beyond the last", 0, int(rules["handle"][bits:].any())
+    for version in (4, 6):
+        for side, (starts, _) in enumerate(written_intervals(maps, scope, version)):
+            wanted = [int.from_bytes(each, "big") for each in big_endian(image.intervals(version)[side].starts)]
+            yield f"policy_intervals{version}, side {side}", wanted, starts
+    words = maps.vectors["word"]
+    holds = np.zeros((len(words), maps.vectors["summary"].shape[1] * 64), np.bool_)
+    holds[:, : words.shape[1]] = words != 0
+    yield "summaries", np.packbits(holds, axis=1, bitorder="little"), maps.vectors["summary"].view(np.uint8)
+    room = words.shape[1] * 64
+    rules = maps.arrays["policy_rules"][scope * room : (scope + 1) * room][: image.words * 64]
+    for field in ("rank", "handle", "order", "enough"):
+        yield f"policy_rules.{field}", image.rules[field], rules[field]
+
+
+def big_endian(starts: npt.NDArray[Any]) -> list[bytes]:
+    size = starts.dtype.itemsize
+    raw = starts.astype(">u8").tobytes() if starts.dtype == np.uint64 else starts.tobytes()
+    return [raw[at : at + size] for at in range(0, len(raw), size)]
+
+
+def written_intervals(
+    maps: PinnedMaps, scope: int, version: int
+) -> Iterator[tuple[list[int], npt.NDArray[np.uint32]]]:
+    """Starts and vectors of each side; of IPv4 as the index leads to them."""
+    records = maps.arrays[f"policy_intervals{version}"]
+    for side in range(SIDES):
+        if version == 4:
+            index = maps.arrays["policy_index4"].reshape(-1, 1 << C["POLICY_INDEX_BITS"])[scope * SIDES + side]
+            last = index["first"] + index["count"]
+            assert (index["count"] > 0).all() and (index["first"][1:] <= last[:-1]).all()
+            found = records[int(index["first"][0]) : int(last[-1])]
+            yield found["start"].tolist(), found["vector"]
+        else:
+            span = maps.arrays["policy_heads"]["addresses"][scope, side]
+            found = records[int(span["first"]) : int(span["first"]) + int(span["count"])]
+            yield [high << 64 | low for high, low in found["start"].tolist()], found["vector"]
