@@ -128,7 +128,7 @@ struct control {
 #define FAMILY_IPV6 1
 #define FAMILY_COUNT 2
 
-/* Consecutive elements of an array; count is never 0. */
+/* Consecutive elements of an array. */
 struct span {
 	__u32 first;
 	__u32 count;
@@ -151,9 +151,16 @@ struct policy {
 /*
  * Addresses between two ends of prefixes are in the same prefixes, all of them: such an interval reaches from
  * `start` (host order) to the next element's, and names the vector of its addresses. The first of a list
- * starts at 0. For IPv4 a struct span for every 16 leading bits says which intervals reach into them.
+ * starts at 0.
+ *
+ * For IPv4 policy_index4 has a struct span for every 16 leading bits: which intervals reach into them. Where
+ * these are more than POLICY_CROWD, its count is 0 and it leads to a block of one span for each value of the
+ * next 6 bits. Blocks stand behind all of the former, POLICY_BLOCK_SHARE elements for each interval there may be.
  */
 #define POLICY_INDEX_BITS 16
+#define POLICY_BLOCK_BITS 6
+#define POLICY_CROWD 16
+#define POLICY_BLOCK_SHARE 4
 #define POLICY_SCOPE_COUNT 8 /* (generation * HOOK_COUNT + hook) * SIDE_COUNT + side */
 
 struct interval4 {

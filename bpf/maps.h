@@ -38,7 +38,8 @@ BPF_TABLE_PINNED("array", __u32, struct lengths6, lengths6, ADDRESS_SCOPE_COUNT 
 
 /* The policy: per generation and hook its head, then a table per field from value to vector number. */
 BPF_TABLE_PINNED("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, PIN("policy_heads"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct span, policy_index4, POLICY_SCOPE_COUNT * (1 << POLICY_INDEX_BITS),
+BPF_TABLE_PINNED("array", __u32, struct span, policy_index4,
+		 POLICY_SCOPE_COUNT * (1 << POLICY_INDEX_BITS) + GENERATION_COUNT * INTERVAL_COUNT * POLICY_BLOCK_SHARE,
 		 PIN("policy_index4"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct interval4, policy_intervals4, GENERATION_COUNT * INTERVAL_COUNT,
 		 PIN("policy_intervals4"), BPF_F_MMAPABLE);

@@ -12,6 +12,12 @@
 /* Halvings of a span of 2^32 until one element is left. */
 #define SEARCH_STEPS 32
 
+/* Of the block of a crowded value of the leading bits. */
+static __always_inline __u32 block_element(__u32 address)
+{
+	return address >> (32 - POLICY_INDEX_BITS - POLICY_BLOCK_BITS) & ((1 << POLICY_BLOCK_BITS) - 1);
+}
+
 /*
  * The intervals that the two addresses are in, by binary search: `at` stays at an interval that starts at or
  * before the address, and the one after `at + count - 1` starts beyond it. Without a branch on what is found,
@@ -26,6 +32,16 @@ static __always_inline void address_vectors4(const struct packet *packet, __u32 
 	struct interval4 *interval0, *interval1;
 	__u32 count0, count1, half0, half1, probe0, probe1;
 
+	if (!span0 || !span1)
+		return;
+	if (!span0->count) {
+		at0 = span0->first + block_element(source);
+		span0 = policy_index4.lookup(&at0);
+	}
+	if (!span1->count) {
+		at1 = span1->first + block_element(destination);
+		span1 = policy_index4.lookup(&at1);
+	}
 	if (!span0 || !span1)
 		return;
 	at0 = span0->first;

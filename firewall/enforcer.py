@@ -63,10 +63,6 @@ class Limits:
     addresses: int
     rules: int
 
-    @property
-    def words(self) -> int:
-        return -(-self.rules // 64)
-
 
 @dataclass(frozen=True)
 class About:
@@ -106,7 +102,7 @@ class Enforcer:
         self.last_error: str | None = None
 
     def _empty_ruleset(self, slots: dict[int, int]) -> Ruleset:
-        return Ruleset(self._limits.words, 2 * self._limits.rules, slots)
+        return Ruleset(2 * self._limits.rules, slots)
 
     # -- life
 
@@ -406,7 +402,7 @@ class Enforcer:
         self._reserve(sizes, plan.policy or self._ruleset.policy)
 
     def _reserve(self, sizes: dict[int, int], policy: Policy) -> None:
-        self._kernel.reserve(sizes, len(policy.vectors), policy.interval_count)
+        self._kernel.reserve(sizes, policy.vector_count, policy.interval_count)
 
     def _new_record(self, rule: Rule, handle: int) -> Record:
         now = self._clock()

@@ -49,10 +49,19 @@ class HookPolicy:
 
 @dataclass(frozen=True)
 class Policy:
-    """Both hooks' images and the vectors that they share: (count, words)."""
+    """Both hooks' images and the vectors that they share, number 0 being zero: pieces, each with the number of its
+    first and (count, words in use)."""
 
     hooks: tuple[HookPolicy, HookPolicy]
-    vectors: Words
+    vector_count: int
+    pieces: tuple[tuple[int, Words], ...]
+
+    def vector(self, number: int) -> Words:
+        for first, rows in self.pieces:
+            if first <= number < first + len(rows):
+                vector: Words = rows[number - first]
+                return vector
+        return np.zeros(0, np.uint64)
 
     @property
     def interval_count(self) -> int:
@@ -77,15 +86,15 @@ EMPTY = HookPolicy(
 )
 
 
-def compile_policy(rules: Iterable[PolicyRule], interfaces: Mapping[str, int], words: int) -> Policy:
-    return compile_columns(rule_columns(rules), interfaces, words)
+def compile_policy(rules: Iterable[PolicyRule], interfaces: Mapping[str, int]) -> Policy:
+    return compile_columns(rule_columns(rules), interfaces)
 
 
-def compile_columns(rules: RuleColumns, interfaces: Mapping[str, int], words: int) -> Policy:
-    """`interfaces`: ifindex by name, what globs are matched with; `words`: of a vector in the kernel's maps."""
-    pool = Pool(words)
+def compile_columns(rules: RuleColumns, interfaces: Mapping[str, int]) -> Policy:
+    """`interfaces`: ifindex by name, what globs are matched with."""
+    pool = Pool()
     hooks = tuple(_compile_hook(rules, hook, interfaces, pool) for hook in range(C["HOOK_COUNT"]))
-    return Policy((hooks[0], hooks[1]), pool.all())
+    return Policy((hooks[0], hooks[1]), pool.count, tuple(pool.pieces))
 
 
 def _compile_hook(rules: RuleColumns, hook: int, interfaces: Mapping[str, int], pool: Pool) -> HookPolicy:
@@ -146,9 +155,7 @@ def _numbered_bits(rules: RuleColumns, rows: Ints) -> tuple[Ints, npt.NDArray[np
     return bits, table
 
 
-def _intervals(
-    rules: RuleColumns, version: int, side: int, bits: Ints, words: int, pool: Pool
-) -> Intervals:
+def _intervals(rules: RuleColumns, version: int, side: int, bits: Ints, words: int, pool: Pool) -> Intervals:
     """`bits`: by row, -1 for a rule of the other hook."""
     is_mine = (bits >= 0) & (rules.versions >> (version == 6) & 1).astype(np.bool_)
     anywhere = bit_vector(bits[is_mine & (rules.addresses >> side & 1 == 0)], words)

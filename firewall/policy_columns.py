@@ -167,9 +167,7 @@ def _bit_sets(sets: Sequence[Iterable[int]]) -> npt.NDArray[np.uint8]:
     return np.array([sum(1 << member for member in members) for members in sets], np.uint8)
 
 
-def _ranges(
-    rows: Sequence[tuple[int, int]], starts: Starts, ends: Starts, lengths: Sequence[int]
-) -> Ranges:
+def _ranges(rows: Sequence[tuple[int, int]], starts: Starts, ends: Starts, lengths: Sequence[int]) -> Ranges:
     row, side = np.array(rows, np.int64).reshape(-1, 2).T
     return Ranges(row, side.astype(np.uint8), starts, ends, np.array(lengths, np.uint8))
 

@@ -26,21 +26,21 @@ _UNNAMED = -1  # stands for every protocol that no rule names
 class Pool:
     """The vectors of a policy, numbered in order of appearance; number 0 matches nothing."""
 
-    words: int
     count: int = 1
-    chunks: list[tuple[int, Words]] = field(default_factory=list)
+    pieces: list[tuple[int, Words]] = field(default_factory=list)
     _numbers: dict[bytes, int] = field(default_factory=dict)
 
     def append(self, rows: Words) -> int:
         """Number of the first. Nobody looks whether they are there already."""
         first = self.count
-        self.chunks.append((first, rows))
+        self.pieces.append((first, rows))
         self.count += len(rows)
         return first
 
     def numbers_of(self, rows: Words) -> npt.NDArray[np.uint32]:
         """Each distinct one is kept once."""
-        distinct, new = [], []
+        distinct: list[int] = []
+        new: list[Words] = []
         for row in rows:
             content = row.tobytes()
             number = self._numbers.setdefault(content, self.count + len(new)) if row.any() else 0
@@ -51,21 +51,15 @@ class Pool:
             self.append(np.array(new))
         return np.array(distinct, np.uint32)
 
-    def all(self) -> Words:
-        vectors = np.zeros((self.count, self.words), np.uint64)
-        for first, rows in self.chunks:
-            vectors[first : first + len(rows), : rows.shape[1]] = rows
-        return vectors
-
     def next_hook(self) -> None:
         """Bits mean other rules now: vectors of the same content have nothing to do with each other."""
         self._numbers.clear()
 
 
 def bit_vector(bits: Ints, words: int) -> Words:
-    rows = np.zeros((1, words), np.uint64)
-    set_bits(rows, np.zeros(len(bits), np.int64), bits)
-    return rows[0]
+    vector = np.zeros(words, np.uint64)
+    set_bits(vector[None], np.zeros(len(bits), np.int64), bits)
+    return vector
 
 
 @dataclass(frozen=True)

@@ -36,16 +36,15 @@ def is_policy(record: Record) -> bool:
 
 
 class Ruleset:
-    """Enabled rules, compiled. `words`: of a policy vector; `slots`: counters for policy rules there are, two
-    for each rule that has room, so that one change can put others in the place of all."""
+    """Enabled rules, compiled. `slots`: counters for policy rules there are, two for each rule that has room, so
+    that one change can put others in the place of all."""
 
-    def __init__(self, words: int, slots: int, used_slots: Mapping[int, int]) -> None:
+    def __init__(self, slots: int, used_slots: Mapping[int, int]) -> None:
         """`used_slots`: by handle, those that already count."""
-        self._words = words
         self.addresses = AddressTables()
         self.policy_rules: dict[int, PolicyRule] = {}
         self._columns = rule_columns(())
-        self.policy = compile_columns(self._columns, {}, words)
+        self.policy = compile_columns(self._columns, {})
         self._known_slots = dict(used_slots)
         self._slots = slots
         taken = set(used_slots.values())
@@ -67,7 +66,9 @@ class Ruleset:
         gone = {each.handle for each in removed if is_policy(each)}
         come = [each for each in added if is_policy(each)]
         if not gone and not come:
-            return RulesetPlan(addresses, self.addresses.change(addresses, None, None), None, None, None, (), ())
+            return RulesetPlan(
+                addresses, self.addresses.change(addresses, None, None), None, None, None, (), ()
+            )
         return self._plan_policy(addresses, gone, come, interfaces)
 
     def _plan_policy(
@@ -91,7 +92,7 @@ class Ruleset:
             rules[record.handle] = PolicyRule(record.rule, record.handle, slot)
         moved = {record.handle for record in come} | gone
         columns = self._columns.changed(moved, (rules[record.handle] for record in come))
-        policy = compile_columns(columns, interfaces, self._words)
+        policy = compile_columns(columns, interfaces)
         freed = tuple(self.policy_rules[handle].slot for handle in gone if handle not in rules)
         change = self.addresses.change(addresses, self.policy, policy, tuple(fresh))
         return RulesetPlan(addresses, change, rules, columns, policy, tuple(fresh), freed)

@@ -12,7 +12,7 @@ from firewall.kernel.bpf import Map, Records
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import INTERFACE_KEY, SPAN, C
 from firewall.policy import HookPolicy, Policy
-from firewall.policy_addresses import Words, bucket_spans
+from firewall.policy_addresses import Words, index_spans
 
 _HOOKS = C["HOOK_COUNT"]
 _NUMBER = np.dtype([("vector", "<u4")])
@@ -21,7 +21,8 @@ _NUMBER = np.dtype([("vector", "<u4")])
 def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tuple[int, int]) -> None:
     capacity = len(maps.vectors) // C["GENERATION_COUNT"]
     base = generation * capacity
-    _write_vectors(maps.vectors[base : base + len(policy.vectors)], policy.vectors)
+    for first, vectors in policy.pieces:
+        _write_vectors(maps.vectors[base + first : base + first + len(vectors)], vectors)
     spans = _write_intervals(maps, generation, policy, base)
     for hook, image in enumerate(policy.hooks):
         _write_arrays(maps, generation * _HOOKS + hook, image, base)
@@ -42,10 +43,12 @@ def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tup
 
 def _write_vectors(records: Records, vectors: Words) -> None:
     """Each with its summary: a bit for every word that is not 0."""
-    records["word"] = vectors
-    summary = np.zeros((len(vectors), records["summary"].shape[1] * 64), np.bool_)
-    np.not_equal(vectors, 0, out=summary[:, : vectors.shape[1]])
-    records["summary"] = np.packbits(summary, axis=1, bitorder="little").view(np.uint64)
+    in_use = vectors.shape[1]
+    records["word"][:, :in_use] = vectors
+    records["word"][:, in_use:] = 0
+    is_set = np.zeros((len(vectors), records["summary"].shape[1] * 64), np.bool_)
+    np.not_equal(vectors, 0, out=is_set[:, :in_use])
+    records["summary"] = np.packbits(is_set, axis=1, bitorder="little").view(np.uint64)
 
 
 def _write_intervals(
@@ -54,6 +57,9 @@ def _write_intervals(
     """Where the IPv6 ones stand, first and count, by hook and side."""
     capacity = len(maps.arrays["policy_intervals4"]) // C["GENERATION_COUNT"]
     at4 = at6 = generation * capacity
+    index = maps.arrays["policy_index4"]
+    buckets = 1 << C["POLICY_INDEX_BITS"]
+    blocks_at = C["POLICY_SCOPE_COUNT"] * buckets + at4 * C["POLICY_BLOCK_SHARE"]
     spans = []
     for hook, image in enumerate(policy.hooks):
         mine = []
@@ -62,8 +68,10 @@ def _write_intervals(
             rows = maps.arrays["policy_intervals4"][at4 : at4 + len(four)]
             rows["start"], rows["vector"] = four.starts, four.vectors + np.uint32(base)
             scope = (generation * _HOOKS + hook) * C["SIDE_COUNT"] + side
-            index = maps.arrays["policy_index4"].reshape(C["POLICY_SCOPE_COUNT"], -1)
-            index[scope] = bucket_spans(four.starts, at4)
+            index_rows, blocks = index_spans(four.starts, at4, blocks_at)
+            index[blocks_at : blocks_at + len(blocks)] = blocks
+            index[scope * buckets : (scope + 1) * buckets] = index_rows
+            blocks_at += len(blocks)
             rows = maps.arrays["policy_intervals6"][at6 : at6 + len(six)]
             rows["start"] = six.starts.view(">u8").reshape(-1, 2)
             rows["vector"] = six.vectors + np.uint32(base)
@@ -99,7 +107,9 @@ def _write_arrays(maps: PinnedMaps, scope: int, image: HookPolicy, base: int) ->
     rows("policy_rules", room)[: len(image.rules)] = image.rules
 
 
-def _write_head(maps: PinnedMaps, scope: int, image: HookPolicy, base: int, options: int, spans: list[tuple[int, int]]) -> None:
+def _write_head(
+    maps: PinnedMaps, scope: int, image: HookPolicy, base: int, options: int, spans: list[tuple[int, int]]
+) -> None:
     head = maps.arrays["policy_heads"][scope : scope + 1]
     head["best_rank"] = image.best_rank
     head["words"] = image.words

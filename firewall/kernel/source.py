@@ -50,7 +50,7 @@ class Capacities:
     def flags(self, pin_root: Path) -> list[str]:
         sizes = {
             "MAX_RULES": self.rules,
-                        "MAX_POLICY_INTERFACES": POLICY_INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
+            "MAX_POLICY_INTERFACES": POLICY_INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
             "VECTOR_WORDS": self.words,
             "VECTOR_COUNT": self.vectors,
             "INTERVAL_COUNT": self.intervals,

@@ -78,7 +78,7 @@ def wanted_policy(loaded: Loaded, records: Iterable[Record]) -> Policy:
         for record in records
         if record.rule.enabled and not record.rule.is_addresses_only
     ]
-    return compile_policy(rules, loaded.interfaces, loaded.enforcer._limits.words)
+    return compile_policy(rules, loaded.interfaces)
 
 
 def assert_exact(loaded: Loaded) -> None:
@@ -145,11 +145,19 @@ def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
     for hook, image in enumerate(policy.hooks):
         scope = generation * len(HOOKS) + hook
         for what, wanted, found in tables(maps, scope, image):
-            if not same_vectors(policy.vectors, wanted, maps.vectors["word"], found):
+            if not same_vectors(all_vectors(policy, maps), wanted, maps.vectors["word"], found):
                 yield f"{HOOKS[hook]}: {what}"
         for what, wanted_value, found_value in plain_values(maps, scope, image):
             if not np.array_equal(wanted_value, found_value):
                 yield f"{HOOKS[hook]}: {what}"
+
+
+def all_vectors(policy: Policy, maps: PinnedMaps) -> npt.NDArray[np.uint64]:
+    """As long as those in the maps."""
+    vectors = np.zeros((policy.vector_count, maps.vectors["word"].shape[1]), np.uint64)
+    for first, rows in policy.pieces:
+        vectors[first : first + len(rows), : rows.shape[1]] = rows
+    return vectors
 
 
 Numbers = npt.NDArray[np.int64]
@@ -201,15 +209,15 @@ def same_vectors(
     return np.array_equal(wanted_vectors[wanted[starts]], found_vectors[found[starts]])
 
 
-def plain_values(
-    maps: PinnedMaps, scope: int, image: HookPolicy
-) -> Iterator[tuple[str, object, object]]:
+def plain_values(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[str, object, object]]:
     head = maps.arrays["policy_heads"][scope]
     yield "best_rank", image.best_rank, int(head["best_rank"])
     yield "words", image.words, int(head["words"])
     for version in (4, 6):
         for side, (starts, _) in enumerate(written_intervals(maps, scope, version)):
-            wanted = [int.from_bytes(each, "big") for each in big_endian(image.intervals(version)[side].starts)]
+            wanted = [
+                int.from_bytes(each, "big") for each in big_endian(image.intervals(version)[side].starts)
+            ]
             yield f"policy_intervals{version}, side {side}", wanted, starts
     words = maps.vectors["word"]
     holds = np.zeros((len(words), maps.vectors["summary"].shape[1] * 64), np.bool_)
@@ -234,12 +242,23 @@ def written_intervals(
     records = maps.arrays[f"policy_intervals{version}"]
     for side in range(SIDES):
         if version == 4:
-            index = maps.arrays["policy_index4"].reshape(-1, 1 << C["POLICY_INDEX_BITS"])[scope * SIDES + side]
-            last = index["first"] + index["count"]
-            assert (index["count"] > 0).all() and (index["first"][1:] <= last[:-1]).all()
-            found = records[int(index["first"][0]) : int(last[-1])]
+            first, last = indexed(maps, scope * SIDES + side)
+            assert (first <= last).all() and (first[1:] <= last[:-1] + 1).all()
+            found = records[int(first[0]) : int(last[-1]) + 1]
             yield found["start"].tolist(), found["vector"]
         else:
             span = maps.arrays["policy_heads"]["addresses"][scope, side]
             found = records[int(span["first"]) : int(span["first"]) + int(span["count"])]
             yield [high << 64 | low for high, low in found["start"].tolist()], found["vector"]
+
+
+def indexed(maps: PinnedMaps, scope: int) -> tuple[Numbers, Numbers]:
+    """The first and the last interval of every bucket, those of blocks too, in the order of addresses."""
+    index = maps.arrays["policy_index4"]
+    first, last = [], []
+    for span in index[scope << C["POLICY_INDEX_BITS"] : scope + 1 << C["POLICY_INDEX_BITS"]]:
+        block = int(span["first"])
+        spans = index[block : block + (1 << C["POLICY_BLOCK_BITS"])] if not span["count"] else [span]
+        first += [int(each["first"]) for each in spans]
+        last += [int(each["first"]) + int(each["count"]) - 1 for each in spans]
+    return np.array(first, np.int64), np.array(last, np.int64)

@@ -106,10 +106,14 @@ def test_every_struct_and_enum_of_the_header_was_read() -> None:
 
 def test_the_loaded_maps_hold_keys_and_values_of_that_size(shared: Loaded) -> None:
     maps = shared.kernel._set.maps
-    assert set(VALUES) == set(NAMES) - {"policy_vectors", "policy_search", "scratch"}  # the last two are the programs' own
+    assert set(VALUES) == set(NAMES) - {
+        "policy_vectors",
+        "policy_search",
+        "scratch",
+    }  # the last two are the programs' own
     sizes = {name: (maps[name].info.key_size, maps[name].info.value_size) for name in VALUES}
     assert sizes == {name: (key.itemsize, value.itemsize) for name, (key, value) in VALUES.items()}
-    assert maps["policy_vectors"].info.value_size == 8 * (shared.enforcer._limits.words + 1)
+    assert maps["policy_vectors"].info.value_size == 8 * (-(-shared.enforcer._limits.rules // 64) + 1)
 
 
 @pytest.mark.parametrize(

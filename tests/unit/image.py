@@ -32,10 +32,11 @@ def policy_rule(policy: Policy, hook: int, packet: Packet, ifindex: int) -> tupl
     ]
     best: tuple[int, int, int, int] | None = None
     enough = image.words
+    vectors = [policy.vector(number) for number in numbers]
     for word in range(image.words):
         both = ~0
-        for number in numbers:
-            both &= int(policy.vectors[number, word])
+        for vector in vectors:
+            both &= int(vector[word]) if len(vector) else 0
         if both and word < enough:
             found = image.rules[word * 64 + (both & -both).bit_length() - 1]
             this = tuple(int(found[field]) for field in ("order", "rank", "slot", "handle"))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from firewall.address import BITS, Prefix, host_bits
 from firewall.layout import RANK_NONE, C
 from firewall.policy import HookPolicy, Policy, PolicyRule, compile_policy
-from firewall.policy_addresses import Intervals, bucket_spans
+from firewall.policy_addresses import Intervals, index_spans
 from firewall.rule import rule_from_fields
 from tests import oracle, random_rules
 from tests.oracle import Packet
@@ -27,15 +27,14 @@ INTERFACES = {"eth0": 2, "eth1": 3, "veth7": 9}
 GLOBS = ("eth0", "eth*", "veth?", "wg0", "[ev]*")
 HOOKS = ("ingress", "egress")
 SEEDS = st.integers(0, 2**32)
-WORDS = 4
 PORTS = st.integers(0, 65535)
 
 
-def compiled(rules: Sequence[dict[str, Any]], words: int = WORDS) -> Policy:
+def compiled(rules: Sequence[dict[str, Any]]) -> Policy:
     """Every enabled rule as policy, whatever it asks. Handles are 1 on, slots ten times that."""
     enabled = [(number, each) for number, each in enumerate(rules, 1) if each.get("enabled", True)]
     made = [PolicyRule(rule_from_fields(each, f"r{n}", 0.0), n, 10 * n) for n, each in enabled]
-    return compile_policy(made, INTERFACES, words)
+    return compile_policy(made, INTERFACES)
 
 
 def expected(rules: Sequence[dict[str, Any]], packet: Packet, hook: int, interface: str) -> int | None:
@@ -103,13 +102,13 @@ def test_no_rules_match_nothing() -> None:
         assert (image.best_rank, image.words, len(image.rules)) == (RANK_NONE, 0, 0)
         assert not image.interfaces
         assert not image.uses_interfaces
-    assert policy.vectors.shape == (1, WORDS) and not policy.vectors.any()
+    assert policy.vector_count == 1 and not len(policy.vector(0))
     assert check([], policy, packet(6, ports=(1, 2), tcp_flags=frozenset())) is None
 
 
 def test_vector_0_matches_nothing() -> None:
     rules = random_rules.random_rules(random.Random(3), 100, GLOBS)
-    assert not compiled(rules).vectors[0].any()
+    assert not compiled(rules).vector(0).any()
 
 
 def test_values_with_the_same_rules_share_a_vector() -> None:
@@ -117,7 +116,7 @@ def test_values_with_the_same_rules_share_a_vector() -> None:
     ports = {"destination_ports": [str(port) for port in range(0, 4000, 2)]}
     alone = {"sources": [f"10.{at}.{at}.0/24" for at in range(250)], "protocols": "esp"}
     together = {"sources": alone["sources"], "protocols": "gre"}
-    assert len(compiled([ports, alone, together]).vectors) < 20
+    assert compiled([ports, alone, together]).vector_count < 20
 
 
 def test_every_number_of_the_image_is_a_vector() -> None:
@@ -126,7 +125,7 @@ def test_every_number_of_the_image_is_a_vector() -> None:
         numbers = [image.protocol.max(), image.port.max(), image.icmp.max(), image.any_interface]
         numbers += image.interfaces.values()
         numbers += [each.vectors.max() for each in (*image.intervals4, *image.intervals6)]
-        assert max(numbers) < len(policy.vectors)
+        assert max(numbers) < policy.vector_count
 
 
 def test_the_arrays_have_the_shapes_of_the_maps() -> None:
@@ -196,7 +195,9 @@ def test_a_port_has_the_vector_of_the_rules_whose_ranges_hold_it(
 
 def handles(policy: Policy, number: Any) -> set[int]:
     """Of the rules at ingress whose bits a vector has."""
-    bits = [64 * at + bit for at, word in enumerate(policy.vectors[int(number)]) for bit in set_bits(int(word))]
+    bits = [
+        64 * at + bit for at, word in enumerate(policy.vector(int(number))) for bit in set_bits(int(word))
+    ]
     return {int(policy.hooks[0].rules["handle"][bit]) for bit in bits}
 
 
@@ -353,7 +354,10 @@ def test_an_address_has_the_vector_of_all_rules_with_a_prefix_around_it(version:
 
 def by_index(intervals: Intervals, address: int) -> int:
     """The search of bpf/policy.h."""
-    span = bucket_spans(intervals.starts, 1000)[address >> 16]
+    spans, blocks = index_spans(intervals.starts, 1000, 7000)
+    span = spans[address >> 16]
+    if not span["count"]:
+        span = blocks[int(span["first"]) - 7000 + (address >> 10 & 63)]
     at, count = int(span["first"]) - 1000, int(span["count"])
     while count > 1:
         half = count // 2
@@ -475,12 +479,14 @@ def test_the_order_in_which_rules_are_given_does_not_matter(seed: int) -> None:
         for handle, each in enumerate(random_rules.random_rules(rng, 20, GLOBS), 1)
     ]
     shuffled = rng.sample(made, len(made))
-    one, other = compile_policy(made, INTERFACES, WORDS), compile_policy(shuffled, INTERFACES, WORDS)
-    assert np.array_equal(one.vectors, other.vectors)
-    for first, second in zip(one.hooks, other.hooks, strict=True):
-        assert np.array_equal(first.rules, second.rules) and np.array_equal(first.port, second.port)
+    one, other = compile_policy(made, INTERFACES), compile_policy(shuffled, INTERFACES)
+    assert one.vector_count == other.vector_count
+    for (first, rows), (same, others) in zip(one.pieces, other.pieces, strict=True):
+        assert first == same and np.array_equal(rows, others)
+    for hook, second in zip(one.hooks, other.hooks, strict=True):
+        assert np.array_equal(hook.rules, second.rules) and np.array_equal(hook.port, second.port)
         for version in (4, 6):
-            for some, others in zip(first.intervals(version), second.intervals(version), strict=True):
+            for some, others in zip(hook.intervals(version), second.intervals(version), strict=True):
                 assert starts_of(some) == starts_of(others)
                 assert np.array_equal(some.vectors, others.vectors)
-        assert np.array_equal(first.protocol, second.protocol) and np.array_equal(first.icmp, second.icmp)
+        assert np.array_equal(hook.protocol, second.protocol) and np.array_equal(hook.icmp, second.icmp)
