@@ -350,9 +350,9 @@ class Enforcer:
         kept = {each.handle for each in written}
         deleted = [each.handle for each in removed if each.handle not in kept]
         left_policy = [
-            (handle, each.slot)
-            for handle, each in self._ruleset.policy_rules.items()
-            if handle in kept and plan.policy_rules is not None and handle not in plan.policy_rules
+            (handle, self._ruleset.policy_rules[handle].slot)
+            for handle in kept & self._ruleset.policy_rules.keys()
+            if plan.policy_rules is not None and handle not in plan.policy_rules
         ]
         self._perform(plan, lambda: self._store.write_rules(deleted, written), set(deleted), left_policy)
 

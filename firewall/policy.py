@@ -25,7 +25,7 @@ _BITS = 64  # of a word
 
 @dataclass(frozen=True)
 class HookPolicy:
-    """One hook's image. Vector numbers index `Policy.vectors`.
+    """One hook's image. Vector numbers are those of `Policy.vector`.
 
     intervals4/6: by side; protocol: (768,); port: (65536, 2); icmp: (131072,); interfaces: vector by ifindex;
     rules: by bit, `words` * 64 of them, handle 0 where a bit stands for none.

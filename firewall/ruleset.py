@@ -74,8 +74,10 @@ class Ruleset:
     def _plan_policy(
         self, addresses: AddressPlan, gone: set[int], come: Sequence[Record], interfaces: Mapping[str, int]
     ) -> RulesetPlan:
-        rules = {handle: each for handle, each in self.policy_rules.items() if handle not in gone}
-        wanted = len(rules.keys() | {record.handle for record in come})
+        rules = dict(self.policy_rules)
+        for handle in gone:
+            rules.pop(handle, None)
+        wanted = len(rules) + len({record.handle for record in come} - rules.keys())
         if wanted > self._slots // 2:
             raise table_full("policy_rules", self._slots // 2, wanted, "bpf.max_rules", "rules")
         fresh = []

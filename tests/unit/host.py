@@ -53,7 +53,8 @@ class HostKernel(MemoryKernel):
         self.is_pinned = True
         if self.policy is None:
             return {}
-        return {int(each["handle"]): int(each["slot"]) for image in self.policy.hooks for each in image.rules}
+        records = [each for image in self.policy.hooks for each in image.rules if each["handle"]]
+        return {int(each["handle"]): int(each["slot"]) for each in records}
 
     def stop(self) -> None:
         self._ask("stop")
@@ -61,9 +62,9 @@ class HostKernel(MemoryKernel):
         self.entries, self.bits, self.policy, self.occupancy = {}, set(), None, Occupancy()
         self.entry_hits, self.slot_hits, self.counted = {}, {}, {}
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
         self._ask("reserve")
-        self.reserved.append((dict(entries), vectors, prefixes))
+        self.reserved.append((dict(entries), vectors, intervals))
 
     def reconcile(self, image: Image) -> None:
         self._ask("reconcile")
@@ -208,7 +209,10 @@ class Host:
             "entries": dict(kernel.entries),
             "bits": set(kernel.bits),
             "occupancy": kernel.occupancy,
-            "policy": [policy.vectors.tolist(), *((e.rules.tolist(), e.interfaces) for e in policy.hooks)],
+            "policy": [
+                *(rows.tolist() for _, rows in policy.pieces),
+                *((e.rules.tolist(), e.interfaces) for e in policy.hooks),
+            ],
             "hooks": dict(kernel.hooks),
             "counted": sorted(kernel.counted),
             "etag": self.firewall.etag(),
@@ -256,7 +260,7 @@ class Host:
     def handles_in_kernel(self) -> set[int]:
         policy = self.kernel.policy
         assert policy is not None
-        in_policy = {int(each["handle"]) for image in policy.hooks for each in image.rules}
+        in_policy = {int(each["handle"]) for image in policy.hooks for each in image.rules if each["handle"]}
         return in_policy | {entry.handle for entry in self.kernel.entries.values()}
 
 

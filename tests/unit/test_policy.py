@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from firewall.address import BITS, Prefix, host_bits
 from firewall.layout import RANK_NONE, C
-from firewall.policy import HookPolicy, Policy, PolicyRule, compile_policy
+from firewall.policy import Policy, PolicyRule, compile_policy
 from firewall.policy_addresses import Intervals, index_spans
 from firewall.rule import rule_from_fields
 from tests import oracle, random_rules
@@ -136,12 +136,6 @@ def test_the_arrays_have_the_shapes_of_the_maps() -> None:
 
 
 # --- the order of bits
-
-
-def in_winning_order(image: HookPolicy) -> Any:
-    """The records of rules; a bit without one has handle 0."""
-    present = image.rules[image.rules["handle"] != 0]
-    return present[np.argsort(present["order"])]
 
 
 def test_bits_of_a_word_stand_in_winning_order() -> None:
