@@ -141,10 +141,10 @@ struct span {
 #define OPTION_INTERFACES 8 /* some rule names interfaces */
 
 struct policy {
-	__u32 best_rank;	 /* of all policy rules; RANK_NONE = there are none */
-	__u32 words;		 /* of a vector that are in use */
-	__u32 options;		 /* OPTION_* */
-	__u32 any_interface;	 /* vector for an interface that no rule names */
+	__u32 best_rank;	  /* of all policy rules; RANK_NONE = there are none */
+	__u32 words;		  /* of a vector that are in use */
+	__u32 options;		  /* OPTION_* */
+	__u32 any_interface;	  /* vector for an interface that no rule names */
 	struct span addresses[2]; /* by side: of policy_intervals6 */
 };
 

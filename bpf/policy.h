@@ -12,6 +12,12 @@
 /* Halvings of a span of 2^32 until one element is left. */
 #define SEARCH_STEPS 32
 
+/*
+ * Before the end of a loop. Else clang 14 puts copies of these behind it and lets them fall through into the
+ * loop's head, which the verifier of Linux 6.1 refuses ("back-edge"): it wants a jump.
+ */
+#define KEEP_TOGETHER(a, b, c, d) asm volatile("" : "+r"(a), "+r"(b), "+r"(c), "+r"(d))
+
 /* Of the block of a crowded value of the leading bits. */
 static __always_inline __u32 block_element(__u32 address)
 {
@@ -50,8 +56,6 @@ static __always_inline void address_vectors4(const struct packet *packet, __u32 
 	count1 = span1->count;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < SEARCH_STEPS; i++) {
-		if ((count0 | count1) <= 1)
-			break;
 		half0 = count0 >> 1;
 		half1 = count1 >> 1;
 		probe0 = at0 + half0;
@@ -64,6 +68,9 @@ static __always_inline void address_vectors4(const struct packet *packet, __u32 
 		at1 += half1 & ~if_negative(destination - interval1->start);
 		count0 -= half0;
 		count1 -= half1;
+		KEEP_TOGETHER(at0, at1, count0, count1);
+		if ((count0 | count1) <= 1)
+			break;
 	}
 	interval0 = policy_intervals4.lookup(&at0);
 	interval1 = policy_intervals4.lookup(&at1);
@@ -98,8 +105,6 @@ static __always_inline void address_vectors6(const struct packet *packet, const 
 
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < SEARCH_STEPS; i++) {
-		if ((count0 | count1) <= 1)
-			break;
 		half0 = count0 >> 1;
 		half1 = count1 >> 1;
 		probe0 = at0 + half0;
@@ -112,6 +117,9 @@ static __always_inline void address_vectors6(const struct packet *packet, const 
 		at1 += half1 & ~if_before(high1, low1, interval1->start);
 		count0 -= half0;
 		count1 -= half1;
+		KEEP_TOGETHER(at0, at1, count0, count1);
+		if ((count0 | count1) <= 1)
+			break;
 	}
 	interval0 = policy_intervals6.lookup(&at0);
 	interval1 = policy_intervals6.lookup(&at1);
@@ -212,7 +220,8 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 		asm volatile("" : "+r"(word));
 		if (word >= VECTOR_WORDS)
 			break;
-		both = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] & v4->word[word] & v5->word[word];
+		both = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] & v4->word[word] &
+		       v5->word[word];
 		if (!both)
 			continue;
 		bit = (scope * VECTOR_WORDS + word) * 64 + lowest_bit(both);
