@@ -98,6 +98,30 @@ static __always_inline __u32 bucket6(const __u32 *address, __u32 bits)
 	return (bpf_ntohl(address[0]) * BUCKET6_MULTIPLIER) >> (32 - bits);
 }
 
+/*
+ * Hashes of prefixes for the filter (layout.h, struct filter_word; firewall/presence.py makes the same). Only the upper
+ * bits of a product depend on all bits of what was multiplied (Fibonacci hashing), so those are used. `size` is the
+ * bit of the length in its word of struct control, which tells the lengths apart.
+ */
+static __always_inline __u64 hash4(__u64 scope, __u64 network, __u64 size)
+{
+	return (scope << 34 | network << 1 | size) * FILTER_MULTIPLIER;
+}
+
+static __always_inline __u64 hash6(__u64 scope, __u64 word, __u64 high, __u64 low, __u64 size)
+{
+	__u64 hash = (high + (scope << 2 | word)) * FILTER_MULTIPLIER;
+
+	hash = ((hash ^ hash >> 32) + low) * FILTER_MULTIPLIER;
+	return ((hash ^ hash >> 32) + size) * FILTER_MULTIPLIER;
+}
+
+/* Hash of the region of an address, its first REGION_BITS bits. `word` as in hash6(), 0 for IPv4. */
+static __always_inline __u64 region_hash(__u64 scope, __u64 word, __u64 region)
+{
+	return (scope << 34 | word << 32 | region) * FILTER_MULTIPLIER;
+}
+
 /* IPv6 lengths come in three runs: 0..31 (short_lengths6), 32..95 and 96..128 (struct lengths6). */
 static __always_inline __u32 run_base(int run)
 {

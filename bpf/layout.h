@@ -97,8 +97,33 @@ struct address_entry {
 #define TICK_SHIFT 5
 
 /*
- * Which prefix lengths occur below a bucket. IPv4 buckets are the top 16 bits of the address and every
- * length is in `lengths`. IPv6 buckets are a hash of the top 32 bits: lengths 32..95 are in word[0],
+ * The filter that stands before the tables of addresses: W words (a power of two) and W / 4 more behind them.
+ *
+ * W words: each prefix of the tables has two bits in one of them, and one that lacks a bit is in none. Of
+ * the 64 bits of a prefix's hash (bpf/keys.h):
+ *
+ *   bit   63 ... 58     57 ... 52     51 ... 30            29 ... 0
+ *         one bit       other bit     word                 unused
+ *
+ * W / 4 words: which lengths occur near an address. The word is found by the same bits of the hash of the address's
+ * first REGION_BITS bits; its bits are lengths as in struct control, those that are not shorter than a region.
+ */
+#define FILTER_BIT_SHIFT 58
+#define FILTER_OTHER_BIT_SHIFT 52
+#define FILTER_WORD_SHIFT 30
+#define FILTER_WORDS 262144 /* W at most */
+#define FILTER_REGION_SHIFT 2
+#define FILTER_MULTIPLIER 0x9e3779b97f4a7c15
+#define REGION_BITS4 16
+#define REGION_BITS6 32
+
+struct filter_word {
+	__u64 bits;
+};
+
+/*
+ * Which prefix lengths occur below a bucket, for the policy. IPv4 buckets are the top 16 bits of the address and
+ * every length is in `lengths`. IPv6 buckets are a hash of the top 32 bits: lengths 32..95 are in word[0],
  * 96..128 in word[1]; shorter ones cannot be bucketed and stand in `short_lengths6`.
  */
 #define BUCKET_COUNT 65536
@@ -117,14 +142,22 @@ struct lengths6 {
 /* The live words. `epoch` is what a packet reads once; its lowest bit chooses the policy generation. */
 #define GENERATION_COUNT 2
 
+/*
+ * Prefix lengths of an address list: IPv4 length n is bit 32 - n of its word, so that the bit is the size of such
+ * a network. An IPv6 list has three words: the first for length 0 alone (bit 0), the second for 1..64
+ * (bit 64 - n), the third for 65..128 (bit 128 - n).
+ */
+#define LENGTH_WORDS6 3
+
 struct control {
 	__u64 epoch;
-	__u64 program;		 /* fingerprint of the program text and its capacities */
-	__u64 layout;		 /* fingerprint of layout.h and maps.h */
-	__u64 owner;		 /* whose rules these are: the service's database */
-	__u32 occupied;		 /* bit family * ADDRESS_SCOPE_COUNT + scope: that address list has entries */
-	__u32 short_lengths6[4]; /* by scope: bit n = some IPv6 address rule has length n < 32 */
-	__u32 always_zero;	 /* which the verifier cannot know: see decide() */
+	__u64 lengths4[4];  /* by scope */
+	__u32 filter_mask;  /* W - 1 of the address filter */
+	__u32 always_zero;  /* which the verifier cannot know: see decide() */
+	__u64 lengths6[12]; /* by scope * LENGTH_WORDS6 + word */
+	__u64 program;	    /* fingerprint of the program text and its capacities */
+	__u64 layout;	    /* fingerprint of layout.h and maps.h */
+	__u64 owner;	    /* whose rules these are: the service's database */
 };
 
 #define FAMILY_IPV4 0
@@ -229,7 +262,7 @@ LAYOUT_SIZE(struct prefix4, 8);
 LAYOUT_SIZE(struct prefix6, 20);
 LAYOUT_SIZE(struct address_entry, 40);
 LAYOUT_SIZE(struct lengths6, 16);
-LAYOUT_SIZE(struct control, 56);
+LAYOUT_SIZE(struct control, 168);
 LAYOUT_SIZE(struct policy, 48);
 LAYOUT_SIZE(struct port_vectors, 8);
 LAYOUT_SIZE(struct interface_key, 8);

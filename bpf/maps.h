@@ -28,10 +28,8 @@ BPF_TABLE("hash", struct prefix6, struct address_entry, address6_kind, 1);
 BPF_TABLE_PINNED("array_of_maps$address4_kind", __u32, __u32, address4_maps, 1, PIN("address4_maps"));
 BPF_TABLE_PINNED("array_of_maps$address6_kind", __u32, __u32, address6_maps, 1, PIN("address6_maps"));
 
-/* Which prefix lengths occur beside them (index scope * BUCKET_COUNT + bucket). */
-BPF_TABLE_PINNED("array", __u32, struct lengths4, lengths4, ADDRESS_SCOPE_COUNT * BUCKET_COUNT, PIN("lengths4"),
-		 BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct lengths6, lengths6, ADDRESS_SCOPE_COUNT * BUCKET_COUNT, PIN("lengths6"),
+/* What stands before them: which prefixes they may hold. */
+BPF_TABLE_PINNED("array", __u32, struct filter_word, address_filter, FILTER_WORDS + FILTER_WORDS / 4, PIN("address_filter"),
 		 BPF_F_MMAPABLE);
 
 /* The policy: per generation and hook its head, then a table per field from value to vector number. */
@@ -65,12 +63,19 @@ BPF_TABLE_PINNED("array", __u32, struct interface_slot, interface_slots, SLOT_RO
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, (INTERFACES_MAX + 1) * COUNTERS_PER_INTERFACE,
 		 PIN("counters"));
 
+/* What is known of the packet at hand, and room for the keys that its lookups need. */
+struct workspace {
+	struct packet packet;
+	struct prefix6 key;
+	__u32 index;
+};
+
 /*
- * The packet at hand, by hook. In a map and not on the stack for two reasons: the compiler would spread the
+ * The workspace of a packet, by hook. In a map and not on the stack for two reasons: the compiler would spread the
  * struct over registers, of which it has too few, and the verifier would follow every path of the parser with
- * what it left on the stack; of map memory it knows nothing, so all paths are one. Packets of one hook on one
+ * what it left on the stack; of map memory it knows nothing, so all paths are one. The same holds for keys. Packets of one hook on one
  * CPU never overlap: XDP runs in NAPI, clsact with bottom halves disabled.
  */
-BPF_TABLE_PINNED("percpu_array", __u32, struct packet, scratch, HOOK_COUNT, PIN("scratch"));
+BPF_TABLE_PINNED("percpu_array", __u32, struct workspace, scratch, HOOK_COUNT, PIN("scratch"));
 
 #endif

@@ -127,7 +127,6 @@ class Enforcer:
             self._kernel.reconcile(
                 Image(
                     {version: addresses.winners(version) for version in BITS},
-                    addresses.length_words(),
                     addresses.occupancy,
                     self._ruleset.policy,
                     fresh_slots,

@@ -27,8 +27,7 @@ HASHES = (
 )
 ARRAYS = {
     "control_map": CONTROL,
-    "lengths4": LAYOUT.structs["lengths4"],
-    "lengths6": LAYOUT.structs["lengths6"],
+    "address_filter": LAYOUT.structs["filter_word"],
     "policy_heads": POLICY,
     "policy_lengths4": LAYOUT.structs["lengths4"],
     "policy_lengths6": LAYOUT.structs["lengths6"],

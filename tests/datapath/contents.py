@@ -89,54 +89,73 @@ def assert_exact(loaded: Loaded) -> None:
     raw, wanted = raw_entries(loaded), wanted_entries(records)
     assert {key: (int(each["rank"]), int(each["handle"])) for key, each in raw.items()} == wanted
     assert all(each["since"] <= epoch for each in raw.values()), "an entry waits for an epoch to come"
-    assert present_words(maps) == wanted_words(wanted)
+    assert_filter_complete(loaded)
     assert control_words(maps) == wanted_control_words(wanted)
     assert list(policy_differences(loaded, wanted_policy(loaded, records))) == []
 
 
-Words = dict[tuple[str, int], list[int]]
+def assert_filter_complete(loaded: Loaded) -> None:
+    """Every entry of the tables has its bits in the filter, visible or not. Packets would not find it otherwise."""
+    for version, dtype in PREFIX.items():
+        for keys, _ in loaded.kernel._set.maps[f"address{version}"].dump(dtype, ADDRESS_ENTRY):
+            missing = [
+                key
+                for key, each in zip(keys_of(version, keys), keys, strict=True)
+                if not has_bits(loaded, each)
+            ]
+            assert not missing, missing[:5]
 
 
-def present_words(maps: PinnedMaps) -> Words:
-    """Length words that are not 0, by map and index."""
-    tables = {
-        "lengths4": maps.arrays["lengths4"]["lengths"][:, None],
-        "lengths6": maps.arrays["lengths6"]["word"],
-    }
-    return {
-        (name, at): table[at].tolist()
-        for name, table in tables.items()
-        for at in np.flatnonzero(table.any(axis=1)).tolist()
-    }
+def has_bits(loaded: Loaded, key: np.void) -> bool:
+    """Worked out anew from bpf/layout.h and bpf/keys.h, in Python's integers."""
+    maps = loaded.kernel._set.maps
+    words, mask = maps.arrays["address_filter"]["bits"], int(maps.control["filter_mask"])
+    raw = np.ascontiguousarray(key["address"]).tobytes()
+    scope, length, address = int(key["scope"]), int(key["length"]), int.from_bytes(raw, "big")
+    if len(raw) == 4:
+        word, size = 0, 1 << (32 - length)
+        hashed = times(scope << 34 | address << 1 | size)
+        region = address >> 16 if length >= 16 else None
+    else:
+        word = -(-length // 64)
+        size = 1 << (64 * word - length)
+        high, low = address >> 64, address & (1 << 64) - 1
+        hashed = times(high + (scope << 2 | word))
+        hashed = times((hashed ^ hashed >> 32) + low)
+        hashed = times((hashed ^ hashed >> 32) + size)
+        region = high >> 32 if length >= 32 else None
+    both = 1 << (hashed >> 58) | 1 << (hashed >> 52 & 63)
+    if int(words[hashed >> 30 & mask]) & both != both:
+        return False
+    if region is None:
+        return True
+    hashed = times(scope << 34 | word << 32 | region)
+    return bool(int(words[mask + 1 + (hashed >> 30 & mask >> 2)]) & size)
 
 
-def wanted_words(keys: Iterable[Key]) -> Words:
-    """The same of the prefixes that there are, by what bpf/layout.h says."""
-    words: Words = {}
+def times(number: int) -> int:
+    return number * 0x9E3779B97F4A7C15 & (1 << 64) - 1
+
+
+def bits_set(loaded: Loaded) -> int:
+    """How many bits the filter has."""
+    return int(np.bitwise_count(loaded.kernel._set.maps.arrays["address_filter"]["bits"]).sum())
+
+
+def control_words(maps: PinnedMaps) -> tuple[list[int], list[int]]:
+    return maps.control["lengths4"].tolist(), maps.control["lengths6"].tolist()
+
+
+def wanted_control_words(keys: Iterable[Key]) -> tuple[list[int], list[int]]:
+    """By what bpf/layout.h says."""
+    four, six = [0] * 4, [0] * 12
     for key in keys:
-        base = key.scope * C["BUCKET_COUNT"]
         if key.version == 4:
-            first = key.address >> 16
-            for bucket in range(first, first + (1 << max(0, 16 - key.length))):
-                words.setdefault(("lengths4", base + bucket), [0])[0] |= 1 << key.length
-        elif key.length >= C["BUCKET6_SHORTEST"]:
-            bucket = ((key.address >> 96) * C["BUCKET6_MULTIPLIER"] & 0xFFFFFFFF) >> 16
-            word, bit = divmod(key.length - C["BUCKET6_SHORTEST"], 64)
-            words.setdefault(("lengths6", base + bucket), [0, 0])[word] |= 1 << bit
-    return words
-
-
-def control_words(maps: PinnedMaps) -> tuple[int, list[int]]:
-    return int(maps.control["occupied"]), maps.control["short_lengths6"].tolist()
-
-
-def wanted_control_words(keys: Iterable[Key]) -> tuple[int, list[int]]:
-    occupied, short_lengths = 0, [0] * C["ADDRESS_SCOPE_COUNT"]
-    for key in keys:
-        occupied |= 1 << ((key.version == 6) * C["ADDRESS_SCOPE_COUNT"] + key.scope)
-        if key.version == 6 and key.length < C["BUCKET6_SHORTEST"]:
-            short_lengths[key.scope] |= 1 << key.length
-    return occupied, short_lengths
+            four[key.scope] |= 1 << (32 - key.length)
+        else:
+            word = 0 if key.length == 0 else 1 if key.length <= 64 else 2
+            six[key.scope * 3 + word] |= 1 << (64 * word - key.length)
+    return four, six
 
 
 def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:

@@ -80,30 +80,19 @@ def set_bits(word: int) -> list[int]:
 
 
 def address_entry(tables: AddressTables, hook: int, packet: Packet) -> Entry | None:
-    """The best entry of all prefixes that the length bits lead to, None for none."""
+    """The best entry of all prefixes of the lengths that a list has, None for none."""
     assert packet.version is not None
     best: Entry | None = None
     for side, address in enumerate((packet.source, packet.destination)):
         scope = hook * 2 + side
-        if not tables.occupancy.lists >> (FAMILY_OF[packet.version] * 4 + scope) & 1:
-            continue
-        for length in table_lengths(tables, packet.version, scope, int(address or 0)):
+        lengths = tables.occupancy.lengths4 if packet.version == 4 else tables.occupancy.lengths6
+        for length in set_bits(lengths[scope]):
             spare = BITS[packet.version] - length
             key = Key(packet.version, scope, length, int(address or 0) >> spare << spare)
             entry = tables.winner(key)
             if entry is not None and (best is None or entry.rank < best.rank):
                 best = entry
     return best
-
-
-def table_lengths(tables: AddressTables, version: int, scope: int, address: int) -> list[int]:
-    bucket = address >> 16 if version == 4 else bucket6(address, 16)
-    found = [
-        bit.length
-        for bit in tables.length_bits()
-        if (bit.version, bit.scope) == (version, scope) and bit.first <= bucket < bit.first + bit.buckets
-    ]
-    return found + (set_bits(tables.occupancy.short_lengths6[scope]) if version == 6 else [])
 
 
 def verdict(

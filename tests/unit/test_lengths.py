@@ -1,14 +1,12 @@
-"""Length bits: the bucket of every address of a prefix has its bit, and a bit counts its prefixes."""
+"""Length bits: the bucket of every address of a prefix has its bit."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from firewall.layout import C
-from firewall.lengths import LengthBit, LengthCounts, bucket6, length_bit
+from firewall.lengths import LengthBit, bucket6, length_bit
 
 WORDS = st.integers(0, 2**32 - 1)
 
@@ -18,7 +16,7 @@ def test_an_ipv4_prefix_has_its_bit_in_the_buckets_of_just_its_addresses(
     address: int, length: int, other: int
 ) -> None:
     mask = (1 << (32 - length)) - 1
-    bit = length_bit(4, 2, address & ~mask, length)
+    bit = length_bit(4, 2, address & ~mask, length, 12)
     assert (bit.version, bit.scope, bit.length) == (4, 2, length)
     for each in (address & ~mask, address, address | mask):
         assert bit.first <= each >> 16 < bit.first + bit.buckets
@@ -28,7 +26,7 @@ def test_an_ipv4_prefix_has_its_bit_in_the_buckets_of_just_its_addresses(
 
 
 def test_an_ipv4_prefix_of_length_0_is_in_every_bucket() -> None:
-    assert length_bit(4, 0, 0, 0) == LengthBit(4, 0, 0, 0, 65536)
+    assert length_bit(4, 0, 0, 0, 12) == LengthBit(4, 0, 0, 0, 65536)
 
 
 @given(st.integers(0, 2**128 - 1), st.integers(C["BUCKET6_SHORTEST"], 128), st.sampled_from((12, 16)))
@@ -44,35 +42,10 @@ def test_an_ipv6_prefix_has_its_bit_in_the_one_bucket_of_its_addresses(
 @given(st.integers(0, 2**31 - 1), st.integers(0, C["BUCKET6_SHORTEST"] - 1))
 def test_a_short_ipv6_prefix_has_no_bucket(top: int, length: int) -> None:
     address = (top << 97) >> (128 - length) << (128 - length)
-    assert length_bit(6, 3, address, length) == LengthBit(6, 3, length, 0, 0)
+    assert length_bit(6, 3, address, length, 12) == LengthBit(6, 3, length, 0, 0)
 
 
 @given(WORDS, st.sampled_from((12, 16)))
 def test_the_bucket_is_the_product_of_32_bits(top: int, bits: int) -> None:
     product = (top * 0x9E3779B1) % 2**32
     assert bucket6(top, bits) == product // 2 ** (32 - bits)
-
-
-BITS = [LengthBit(4, 0, length, 0, 1) for length in range(4)]
-
-
-@given(
-    st.lists(st.lists(st.tuples(st.sampled_from(BITS), st.sampled_from((1, -1))), max_size=6), max_size=12)
-)
-def test_a_bit_is_set_while_something_needs_it(changes: list[list[tuple[LengthBit, int]]]) -> None:
-    counts = LengthCounts()
-    needed: Counter[LengthBit] = Counter()
-    live: set[LengthBit] = set()
-    for change in changes:
-        deltas: Counter[LengthBit] = Counter()
-        for bit, step in change:
-            if needed[bit] + deltas[bit] + step >= 0:
-                deltas[bit] += step
-        bits_set, bits_cleared = counts.would_change(deltas)
-        assert live.isdisjoint(bits_set) and live.issuperset(bits_cleared)
-        assert counts.bits() == [] or set(counts.bits()) == live, "asking changes nothing"
-        counts.add(deltas)
-        for bit, delta in deltas.items():
-            needed[bit] += delta
-        live = (live | set(bits_set)) - set(bits_cleared)
-        assert live == {bit for bit, count in needed.items() if count} == set(counts.bits())
