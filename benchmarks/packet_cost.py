@@ -158,6 +158,7 @@ def _mixed(ladder: Ladder, world: World) -> None:
         # Of random hosts some are in the list's larger networks, so there are two verdicts.
         _check_mixed(guarded, blocklist, others[:CHECKED])
         ladder.measure("1,000,000 mixed, random IPv4", ipv4_frames(others), guarded.program, note)
+        _count_probes(ladder, guarded, blocklist, others)
 
 
 def _check_mixed(guarded: Guarded, blocklist: MixedList, hosts: Addresses4) -> None:
