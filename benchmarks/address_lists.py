@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from benchmarks.frames import Addresses4, Addresses6
 from firewall.address_list import PrefixColumns
-from firewall.layout import C
-from firewall.lengths import BUCKET6_BITS
+from firewall.layout import PREFIX4, PREFIX6
+from firewall.presence import may_hold
 
 Random = np.random.Generator
 Words = npt.NDArray[np.uint64]
@@ -26,6 +26,7 @@ LENGTHS4 = {
 }  # fmt: skip
 LENGTHS6 = {29: 0.002, 32: 0.03, 40: 0.01, 44: 0.01, 48: 0.15, 56: 0.05, 64: 0.45, 128: 0.298}
 SHARE_OF_IPV6 = 0.05
+PREFIX = {4: PREFIX4, 6: PREFIX6}
 _CLUSTERED = 0.7  # of hosts stand in few networks: providers whose machines are abused
 _NETWORKS = 6000  # of length 16
 _NETWORKS6 = 4000  # of length 32
@@ -49,8 +50,7 @@ def hosts_without(random: Random, count: int, listed: Addresses4) -> Addresses4:
 
 
 def host_columns(hosts: Addresses4) -> PrefixColumns:
-    addresses = hosts.astype(">u4").view(np.uint8).reshape(-1, 4)
-    return PrefixColumns(4, np.full(len(hosts), 32, np.uint8), addresses)
+    return PrefixColumns(4, np.full(len(hosts), 32, np.uint8), rows4(hosts))
 
 
 def text(hosts: Addresses4) -> list[str]:
@@ -69,8 +69,10 @@ class MixedList:
     lengths6: npt.NDArray[np.uint8]
 
     def columns(self) -> list[PrefixColumns]:
-        addresses = self.networks4.astype(">u4").view(np.uint8).reshape(-1, 4)
-        return [PrefixColumns(4, self.lengths4, addresses), PrefixColumns(6, self.lengths6, self.networks6)]
+        return [
+            PrefixColumns(4, self.lengths4, rows4(self.networks4)),
+            PrefixColumns(6, self.lengths6, self.networks6),
+        ]
 
     def hosts_in4(self, random: Random, count: int) -> Addresses4:
         """Addresses that the list covers: of a random entry a random host."""
@@ -149,16 +151,22 @@ def _mixed6(random: Random, count: int) -> tuple[Addresses6, npt.NDArray[np.uint
     return np.ascontiguousarray(rows[:, 1:]), np.ascontiguousarray(rows[:, 0])
 
 
-def probes4(words: Words, sources: Addresses4) -> npt.NDArray[np.int64]:
-    """Hash probes that each source costs. `words`: the IPv4 length bitmaps; list 0, sources at ingress."""
-    return np.asarray(np.bitwise_count(words[sources >> 16]), np.int64)
+def probes(
+    words: Words, mask: int, version: int, lengths: int, sources: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.int64]:
+    """Hash probes that each source costs at most: the prefixes of it that the filter cannot rule out. `words`, `mask`:
+    of the filter; `lengths`: of list 0, sources at ingress, bit n for length n; `sources`: rows of 4 or 16 bytes."""
+    counts = np.zeros(len(sources), np.int64)
+    prefixes = np.zeros(len(sources), PREFIX[version])
+    for length in (each for each in range(lengths.bit_length()) if lengths >> each & 1):
+        bits = np.clip(length - np.arange(sources.shape[1]) * 8, 0, 8)
+        masked = sources & (0xFF00 >> bits & 0xFF).astype(np.uint8)
+        prefixes["length"] = length
+        prefixes["address"] = masked.view("<u4").reshape(prefixes["address"].shape)
+        counts += may_hold(words, version, prefixes, mask)
+    return counts
 
 
-def probes6(words: Words, short_lengths: int, sources: Addresses6) -> npt.NDArray[np.int64]:
-    """The same for IPv6: `words` (rows, 2), and a probe for every length below 32 that the list has."""
-    top = np.ascontiguousarray(sources[:, :4]).view(">u4").reshape(-1).astype(np.uint64)
-    buckets = (top * np.uint64(C["BUCKET6_MULTIPLIER"]) & np.uint64(0xFFFFFFFF)) >> np.uint64(
-        32 - BUCKET6_BITS
-    )
-    longer = np.bitwise_count(words[buckets]).sum(axis=1, dtype=np.int64)
-    return np.asarray(longer + short_lengths.bit_count(), np.int64)
+def rows4(addresses: Addresses4) -> npt.NDArray[np.uint8]:
+    """Four bytes each, in network order."""
+    return addresses.astype(">u4").view(np.uint8).reshape(-1, 4)

@@ -26,7 +26,8 @@ _numbers = itertools.count()
 class Guarded:
     """A context: the firewall with no rules, attached natively."""
 
-    def __init__(self, world: World, max_rules: int = 4096) -> None:
+    def __init__(self, world: World, max_rules: int = 4096, default: str = "allow") -> None:
+        """`default`: what happens to a packet at ingress that no rule matches."""
         name = f"guarded-{next(_numbers)}"
         self._directory: Path = world.directory / name
         self.enforcer = build(
@@ -34,6 +35,7 @@ class Guarded:
                 {
                     "state": {"directory": str(self._directory)},
                     "bpf": {"pin_root": str(BPFFS / name), "max_rules": max_rules, "max_addresses": 1 << 20},
+                    "filter": {"default_ingress": default},
                     "interfaces": [{"name": GUARDED, "mode": "native", "egress": False}],
                 }
             ),

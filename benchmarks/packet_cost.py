@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks import address_lists, peers, policies
 from benchmarks.address_lists import MixedList, Random
@@ -170,17 +171,22 @@ def _check_mixed(guarded: Guarded, blocklist: MixedList, hosts: Addresses4) -> N
 
 
 def _count_probes(ladder: Ladder, guarded: Guarded, blocklist: MixedList, others: Addresses4) -> None:
-    words = guarded.enforcer._ruleset.addresses.length_words()
-    short = guarded.enforcer._ruleset.addresses.occupancy.short_lengths6[0]
-    four = address_lists.probes4(words[4], blocklist.hosts_in4(ladder.random, 1 << 18))
-    six = address_lists.probes6(words[6], short, blocklist.hosts_in6(ladder.random, 1 << 18))
-    stranger = address_lists.probes4(words[4], others)
+    maps, occupancy = guarded.kernel._set.maps, guarded.enforcer._ruleset.addresses.occupancy
+    lengths = {4: occupancy.lengths4[0], 6: occupancy.lengths6[0]}
+    words, mask = maps.arrays["address_filter"]["bits"], int(maps.control["filter_mask"])
+
+    def probes(version: int, sources: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        return address_lists.probes(words, mask, version, lengths[version], sources)
+
+    four = probes(4, address_lists.rows4(blocklist.hosts_in4(ladder.random, 1 << 18)))
+    six = probes(6, blocklist.hosts_in6(ladder.random, 1 << 18))
+    stranger = probes(4, address_lists.rows4(others))
     share = address_lists.SHARE_OF_IPV6
     listed = float(four.mean() * (1 - share) + six.mean() * share)
-    for name, probes in (("listed IPv4", four), ("listed IPv6", six), ("random IPv4", stranger)):
-        note = f"most: {int(probes.max())}"
+    for name, counts in (("listed IPv4", four), ("listed IPv6", six), ("random IPv4", stranger)):
+        note = f"most: {int(counts.max())}"
         ladder.answers.add(
-            Row(QUESTION, f"probes, mixed list, {name}", "probes", [float(probes.mean())], note=note)
+            Row(QUESTION, f"probes, mixed list, {name}", "probes", [float(counts.mean())], note=note)
         )
     worst = max(listed, float(stranger.mean()))
     ladder.answers.goals.append(Goal("1,000,000 mixed: probes on average", worst, 4.0, "probes"))

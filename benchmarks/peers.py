@@ -93,6 +93,7 @@ class Ipset:
 
     name = "iptables raw + ipset"
     rule = ("PREROUTING", "-i", GUARDED, "-m", "set", "--match-set", "bench", "src", "-j", "DROP")
+    default = ("PREROUTING", "-i", GUARDED, "-j", "DROP")
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "ipset.restore"
@@ -125,16 +126,20 @@ class Ipset:
         run("ipset", "destroy", "bench")
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        run("iptables", "-t", "raw", "-A", *self.rule)
+    def active(self, is_default_drop: bool = False) -> Iterator[None]:
+        """`is_default_drop`: a second rule drops what the first left."""
+        rules = [self.rule, self.default] if is_default_drop else [self.rule]
+        for rule in rules:
+            run("iptables", "-t", "raw", "-A", *rule)
         try:
             yield
         finally:
-            run("iptables", "-t", "raw", "-D", *self.rule)
+            for rule in rules:
+                run("iptables", "-t", "raw", "-D", *rule)
 
     def dropped(self) -> int:
         listed = run("iptables", "-t", "raw", "-nvxL", "PREROUTING")
-        return int(next(line for line in listed.splitlines() if "match-set bench" in line).split()[0])
+        return sum(int(line.split()[0]) for line in listed.splitlines() if " DROP " in line)
 
 
 class Nftables:
@@ -160,13 +165,17 @@ class Nftables:
         run("nft", "delete", "table", "netdev", "bench")
 
     @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self, is_default_drop: bool = False) -> Iterator[None]:
+        """`is_default_drop`: so is the chain's policy. What comes to it is counted first."""
+        policy = "policy drop;" if is_default_drop else ""
         run("nft", "add counter netdev bench dropped")
         run(
             "nft",
-            f"add chain netdev bench ingress {{ type filter hook ingress device {GUARDED} priority 0; }}",
+            f"add chain netdev bench ingress {{ type filter hook ingress device {GUARDED} priority 0; {policy} }}",
         )
         run("nft", "add rule netdev bench ingress ip saddr @blocked counter name dropped drop")
+        if is_default_drop:
+            run("nft", "add rule netdev bench ingress counter name dropped")
         try:
             yield
         finally:

@@ -6,9 +6,10 @@ blackhole route: that part is the same for all. Each contender's own counters mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,26 +27,33 @@ MILLION = 1_000_000
 LEAST_SEEN = 0.999
 
 
+HIT, MISS, DEFAULT = "hit", "miss", "dropped by default"
+
+
 @dataclass(frozen=True)
 class Contender:
-    """`active` puts it on the interface, `dropped` reads how many packets it says to have dropped."""
+    """`active` puts it on the interface, `dropped` reads how many packets it says to have dropped; `drops`: the
+    traffic of which it drops all."""
 
     name: str
     active: Callable[[], AbstractContextManager[None]]
     dropped: Callable[[], int]
+    drops: tuple[str, ...] = (HIT,)
 
 
 def run(world: World, plan: Plan) -> Answers:
     random = np.random.default_rng(5)
     hosts = address_lists.random_hosts(random, MILLION)
     driver = Driver(world.guarded)
-    traffic = {
-        "hit": ipv4_frames(random.permutation(hosts)[np.arange(FRAMES_MAX) % MILLION]),
-        "miss": ipv4_frames(address_lists.hosts_without(random, FRAMES_MAX, hosts)),
-    }
+    listed = ipv4_frames(random.permutation(hosts)[np.arange(FRAMES_MAX) % MILLION])
+    others = ipv4_frames(address_lists.hosts_without(random, FRAMES_MAX, hosts))
     with ExitStack() as stack:
-        contenders = [*_bare(driver), _ours(stack, world, hosts), *_peers(stack, world, hosts)]
-        rates = _rounds(world, plan, driver, contenders, traffic)
+        bare, drop = _bare(driver), _bare_drop(driver)
+        peers = _loaded_peers(stack, world, hosts)
+        contenders = [*bare, drop, _ours(stack, world, hosts), *_peers(peers, False)]
+        rates = _rounds(world, plan, driver, contenders, {HIT: listed, MISS: others})
+        contenders = [drop, _ours(stack, world, hosts, is_default_drop=True), *_peers(peers, True)]
+        rates |= _rounds(world, plan, driver, contenders, {DEFAULT: others})
     answers = Answers([Row(QUESTION, name, "Mpps", values, "higher") for name, values in rates.items()])
     _compare(answers)
     return answers
@@ -61,14 +69,17 @@ def _empty() -> Iterator[None]:
 
 
 def _bare(driver: Driver) -> list[Contender]:
-    def active(fd: int, name: str) -> Callable[[], AbstractContextManager[None]]:
-        return lambda: xdp_program(fd, BPFFS / name)
+    def active() -> AbstractContextManager[None]:
+        return xdp_program(driver.bare_pass, BPFFS / "bare_pass")
 
-    return [
-        Contender("no program", _empty, _nothing),
-        Contender("bare XDP_PASS", active(driver.bare_pass, "bare_pass"), _nothing),
-        Contender("bare XDP_DROP", active(driver.bare_drop, "bare_drop"), _xdp_drops),
-    ]
+    return [Contender("no program", _empty, _nothing), Contender("bare XDP_PASS", active, _nothing)]
+
+
+def _bare_drop(driver: Driver) -> Contender:
+    def active() -> AbstractContextManager[None]:
+        return xdp_program(driver.bare_drop, BPFFS / "bare_drop")
+
+    return Contender("bare XDP_DROP", active, _xdp_drops, (HIT, MISS, DEFAULT))
 
 
 def _xdp_drops() -> int:
@@ -79,8 +90,8 @@ def _xdp_drops() -> int:
     return sum(int(value) for _, value in lines)
 
 
-def _ours(stack: ExitStack, world: World, hosts: Addresses4) -> Contender:
-    guarded = stack.enter_context(Guarded(world))
+def _ours(stack: ExitStack, world: World, hosts: Addresses4, is_default_drop: bool = False) -> Contender:
+    guarded = stack.enter_context(Guarded(world, default="drop" if is_default_drop else "allow"))
     guarded.list_addresses([address_lists.host_columns(hosts)])
     guarded.detach()
 
@@ -92,16 +103,24 @@ def _ours(stack: ExitStack, world: World, hosts: Addresses4) -> Contender:
         finally:
             guarded.detach()
 
-    return Contender("ebpf-fw", active, lambda: guarded.counted().get(("drop", "rule"), 0))
+    counted, traffic = (("drop", "default"), DEFAULT) if is_default_drop else (("drop", "rule"), HIT)
+    return Contender("ebpf-fw", active, lambda: guarded.counted().get(counted, 0), (traffic,))
 
 
-def _peers(stack: ExitStack, world: World, hosts: Addresses4) -> Iterator[Contender]:
+def _loaded_peers(stack: ExitStack, world: World, hosts: Addresses4) -> list[Nftables | Ipset]:
     texts = address_lists.text(hosts)
-    for peer in (Nftables(world.directory), Ipset(world.directory)):
+    peers: list[Nftables | Ipset] = [Nftables(world.directory), Ipset(world.directory)]
+    for peer in peers:
         peer.write(texts)
         peer.load()
         stack.callback(peer.unload)
-        yield Contender(peer.name, peer.active, peer.dropped)
+    return peers
+
+
+def _peers(peers: Sequence[Nftables | Ipset], is_default_drop: bool) -> Iterator[Contender]:
+    for peer in peers:
+        drops = DEFAULT if is_default_drop else HIT
+        yield Contender(peer.name, partial(peer.active, is_default_drop), peer.dropped, (drops,))
 
 
 def _rounds(
@@ -129,8 +148,7 @@ def _rate(world: World, plan: Plan, driver: Driver, contender: Contender, kind: 
     sent = packets + packets // 8
     assert arrived >= sent * LEAST_SEEN, f"{contender.name}: {arrived} of {sent} packets arrived"
     if contender.dropped is not _nothing:
-        is_dropping = kind == "hit" or contender.dropped is _xdp_drops
-        expected = sent if is_dropping else 0
+        expected = sent if kind in contender.drops else 0
         assert abs(dropped - expected) <= sent * (1 - LEAST_SEEN), (
             f"{contender.name}, {kind}: {dropped} of {sent} dropped"
         )
@@ -148,9 +166,10 @@ def _compare(answers: Answers) -> None:
     answers.goals.append(
         Goal(name, passing.best / bare.best, 0.8, "×", at_most=False, rests_on=(passing, bare))
     )
-    dropping = rows["ebpf-fw, hit"]
-    for peer, limit in ((Nftables.name, 3.0), (Ipset.name, 3.5)):
-        other = rows[f"{peer}, hit"]
-        name = f"1M addresses, dropping: rate / {peer}"
-        ratio = dropping.best / other.best
-        answers.goals.append(Goal(name, ratio, limit, "×", at_most=False, rests_on=(dropping, other)))
+    for kind, what in ((HIT, "dropping"), (DEFAULT, DEFAULT)):
+        dropping = rows[f"ebpf-fw, {kind}"]
+        for peer, limit in ((Nftables.name, 3.0), (Ipset.name, 3.5)):
+            other = rows[f"{peer}, {kind}"]
+            name = f"1M addresses, {what}: rate / {peer}"
+            ratio = dropping.best / other.best
+            answers.goals.append(Goal(name, ratio, limit, "×", at_most=False, rests_on=(dropping, other)))

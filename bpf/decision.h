@@ -10,6 +10,7 @@ struct decision {
 	struct address_entry *last; /* IPv4 entry that a probe found, and its key as in the lower half of `best` */
 	__u64 last_key;
 	__u64 rank;
+	struct workspace *room;
 	__u32 slot; /* of policy_counters, when the winner is a policy rule */
 	__u32 options;
 	__u8 verdict;

@@ -21,21 +21,6 @@ static __always_inline __u32 lowest_bit(__u64 x)
 	return (x * 0x0101010101010101ULL) >> 56;
 }
 
-/* Index of the highest set bit of x != 0: smear it down, count. */
-static __always_inline __u32 highest_bit(__u64 x)
-{
-	x |= x >> 1;
-	x |= x >> 2;
-	x |= x >> 4;
-	x |= x >> 8;
-	x |= x >> 16;
-	x |= x >> 32;
-	x -= (x >> 1) & 0x5555555555555555ULL;
-	x = (x & 0x3333333333333333ULL) + ((x >> 2) & 0x3333333333333333ULL);
-	x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
-	return ((x * 0x0101010101010101ULL) >> 56) - 1;
-}
-
 /* The first `length` (0..32) bits of a network-order word. */
 static __always_inline __u32 leading_bits(__u32 word, __u32 length)
 {
@@ -87,21 +72,34 @@ static __always_inline void key6(struct prefix6 *key, __u32 scope, const __u32 *
 	key->address[3] = address[3] & bpf_htonl(low);
 }
 
-static __always_inline __u32 bucket4(__u32 address)
+/*
+ * Hashes of prefixes for the filter (layout.h, struct filter_word; firewall/presence.py makes the same). Only the upper
+ * bits of a product depend on all bits of what was multiplied (Fibonacci hashing), so those are used. `size` is the
+ * bit of the length in its word of struct control, which tells the lengths apart.
+ */
+static __always_inline __u64 hash4(__u64 scope, __u64 network, __u64 size)
 {
-	return bpf_ntohl(address) >> 16;
+	return (scope << 34 | network << 1 | size) * FILTER_MULTIPLIER;
 }
 
-/* Fibonacci hashing (Knuth, TAOCP 3, 6.4) of the top 32 bits to `bits` bits. */
-static __always_inline __u32 bucket6(const __u32 *address, __u32 bits)
+static __always_inline __u64 hash6(__u64 scope, __u64 word, __u64 high, __u64 low, __u64 size)
 {
-	return (bpf_ntohl(address[0]) * BUCKET6_MULTIPLIER) >> (32 - bits);
+	__u64 hash = (high + (scope << 2 | word)) * FILTER_MULTIPLIER;
+
+	hash = ((hash ^ hash >> 32) + low) * FILTER_MULTIPLIER;
+	return ((hash ^ hash >> 32) + size) * FILTER_MULTIPLIER;
 }
 
-/* IPv6 lengths come in three runs: 0..31 (short_lengths6), 32..95 and 96..128 (struct lengths6). */
+/* Hash of the region of an address, its first REGION_BITS bits. `word` as in hash6(), 0 for IPv4. */
+static __always_inline __u64 region_hash(__u64 scope, __u64 word, __u64 region)
+{
+	return (scope << 34 | word << 32 | region) * FILTER_MULTIPLIER;
+}
+
+/* IPv6 lengths of an offloaded list come in three runs (struct offload_state): 0..31, 32..95 and 96..128. */
 static __always_inline __u32 run_base(int run)
 {
-	return run == 0 ? 0 : run == 1 ? BUCKET6_SHORTEST : BUCKET6_SHORTEST + 64;
+	return run == 0 ? 0 : run == 1 ? LENGTHS6_SHORTEST : LENGTHS6_SHORTEST + 64;
 }
 
 /* At most: the bound that lets the verifier see the loop over a run end. */

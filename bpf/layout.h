@@ -56,14 +56,12 @@ enum reason {
 /*
  * Scope of an address key: which list the prefix belongs to.
  *
- *   bit   7 ... 3   2            1      0
- *         0         generation   hook   side      (generation: policy prefixes only)
+ *   bit   7 ... 2   1      0
+ *         0         hook   side
  */
 #define SCOPE_SIDE_BIT 0
 #define SCOPE_HOOK_BIT 1
-#define SCOPE_GENERATION_BIT 2
 #define ADDRESS_SCOPE_COUNT 4
-#define POLICY_SCOPE_COUNT 8
 
 struct prefix4 {
 	__u8 scope;
@@ -97,39 +95,60 @@ struct address_entry {
 #define TICK_SHIFT 5
 
 /*
- * Which prefix lengths occur below a bucket. IPv4 buckets are the top 16 bits of the address and every
- * length is in `lengths`. IPv6 buckets are a hash of the top 32 bits: lengths 32..95 are in word[0],
- * 96..128 in word[1]; shorter ones cannot be bucketed and stand in `short_lengths6`.
+ * The filter that stands before the tables of addresses: W words (a power of two) and W / 4 more behind them.
+ *
+ * W words: each prefix of the tables has two bits in one of them, and one that lacks a bit is in none. Of
+ * the 64 bits of a prefix's hash (bpf/keys.h):
+ *
+ *   bit   63 ... 58     57 ... 52     51 ... 30            29 ... 0
+ *         one bit       other bit     word                 unused
+ *
+ * W / 4 words: which lengths occur near an address. The word is found by the same bits of the hash of the address's
+ * first REGION_BITS bits; its bits are lengths as in struct control, those that are not shorter than a region.
  */
-#define BUCKET_COUNT 65536
-#define POLICY_BUCKET6_COUNT 4096
-#define BUCKET6_SHORTEST 32
-#define BUCKET6_MULTIPLIER 0x9e3779b1
+#define FILTER_BIT_SHIFT 58
+#define FILTER_OTHER_BIT_SHIFT 52
+#define FILTER_WORD_SHIFT 30
+#define FILTER_WORDS 262144 /* W at most */
+#define FILTER_REGION_SHIFT 2
+#define FILTER_MULTIPLIER 0x9e3779b97f4a7c15
+#define REGION_BITS4 16
+#define REGION_BITS6 32
 
-struct lengths4 {
-	__u64 lengths;
-};
-
-struct lengths6 {
-	__u64 word[2];
+struct filter_word {
+	__u64 bits;
 };
 
 /* The live words. `epoch` is what a packet reads once; its lowest bit chooses the policy generation. */
 #define GENERATION_COUNT 2
 
+/*
+ * Prefix lengths of an address list: IPv4 length n is bit 32 - n of its word, so that the bit is the size of such
+ * a network. An IPv6 list has three words: the first for length 0 alone (bit 0), the second for 1..64
+ * (bit 64 - n), the third for 65..128 (bit 128 - n).
+ */
+#define LENGTH_WORDS6 3
+
 struct control {
 	__u64 epoch;
-	__u64 program;		 /* fingerprint of the program text and its capacities */
-	__u64 layout;		 /* fingerprint of layout.h and maps.h */
-	__u64 owner;		 /* whose rules these are: the service's database */
-	__u32 occupied;		 /* bit family * ADDRESS_SCOPE_COUNT + scope: that address list has entries */
-	__u32 short_lengths6[4]; /* by scope: bit n = some IPv6 address rule has length n < 32 */
-	__u32 always_zero;	 /* which the verifier cannot know: see decide() */
+	__u64 lengths4[4];  /* by scope */
+	__u32 filter_mask;  /* W - 1 of the address filter */
+	__u32 always_zero;  /* which the verifier cannot know: see decide() */
+	__u64 lengths6[12]; /* by scope * LENGTH_WORDS6 + word */
+	__u64 program;	    /* fingerprint of the program text and its capacities */
+	__u64 layout;	    /* fingerprint of layout.h and maps.h */
+	__u64 owner;	    /* whose rules these are: the service's database */
 };
 
 #define FAMILY_IPV4 0
 #define FAMILY_IPV6 1
 #define FAMILY_COUNT 2
+
+/* Consecutive elements of an array. */
+struct span {
+	__u32 first;
+	__u32 count;
+};
 
 /* What one generation of the policy says for one hook. Vector numbers index policy_vectors. */
 #define OPTION_DEFAULT_DROP 1
@@ -138,13 +157,36 @@ struct control {
 #define OPTION_INTERFACES 8 /* some rule names interfaces */
 
 struct policy {
-	__u32 best_rank;	 /* of all policy rules; RANK_NONE = there are none */
-	__u32 words;		 /* of a vector that are in use */
-	__u32 options;		 /* OPTION_* */
-	__u32 any_interface;	 /* vector for an interface that no rule names */
-	__u32 any_address[4];	 /* by family * 2 + side: vector for an address in no prefix */
-	__u32 short_lengths6[2]; /* by side */
-	__u32 padding[2];
+	__u32 best_rank;	  /* of all policy rules; RANK_NONE = there are none */
+	__u32 words;		  /* of a vector that are in use */
+	__u32 options;		  /* OPTION_* */
+	__u32 any_interface;	  /* vector for an interface that no rule names */
+	struct span addresses[2]; /* by side: of policy_intervals6 */
+};
+
+/*
+ * Addresses between two ends of prefixes are in the same prefixes, all of them: such an interval reaches from
+ * `start` (host order) to the next element's, and names the vector of its addresses. The first of a list
+ * starts at 0.
+ *
+ * For IPv4 policy_index4 has a struct span for every 16 leading bits: which intervals reach into them. Where
+ * these are more than POLICY_CROWD, its count is 0 and it leads to a block of one span for each value of the
+ * next 6 bits. Blocks stand behind all of the former, POLICY_BLOCK_SHARE elements for each interval there may be.
+ */
+#define POLICY_INDEX_BITS 16
+#define POLICY_BLOCK_BITS 6
+#define POLICY_CROWD 16
+#define POLICY_BLOCK_SHARE 4
+#define POLICY_SCOPE_COUNT 8 /* (generation * HOOK_COUNT + hook) * SIDE_COUNT + side */
+
+struct interval4 {
+	__u32 start;
+	__u32 vector;
+};
+
+struct interval6 {
+	__u64 start[2]; /* upper and lower half */
+	__u64 vector;
 };
 
 /*
@@ -175,11 +217,16 @@ struct interface_key {
 	__u32 scope; /* generation * HOOK_COUNT + hook */
 };
 
+/*
+ * What a bit stands for. Bits of a word stand in winning order, words in the order of the first of each, so a
+ * rule that was found leaves only the words before `enough` to be looked into for an earlier one.
+ */
 struct policy_rule {
 	__u32 rank;
 	__u32 slot; /* of policy_counters */
 	__u32 handle;
-	__u32 padding;
+	__u16 order; /* of winning, among the rules of the hook */
+	__u16 enough;
 };
 
 struct rule_counter {
@@ -210,8 +257,10 @@ struct interface_slot {
 
 /*
  * Everything that an offloaded filter has beside its two address tables (bpf/offload_filter.c). Lengths are
- * those of the whole list: by side, IPv6 as in struct lengths6. Counters: verdict * REASON_CAPACITY + reason.
+ * those of the whole list, by side: bit n = length n. IPv6 in three runs: 0..31 in short_lengths6, then two words from
+ * LENGTHS6_SHORTEST on. Counters: verdict * REASON_CAPACITY + reason.
  */
+#define LENGTHS6_SHORTEST 32
 #define OFFLOAD_COUNTERS 64
 
 struct offload_state {
@@ -228,9 +277,11 @@ struct offload_state {
 LAYOUT_SIZE(struct prefix4, 8);
 LAYOUT_SIZE(struct prefix6, 20);
 LAYOUT_SIZE(struct address_entry, 40);
-LAYOUT_SIZE(struct lengths6, 16);
-LAYOUT_SIZE(struct control, 56);
-LAYOUT_SIZE(struct policy, 48);
+LAYOUT_SIZE(struct control, 168);
+LAYOUT_SIZE(struct span, 8);
+LAYOUT_SIZE(struct policy, 32);
+LAYOUT_SIZE(struct interval4, 8);
+LAYOUT_SIZE(struct interval6, 24);
 LAYOUT_SIZE(struct port_vectors, 8);
 LAYOUT_SIZE(struct interface_key, 8);
 LAYOUT_SIZE(struct policy_rule, 16);

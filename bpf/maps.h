@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Dual MIT/GPL */
 /*
  * Every map, a line of purpose each. All are pinned below PIN_ROOT "/maps"; a map that is already pinned
- * there is used as it is. PIN_ROOT, MAX_* and VECTOR_* come from the loader (-D).
+ * there is used as it is. PIN_ROOT, MAX_*, VECTOR_* and INTERVAL_COUNT come from the loader (-D).
  *
  * BPF_F_MMAPABLE arrays are written by the service through mmap: no system call an element.
  */
@@ -10,8 +10,10 @@
 
 #define PIN(name) PIN_ROOT "/maps/" name
 
-/* A vector: one bit a policy rule, in winning order, lowest bit of word 0 first. */
+/* A vector: one bit a policy rule, lowest bit of word 0 first; before it a bit for each word that is not 0. */
+#define SUMMARY_WORDS ((VECTOR_WORDS + 63) / 64)
 struct vector {
+	__u64 summary[SUMMARY_WORDS];
 	__u64 word[VECTOR_WORDS];
 };
 
@@ -28,20 +30,19 @@ BPF_TABLE("hash", struct prefix6, struct address_entry, address6_kind, 1);
 BPF_TABLE_PINNED("array_of_maps$address4_kind", __u32, __u32, address4_maps, 1, PIN("address4_maps"));
 BPF_TABLE_PINNED("array_of_maps$address6_kind", __u32, __u32, address6_maps, 1, PIN("address6_maps"));
 
-/* Which prefix lengths occur beside them (index scope * BUCKET_COUNT + bucket). */
-BPF_TABLE_PINNED("array", __u32, struct lengths4, lengths4, ADDRESS_SCOPE_COUNT * BUCKET_COUNT, PIN("lengths4"),
-		 BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct lengths6, lengths6, ADDRESS_SCOPE_COUNT * BUCKET_COUNT, PIN("lengths6"),
+/* What stands before them: which prefixes they may hold. */
+BPF_TABLE_PINNED("array", __u32, struct filter_word, address_filter, FILTER_WORDS + FILTER_WORDS / 4, PIN("address_filter"),
 		 BPF_F_MMAPABLE);
 
 /* The policy: per generation and hook its head, then a table per field from value to vector number. */
 BPF_TABLE_PINNED("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, PIN("policy_heads"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("hash", struct prefix4, __u32, policy_prefix4, MAX_POLICY_PREFIXES, PIN("policy_prefix4"), BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("hash", struct prefix6, __u32, policy_prefix6, MAX_POLICY_PREFIXES, PIN("policy_prefix6"), BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("array", __u32, struct lengths4, policy_lengths4, POLICY_SCOPE_COUNT * BUCKET_COUNT,
-		 PIN("policy_lengths4"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct lengths6, policy_lengths6, POLICY_SCOPE_COUNT * POLICY_BUCKET6_COUNT,
-		 PIN("policy_lengths6"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct span, policy_index4,
+		 POLICY_SCOPE_COUNT * (1 << POLICY_INDEX_BITS) + GENERATION_COUNT * INTERVAL_COUNT * POLICY_BLOCK_SHARE,
+		 PIN("policy_index4"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct interval4, policy_intervals4, GENERATION_COUNT * INTERVAL_COUNT,
+		 PIN("policy_intervals4"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct interval6, policy_intervals6, GENERATION_COUNT * INTERVAL_COUNT,
+		 PIN("policy_intervals6"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct vector_number, policy_protocol, GENERATION_COUNT * HOOK_COUNT * PROTOCOL_ROWS,
 		 PIN("policy_protocol"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct port_vectors, policy_port, GENERATION_COUNT * HOOK_COUNT * PORT_ROWS,
@@ -54,8 +55,21 @@ BPF_TABLE_PINNED("hash", struct interface_key, __u32, policy_iface, MAX_POLICY_I
 /* The vectors themselves (both generations), and what each bit of a vector stands for. */
 BPF_TABLE_PINNED("array", __u32, struct vector, policy_vectors, GENERATION_COUNT * VECTOR_COUNT, PIN("policy_vectors"),
 		 BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct policy_rule, policy_rules, GENERATION_COUNT * HOOK_COUNT * MAX_RULES,
+BPF_TABLE_PINNED("array", __u32, struct policy_rule, policy_rules, GENERATION_COUNT * HOOK_COUNT * VECTOR_WORDS * 64,
 		 PIN("policy_rules"), BPF_F_MMAPABLE);
+
+/*
+ * Where the search for the first rule stands: the words that can hold one, of the summary word before
+ * `summaries`; order and bit of the best so far; how many words from the first can hold a better. By hook, and
+ * in a map for the same reason as the packet (below): every turn of the loop is the same to the verifier.
+ */
+struct search {
+	__u64 candidates;
+	__u64 summaries;
+	__u64 best;
+	__u64 enough;
+};
+BPF_TABLE_PINNED("percpu_array", __u32, struct search, policy_search, HOOK_COUNT, PIN("policy_search"));
 
 /* Hits of policy rules by slot; packets of an interface by hook, verdict and reason. */
 BPF_TABLE_PINNED("percpu_array", __u32, struct rule_counter, policy_counters, GENERATION_COUNT * MAX_RULES,
@@ -65,12 +79,19 @@ BPF_TABLE_PINNED("array", __u32, struct interface_slot, interface_slots, SLOT_RO
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, (INTERFACES_MAX + 1) * COUNTERS_PER_INTERFACE,
 		 PIN("counters"));
 
+/* What is known of the packet at hand, and room for the keys that its lookups need. */
+struct workspace {
+	struct packet packet;
+	struct prefix6 key;
+	__u32 index;
+};
+
 /*
- * The packet at hand, by hook. In a map and not on the stack for two reasons: the compiler would spread the
+ * The workspace of a packet, by hook. In a map and not on the stack for two reasons: the compiler would spread the
  * struct over registers, of which it has too few, and the verifier would follow every path of the parser with
- * what it left on the stack; of map memory it knows nothing, so all paths are one. Packets of one hook on one
+ * what it left on the stack; of map memory it knows nothing, so all paths are one. The same holds for keys. Packets of one hook on one
  * CPU never overlap: XDP runs in NAPI, clsact with bottom halves disabled.
  */
-BPF_TABLE_PINNED("percpu_array", __u32, struct packet, scratch, HOOK_COUNT, PIN("scratch"));
+BPF_TABLE_PINNED("percpu_array", __u32, struct workspace, scratch, HOOK_COUNT, PIN("scratch"));
 
 #endif

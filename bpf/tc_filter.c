@@ -23,10 +23,13 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 {
 	struct decision decision = {};
 	__u32 hook = HOOK_EGRESS;
-	struct packet *packet = scratch.lookup(&hook);
+	struct workspace *room = scratch.lookup(&hook);
+	struct packet *packet;
 
-	if (!packet)
+	if (!room)
 		return TC_ACT_UNSPEC;
+	decision.room = room;
+	packet = &room->packet;
 #pragma clang loop unroll(disable)
 	for (int attempt = 0; attempt < 2; attempt++) {
 		parse_skb(skb, bare, packet);

@@ -10,10 +10,13 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 	struct cursor cursor = {.at = data, .end = end, .left = end - data};
 	struct decision decision = {};
 	__u32 hook = HOOK_INGRESS;
-	struct packet *packet = scratch.lookup(&hook);
+	struct workspace *room = scratch.lookup(&hook);
+	struct packet *packet;
 
-	if (!packet)
+	if (!room)
 		return XDP_PASS;
+	decision.room = room;
+	packet = &room->packet;
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->length = cursor.left;
 	packet->ifindex = ctx->ingress_ifindex;

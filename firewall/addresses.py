@@ -1,6 +1,6 @@
 """The address tables as they should be: which prefix holds which rule (datapath design, part 1).
 
-Owns the choice of the winner where rules share a prefix, and the length bits that belong to the entries.
+Owns the choice of the winner where rules share a prefix, and which prefix lengths each list has.
 Plans a change before anything is touched; knows no map.
 """
 
@@ -18,11 +18,11 @@ from firewall.address import BITS
 from firewall.address_index import AddressIndex, decoded, key_columns
 from firewall.datapath import Change, Edit, Entries, Entry, Key, Occupancy
 from firewall.layout import C
-from firewall.lengths import LengthBit, LengthCounts, bit_mask, bucket_words, length_bit, length_bits
 from firewall.policy import Policy
 from firewall.rule import VERSIONS, Rule
 
 _SCOPES = C["ADDRESS_SCOPE_COUNT"]
+_Length = tuple[int, int, int]  # IP version, scope, prefix length
 
 
 def address_keys(rule: Rule) -> list[Key]:
@@ -38,17 +38,14 @@ def address_keys(rule: Rule) -> list[Key]:
 
 @dataclass(frozen=True)
 class AddressPlan:
-    """What a change does to the tables: entries by key after it, edits in the kernel, length counts. `come`, `gone`:
-    as in Change."""
+    """What a change does to the tables: entries by key after it, edits in the kernel. `come`, `gone`: as in Change;
+    `counts`: of the entries after it, by length."""
 
     entries: dict[Key, list[Entry]]
     edits: list[Edit]
     come: list[Entries]
     gone: list[Entries]
-    deltas: Counter[LengthBit]
-    bits_set: list[LengthBit]
-    bits_cleared: list[LengthBit]
-    sizes: Counter[int]
+    counts: Counter[_Length]
     after: Occupancy
 
     def new_keys(self) -> dict[int, int]:
@@ -65,8 +62,7 @@ class AddressTables:
     def __init__(self) -> None:
         self._winners = {version: AddressIndex(version) for version in BITS}
         self._losers: dict[Key, list[Entry]] = {}
-        self._lengths = LengthCounts()
-        self._sizes: Counter[int] = Counter()
+        self._counts: Counter[_Length] = Counter()
         self.occupancy = Occupancy()
 
     def entries(self, key: Key) -> list[Entry]:
@@ -85,21 +81,10 @@ class AddressTables:
 
     def sizes(self, plan: AddressPlan | None = None) -> dict[int, int]:
         """Entries by IP version, now or after a plan."""
-        sizes = self._sizes if plan is None else plan.sizes
-        return {
-            version: sum(sizes[_list_number(version, scope)] for scope in range(_SCOPES)) for version in BITS
-        }
-
-    def length_bits(self) -> list[LengthBit]:
-        return self._lengths.bits()
-
-    def length_words(self) -> dict[int, npt.NDArray[np.uint64]]:
-        """The bitmaps of all buckets, by IP version: (262144,) and (262144, 2)."""
-        rows = _SCOPES * C["BUCKET_COUNT"]
-        words = {4: np.zeros(rows, np.uint64), 6: np.zeros((rows, 2), np.uint64)}
-        for bit in self._lengths.bits():
-            bucket_words(bit, words[bit.version])[...] |= bit_mask(bit)
-        return words
+        sizes = dict.fromkeys(BITS, 0)
+        for (version, _, _), count in (self._counts if plan is None else plan.counts).items():
+            sizes[version] += count
+        return sizes
 
     def covering(self, version: int, address: int, length: int) -> list[Entry]:
         """Entries of every prefix that covers the given one, in any list."""
@@ -134,39 +119,17 @@ class AddressTables:
         self, entries: dict[Key, list[Entry]], come: list[Entries], gone: list[Entries]
     ) -> AddressPlan:
         edits = []
-        deltas: Counter[LengthBit] = Counter()
-        sizes = self._sizes.copy()
+        counts = self._counts.copy()
         for key, after in entries.items():
             after.sort()
             old, new = self.winner(key), after[0] if after else None
             if old != new:
                 edits.append(Edit(key, old, new))
             if (old is None) != (new is None):
-                step = 1 if old is None else -1
-                deltas[length_bit(key.version, key.scope, key.address, key.length)] += step
-                sizes[_list_number(key.version, key.scope)] += step
+                counts[key.version, key.scope, key.length] += 1 if old is None else -1
         for each in come:
-            scopes, lengths, addresses = key_columns(each.version, each.keys)
-            deltas.update(length_bits(each.version, scopes, lengths, addresses))
-            for scope, count in enumerate(np.bincount(scopes, minlength=_SCOPES).tolist()):
-                sizes[_list_number(each.version, scope)] += count
-        bits_set, bits_cleared = self._lengths.would_change(deltas)
-        after_all = self._occupancy(sizes, bits_set, bits_cleared)
-        return AddressPlan(entries, edits, come, gone, deltas, bits_set, bits_cleared, sizes, after_all)
-
-    def _occupancy(
-        self, sizes: Counter[int], bits_set: list[LengthBit], bits_cleared: list[LengthBit]
-    ) -> Occupancy:
-        """Control words of the tables with lists of these sizes and these bits changed."""
-        lists = sum(1 << number for number, size in sizes.items() if size)
-        short = list(self.occupancy.short_lengths6)
-        for bit in bits_set:
-            if not bit.buckets:
-                short[bit.scope] |= 1 << bit.length
-        for bit in bits_cleared:
-            if not bit.buckets:
-                short[bit.scope] &= ~(1 << bit.length)
-        return Occupancy(lists, (short[0], short[1], short[2], short[3]))
+            counts.update(_length_counts(each))
+        return AddressPlan(entries, edits, come, gone, +counts, _occupancy(counts))
 
     def commit(self, plan: AddressPlan) -> None:
         for key, entries in plan.entries.items():
@@ -177,8 +140,7 @@ class AddressTables:
                 self._losers.pop(key, None)
         for each in plan.come:
             self._winners[each.version].add(each)
-        self._lengths.add(plan.deltas)
-        self._sizes = plan.sizes
+        self._counts = plan.counts
         self.occupancy = plan.after
 
     def change(
@@ -190,10 +152,23 @@ class AddressTables:
     ) -> Change:
         """The plan as what the kernel is asked for, from the tables as they are now."""
         return Change(
-            plan.edits, plan.bits_set, plan.bits_cleared, self.occupancy, plan.after, policy_before, policy,
-            plan.come, plan.gone, fresh_slots,
+            plan.edits, self.occupancy, plan.after, policy_before, policy, plan.come, plan.gone, fresh_slots,
         )  # fmt: skip
 
 
-def _list_number(version: int, scope: int) -> int:
-    return (version == 6) * _SCOPES + scope
+def _length_counts(entries: Entries) -> dict[_Length, int]:
+    scopes, lengths, _ = key_columns(entries.version, entries.keys)
+    codes, counts = np.unique(scopes.astype(np.uint16) << np.uint16(8) | lengths, return_counts=True)
+    return {
+        (entries.version, code >> 8, code & 255): count
+        for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
+    }
+
+
+def _occupancy(counts: Counter[_Length]) -> Occupancy:
+    lengths = {version: [0] * _SCOPES for version in BITS}
+    for (version, scope, length), count in counts.items():
+        if count:
+            lengths[version][scope] |= 1 << length
+    four, six = ((each[0], each[1], each[2], each[3]) for each in lengths.values())
+    return Occupancy(four, six)

@@ -106,9 +106,9 @@ class Commits(InForce):
             self._join(self._group, plan, write, _Made(removed, written, {}), set(deleted))
             return
         left_policy = [
-            (handle, each.slot)
-            for handle, each in self._ruleset.policy_rules.items()
-            if handle in kept and plan.policy_rules is not None and handle not in plan.policy_rules
+            (handle, self._ruleset.policy_rules[handle].slot)
+            for handle in kept & self._ruleset.policy_rules.keys()
+            if plan.policy_rules is not None and handle not in plan.policy_rules
         ]
         self._close_group()
         self._perform(plan, write, set(deleted), left_policy)

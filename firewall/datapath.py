@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.hits import Hits, InterfaceHits
-from firewall.lengths import LengthBit
 from firewall.policy import Policy
 
 
@@ -59,10 +58,10 @@ class Edit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """The control words: which lists have entries (bit family * 4 + scope), short IPv6 lengths by scope."""
+    """Which prefix lengths the address lists have: by scope, bit n for length n."""
 
-    lists: int = 0
-    short_lengths6: tuple[int, int, int, int] = (0, 0, 0, 0)
+    lengths4: tuple[int, int, int, int] = (0, 0, 0, 0)
+    lengths6: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,6 @@ class Change:
     by the million, of keys that no edit names, that were not there before or are not there after."""
 
     edits: Sequence[Edit]
-    bits_set: Sequence[LengthBit]
-    bits_cleared: Sequence[LengthBit]
     before: Occupancy
     after: Occupancy
     policy_before: Policy | None = None
@@ -85,8 +82,6 @@ class Change:
         return replace(
             self,
             edits=[Edit(key, new, old) for key, old, new in reversed(self.edits)],
-            bits_set=self.bits_cleared,
-            bits_cleared=self.bits_set,
             before=self.after,
             after=self.before,
             policy_before=self.policy,
@@ -99,10 +94,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Image:
-    """Everything that the maps hold. `words`: the length bits by version, (262144,) and (262144, 2)."""
+    """Everything that the maps hold."""
 
     entries: Mapping[int, Entries]
-    words: Mapping[int, npt.NDArray[np.uint64]]
     occupancy: Occupancy
     policy: Policy
     fresh_slots: Sequence[int]
@@ -146,8 +140,8 @@ class Kernel(Protocol):
     def stop(self) -> None:
         """Unpins everything and lets go of it. Detach first."""
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
-        """Makes the tables large enough: address entries by IP version, policy vectors, policy prefixes."""
+    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
+        """Makes the tables large enough: address entries by IP version, the policy's vectors and intervals."""
 
     def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this, whatever they held."""

@@ -31,10 +31,6 @@ class Limits:
     addresses: int
     rules: int
 
-    @property
-    def words(self) -> int:
-        return -(-self.rules // 64)
-
 
 @dataclass(frozen=True)
 class About:
@@ -76,7 +72,7 @@ class InForce:
         self.last_error: str | None = None
 
     def _empty_ruleset(self, slots: dict[int, int]) -> Ruleset:
-        return Ruleset(self._limits.words, 2 * self._limits.rules, slots)
+        return Ruleset(2 * self._limits.rules, slots)
 
     def _load(self, slots: dict[int, int], protected: dict[str, int]) -> None:
         """The stored rules become those in force. `slots`: of policy rules, by handle, that count already."""
@@ -88,7 +84,6 @@ class InForce:
         self._kernel.reconcile(
             Image(
                 {version: addresses.winners(version) for version in BITS},
-                addresses.length_words(),
                 addresses.occupancy,
                 ruleset.policy,
                 fresh_slots,
@@ -97,7 +92,7 @@ class InForce:
         self._ruleset = ruleset
 
     def _reserve(self, sizes: dict[int, int], policy: Policy) -> None:
-        self._kernel.reserve(sizes, len(policy.vectors), policy.prefix_count)
+        self._kernel.reserve(sizes, policy.vector_count, policy.interval_count)
 
     def _block_entries(self, block: Block) -> Entries:
         left = self._store.block_rules(block)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from firewall.addresses import AddressPlan, AddressTables
 from firewall.datapath import Change, Entries
 from firewall.errors import table_full
-from firewall.policy import Policy, PolicyRule, compile_policy
+from firewall.policy import Policy, PolicyRule, compile_columns
+from firewall.policy_columns import RuleColumns, rule_columns
 from firewall.store import Record
 
 
@@ -24,6 +25,7 @@ class RulesetPlan:
     addresses: AddressPlan
     change: Change
     policy_rules: dict[int, PolicyRule] | None
+    columns: RuleColumns | None
     policy: Policy | None
     fresh_slots: tuple[int, ...]
     freed_slots: tuple[int, ...]
@@ -34,15 +36,15 @@ def is_policy(record: Record) -> bool:
 
 
 class Ruleset:
-    """Enabled rules, compiled. `words`: of a policy vector; `slots`: counters for policy rules there are, two
-    for each rule that has room, so that one change can put others in the place of all."""
+    """Enabled rules, compiled. `slots`: counters for policy rules there are, two for each rule that has room, so
+    that one change can put others in the place of all."""
 
-    def __init__(self, words: int, slots: int, used_slots: Mapping[int, int]) -> None:
+    def __init__(self, slots: int, used_slots: Mapping[int, int]) -> None:
         """`used_slots`: by handle, those that already count."""
-        self._words = words
         self.addresses = AddressTables()
         self.policy_rules: dict[int, PolicyRule] = {}
-        self.policy = compile_policy((), {}, words)
+        self._columns = rule_columns(())
+        self.policy = compile_columns(self._columns, {})
         self._known_slots = dict(used_slots)
         self._slots = slots
         taken = set(used_slots.values())
@@ -64,14 +66,18 @@ class Ruleset:
         gone = {each.handle for each in removed if is_policy(each)}
         come = [each for each in added if is_policy(each)]
         if not gone and not come:
-            return RulesetPlan(addresses, self.addresses.change(addresses, None, None), None, None, (), ())
+            return RulesetPlan(
+                addresses, self.addresses.change(addresses, None, None), None, None, None, (), ()
+            )
         return self._plan_policy(addresses, gone, come, interfaces)
 
     def _plan_policy(
         self, addresses: AddressPlan, gone: set[int], come: Sequence[Record], interfaces: Mapping[str, int]
     ) -> RulesetPlan:
-        rules = {handle: each for handle, each in self.policy_rules.items() if handle not in gone}
-        wanted = len(rules.keys() | {record.handle for record in come})
+        rules = dict(self.policy_rules)
+        for handle in gone:
+            rules.pop(handle, None)
+        wanted = len(rules) + len({record.handle for record in come} - rules.keys())
         if wanted > self._slots // 2:
             raise table_full("policy_rules", self._slots // 2, wanted, "bpf.max_rules", "rules")
         fresh = []
@@ -86,27 +92,29 @@ class Ruleset:
                 slot = next(free)
                 fresh.append(slot)
             rules[record.handle] = PolicyRule(record.rule, record.handle, slot)
-        policy = compile_policy(rules.values(), interfaces, self._words)
+        moved = {record.handle for record in come} | gone
+        columns = self._columns.changed(moved, (rules[record.handle] for record in come))
+        policy = compile_columns(columns, interfaces)
         freed = tuple(self.policy_rules[handle].slot for handle in gone if handle not in rules)
         change = self.addresses.change(addresses, self.policy, policy, tuple(fresh))
-        return RulesetPlan(addresses, change, rules, policy, tuple(fresh), freed)
+        return RulesetPlan(addresses, change, rules, columns, policy, tuple(fresh), freed)
 
     def plan_import(self, arriving: Sequence[Entries]) -> RulesetPlan:
         """Address rules by the million."""
         addresses = self.addresses.plan_many(arriving)
-        return RulesetPlan(addresses, self.addresses.change(addresses, None, None), None, None, (), ())
+        return RulesetPlan(addresses, self.addresses.change(addresses, None, None), None, None, None, (), ())
 
     def plan_interfaces(self, interfaces: Mapping[str, int]) -> RulesetPlan | None:
         """What a change of the protected interfaces means for rules that name some; None for nothing."""
-        if not any(each.rule.interfaces for each in self.policy_rules.values()):
+        if not self._columns.names_interfaces:
             return None
         return self._plan_policy(self.addresses.plan((), ()), set(), (), interfaces)
 
     def commit(self, plan: RulesetPlan) -> None:
         self.addresses.commit(plan.addresses)
-        if plan.policy_rules is None or plan.policy is None:
+        if plan.policy_rules is None or plan.columns is None or plan.policy is None:
             return
-        self.policy_rules, self.policy = plan.policy_rules, plan.policy
+        self.policy_rules, self._columns, self.policy = plan.policy_rules, plan.columns, plan.policy
         for slot in plan.fresh_slots:
             self._free_slots.remove(slot)
         # Freed slots go to the end: until they are cleared for a new rule, packets of the old epoch may count.

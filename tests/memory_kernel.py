@@ -13,7 +13,6 @@ from firewall.datapath import Attached, Change, Entry, Image, Key, Link, MapFill
 from firewall.enforcer import Enforcer
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
-from firewall.lengths import LengthBit
 from firewall.policy import Policy
 from firewall.settings import Settings
 
@@ -33,7 +32,6 @@ class MemoryKernel:
     def __init__(self, max_addresses: int = 1 << 20, max_rules: int = 4096) -> None:
         self.entries: dict[Key, Entry] = {}
         self.policy: Policy | None = None
-        self.bits: set[LengthBit] = set()
         self.hits: dict[int, Hits] = {}
         self.hooks: dict[tuple[str, int], Attached] = {}
         self.no_native: set[str] = set()
@@ -54,7 +52,7 @@ class MemoryKernel:
     def settle(self) -> None:
         pass
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
         pass
 
     def reconcile(self, image: Image) -> None:
@@ -85,7 +83,6 @@ class MemoryKernel:
         for each in change.gone:
             for key, _ in decoded(each):
                 del self.entries[key]
-        self.bits = (self.bits | set(change.bits_set)) - set(change.bits_cleared)
         self.policy = change.policy or self.policy
         return gone
 

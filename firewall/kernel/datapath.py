@@ -1,14 +1,16 @@
 """Performs changes on the pinned maps, so that every packet is judged by the rules before or after, whole.
 
-Owns the order of writes. An address entry is written before the length bit that leads to it and deleted
-after; more than one edit becomes visible by one store, the epoch (bpf/layout.h, struct address_entry);
-what only packets of the old epoch could need is cleared away once none of them is left (settle).
+Owns the order of writes. An address entry is written before the length that leads to it and deleted after
+(its bits in the filter are address_table.py's); more than one edit becomes visible by one store, the epoch
+(bpf/layout.h, struct address_entry); what only packets of the old epoch could need is cleared away once none
+of them is left (settle).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +19,13 @@ from firewall.address_index import Keys, decoded, no_entries, sorted_entries
 from firewall.datapath import Change, Edit, Entries, Entry, Image, Key, Occupancy
 from firewall.errors import FirewallError
 from firewall.hits import NO_HITS, Hits
-from firewall.kernel.bpf import Map
+from firewall.kernel.address_filter import AddressFilter
+from firewall.kernel.address_table import AddressTable
+from firewall.kernel.bpf import Records
 from firewall.kernel.clock import tick_to_wall
 from firewall.kernel.grace import GracePeriod
 from firewall.kernel.interface_counters import InterfaceCounters
 from firewall.kernel.keys import (
-    PREFIX,
     encoded_keys,
     entries_key_records,
     entry_records,
@@ -30,9 +33,9 @@ from firewall.kernel.keys import (
     many_entry_records,
 )
 from firewall.kernel.maps import PinnedMaps
+from firewall.kernel.occupancy import read_occupancy, write_occupancy
 from firewall.kernel.policy_maps import write_policy
 from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
-from firewall.lengths import LengthBit, Words, bit_mask, bucket_words
 
 VERSIONS = (4, 6)
 # The entries of a change's keys as they were before it, by key.
@@ -47,6 +50,8 @@ class KernelDatapath:
         self.maps = maps
         self._options = options
         self._grace = GracePeriod()
+        self._filter = AddressFilter(maps, self._all_keys, self._grace.wait)
+        self._tables = {version: AddressTable(maps, version, self._filter) for version in VERSIONS}
         self._unsettled: Change | None = None
         self._cut_off: tuple[Change, Present] | None = None
         self._epoch_word = maps.arrays["control_map"].view("<u8")
@@ -59,6 +64,18 @@ class KernelDatapath:
 
     def close(self) -> None:
         self._grace.close()
+
+    def reserve(self, entries: Mapping[int, int], pins: Path) -> None:
+        """Room for so many address entries by IP version; `pins`: below which the maps are pinned."""
+        self.settle()
+        for version, wanted in entries.items():
+            self._tables[version].reserve(wanted, pins)
+        self._filter.reserve(sum(entries.values()))
+
+    def _all_keys(self) -> Iterator[tuple[int, Records]]:
+        for version, table in self._tables.items():
+            for keys, _ in table.dump():
+                yield version, keys
 
     # -- changes
 
@@ -84,9 +101,7 @@ class KernelDatapath:
                 self._delete([edit])
             else:
                 self._write_entries([edit], present, since=0, before=False)
-        self._set_bits(change.bits_set)
-        self._write_occupancy(change.after)
-        self._clear_bits(change.bits_cleared)
+        write_occupancy(self.maps.control, change.after)
 
     def _apply_at_once(self, change: Change, present: Present) -> None:
         epoch = self.epoch + (2 if change.policy is None else 1)
@@ -94,9 +109,7 @@ class KernelDatapath:
         try:
             self._write_entries(change.edits, present, since=epoch, before=True)
             for each in change.come:
-                self._addresses(each.version).update_batch(
-                    entries_key_records(each), many_entry_records(each, epoch)
-                )
+                self._tables[each.version].write(entries_key_records(each), many_entry_records(each, epoch))
             for each in change.gone:
                 self._rewrite_many(each, epoch)
             if change.policy is not None:
@@ -106,8 +119,7 @@ class KernelDatapath:
                 self._take_back()
             raise
         self._cut_off = None
-        self._set_bits(change.bits_set)
-        self._write_occupancy(_union(change.before, change.after))
+        write_occupancy(self.maps.control, _union(change.before, change.after))
         self._epoch_word[0] = epoch
         self._unsettled = change
 
@@ -121,9 +133,9 @@ class KernelDatapath:
             before = {key: entry for key, entry in present.items() if key.version == version}
             if before:
                 values = np.array(list(before.values()), ADDRESS_ENTRY)
-                self._addresses(version).update_batch(key_records(version, list(before)), values)
+                self._tables[version].write(key_records(version, list(before)), values)
         for each in change.come:
-            self._addresses(each.version).delete_batch(entries_key_records(each))
+            self._tables[each.version].delete(entries_key_records(each))
         for each in change.gone:
             self._rewrite_many(each, None)
         self._cut_off = None
@@ -135,11 +147,10 @@ class KernelDatapath:
         if change is None:
             return
         self._grace.wait()
-        self._write_occupancy(change.after)
-        self._clear_bits(change.bits_cleared)
+        write_occupancy(self.maps.control, change.after)
         self._delete([edit for edit in change.edits if edit.new is None])
         for each in change.gone:
-            self._addresses(each.version).delete_batch(entries_key_records(each))
+            self._tables[each.version].delete(entries_key_records(each))
         self._unsettled = None
 
     def _rewrite_many(self, entries: Entries, goes_with: int | None) -> None:
@@ -148,7 +159,7 @@ class KernelDatapath:
             values = many_entry_records(entries, 0)
         else:
             values = many_entry_records(entries, goes_with, is_there_before=True)
-        self._addresses(entries.version).update_batch(entries_key_records(entries), values)
+        self._tables[entries.version].write(entries_key_records(entries), values)
 
     def _write_entries(self, edits: Sequence[Edit], present: Present, since: int, before: bool) -> None:
         for version in VERSIONS:
@@ -161,22 +172,20 @@ class KernelDatapath:
                 if edit.key in present and not _goes_over(edit):
                     for field in ("packets", "bytes", "last_hit"):
                         values[field][at] = present[edit.key][field]
-            self._addresses(version).update_batch(key_records(version, [edit.key for edit in mine]), values)
+            self._tables[version].write(key_records(version, [edit.key for edit in mine]), values)
 
     def _delete(self, edits: Sequence[Edit]) -> None:
         for version in VERSIONS:
             keys = [edit.key for edit in edits if edit.key.version == version]
             if keys:
-                self._addresses(version).delete_batch(key_records(version, keys))
-
-    def _addresses(self, version: int) -> Map:
-        return self.maps[f"address{version}"]
+                self._tables[version].delete(key_records(version, keys))
 
     # -- the whole content
 
     def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this. What packets meet goes from the one to the other at one moment."""
         self.settle()
+        self._filter.complete()
         self._forget_what_never_came()
         self.clear_policy_hits(image.fresh_slots)
         edits: list[Edit] = []
@@ -196,33 +205,32 @@ class KernelDatapath:
             _, is_wanted = _positions(wanted, found.keys)
             edits += [Edit(key, old, None) for key, old in decoded(found.only(~is_wanted))]
             strays.append(dead.only(~_positions(wanted, dead.keys)[1]))
-        before = self._read_occupancy()
-        self._set_words(image, keep=True)
-        change = Change(edits, (), (), before, image.occupancy, None, image.policy, come)
+        before = read_occupancy(self.maps.control)
+        change = Change(edits, before, image.occupancy, None, image.policy, come)
         self._apply_at_once(change, self._present(edits))
         self.settle()
         for each in strays:
-            self._addresses(each.version).delete_batch(entries_key_records(each))
-        self._set_words(image, keep=False)
+            self._tables[each.version].delete(entries_key_records(each))
+        self._filter.renew()
 
     def _forget_what_never_came(self) -> None:
         """Takes back entries that wait for an epoch to come: of a change during which the process ended."""
         epoch = self.epoch
         for version in VERSIONS:
-            table = self._addresses(version)
-            for keys, values in list(table.dump(PREFIX[version], ADDRESS_ENTRY)):
+            table = self._tables[version]
+            for keys, values in list(table.dump()):
                 waits = values["since"] > epoch
                 is_new = waits & (values["old_rank"] == RANK_NONE)
-                table.delete_batch(keys[is_new])
+                table.delete(keys[is_new])
                 stays = waits & ~is_new
                 values["rank"][stays], values["since"][stays] = values["old_rank"][stays], 0
-                table.update_batch(keys[stays], values[stays])
+                table.write(keys[stays], values[stays])
 
     def _dump(self, version: int) -> tuple[Entries, Entries]:
         """The entries that packets meet now, and those that none meets: left by a change that was cut off."""
         epoch = self.epoch
         keys, ranks, handles = [no_entries(version).keys], [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
-        for key_rows, values in self._addresses(version).dump(PREFIX[version], ADDRESS_ENTRY):
+        for key_rows, values in self._tables[version].dump():
             keys.append(encoded_keys(version, key_rows))
             ranks.append(np.where(values["since"] <= epoch, values["rank"], values["old_rank"]))
             handles.append(values["handle"])
@@ -232,12 +240,6 @@ class KernelDatapath:
         is_dead = everything.ranks == RANK_NONE
         return everything.only(~is_dead), everything.only(is_dead)
 
-    def _set_words(self, image: Image, keep: bool) -> None:
-        """Length bits: all that are needed, beside what is there or alone."""
-        for version, words in image.words.items():
-            there = self._length_words(version)
-            there[...] = there | words if keep else words
-
     def ingress_entries(self) -> dict[Key, Entry]:
         """The address rules that packets meet at ingress now."""
         self.settle()
@@ -246,34 +248,10 @@ class KernelDatapath:
             key: entry for key, entry in everything if key.scope >> C["SCOPE_HOOK_BIT"] == C["HOOK_INGRESS"]
         }
 
-    def _read_occupancy(self) -> Occupancy:
-        control = self.maps.arrays["control_map"][0]
-        first, second, third, fourth = control["short_lengths6"].tolist()
-        return Occupancy(int(control["occupied"]), (first, second, third, fourth))
-
-    # -- length bits and control words
-
-    def _set_bits(self, bits: Sequence[LengthBit]) -> None:
-        for bit in bits:
-            bucket_words(bit, self._length_words(bit.version))[...] |= bit_mask(bit)
-
-    def _clear_bits(self, bits: Sequence[LengthBit]) -> None:
-        for bit in bits:
-            bucket_words(bit, self._length_words(bit.version))[...] &= ~bit_mask(bit)
-
-    def _length_words(self, version: int) -> Words:
-        name, field = ("lengths4", "lengths") if version == 4 else ("lengths6", "word")
-        return self.maps.arrays[name][field]
-
-    def _write_occupancy(self, occupancy: Occupancy) -> None:
-        control = self.maps.arrays["control_map"]
-        control["short_lengths6"] = occupancy.short_lengths6
-        control["occupied"] = occupancy.lists
-
     # -- hits
 
     def _entry(self, key: Key) -> np.void | None:
-        value = self._addresses(key.version).lookup(key_records(key.version, [key]).tobytes())
+        value = self._tables[key.version].lookup(key_records(key.version, [key]).tobytes())
         return None if value is None else np.frombuffer(value, ADDRESS_ENTRY)[0]
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
@@ -286,7 +264,7 @@ class KernelDatapath:
     def all_address_hits(self) -> dict[int, Hits]:
         hits: dict[int, Hits] = {}
         for version in VERSIONS:
-            for _, values in self._addresses(version).dump(PREFIX[version], ADDRESS_ENTRY):
+            for _, values in self._tables[version].dump():
                 for record in values[values["packets"] != 0]:
                     handle = int(record["handle"])
                     hits[handle] = hits.get(handle, NO_HITS).plus(_hits(record))
@@ -335,8 +313,9 @@ def _positions(entries: Entries, keys: Keys) -> tuple[npt.NDArray[np.int64], npt
 
 
 def _union(before: Occupancy, after: Occupancy) -> Occupancy:
-    short = [one | other for one, other in zip(before.short_lengths6, after.short_lengths6, strict=True)]
-    return Occupancy(before.lists | after.lists, (short[0], short[1], short[2], short[3]))
+    four = [one | other for one, other in zip(before.lengths4, after.lengths4, strict=True)]
+    six = [one | other for one, other in zip(before.lengths6, after.lengths6, strict=True)]
+    return Occupancy((four[0], four[1], four[2], four[3]), (six[0], six[1], six[2], six[3]))
 
 
 def possible_cpus() -> int:

@@ -15,22 +15,21 @@ from pathlib import Path
 from firewall.datapath import Attached, Change, Image, Key, Link, MapFill
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, program_set
-from firewall.kernel.bpf import Map, program_info
+from firewall.kernel.bpf import program_info
 from firewall.kernel.datapath import KernelDatapath
 from firewall.kernel.hooks import NetlinkHooks
-from firewall.kernel.keys import PREFIX
 from firewall.kernel.loader import bcc_version
 from firewall.kernel.maps import NAMES
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
-from firewall.layout import ADDRESS_ENTRY, C
+from firewall.layout import C
 from firewall.policy import Policy
 
 _INGRESS = C["HOOK_INGRESS"]
-_INITIAL_PREFIXES = 65536
 _INITIAL_VECTORS = 1024
+_INITIAL_INTERVALS = 16384
 _GROWTH = 4
 
 
@@ -67,7 +66,7 @@ class LinuxKernel:
                 self._build_over_pinned(pinned)
             self._set.maps.point_at_addresses()
             return self._live_slots()
-        self._build(Capacities(self._max_rules, _INITIAL_PREFIXES, _INITIAL_VECTORS), {})
+        self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_INTERVALS), {})
         return {}
 
     def _recover(self, owner: int) -> Capacities | None:
@@ -105,41 +104,24 @@ class LinuxKernel:
         """Slots by handle, from what the live generation says of its bits."""
         arrays = self._set.maps.arrays
         generation = self._datapath.epoch & 1
+        room = self._capacities.words * 64
         slots: dict[int, int] = {}
         for hook in range(C["HOOK_COUNT"]):
             scope = generation * C["HOOK_COUNT"] + hook
             head = arrays["policy_heads"][scope]
-            rules = arrays["policy_rules"][scope * self._max_rules : (scope + 1) * self._max_rules]
-            live = rules[: int(head["words"]) * 64]
+            live = arrays["policy_rules"][scope * room : scope * room + int(head["words"]) * 64]
             live = live[live["handle"] != 0]
             slots |= dict(zip(live["handle"].tolist(), live["slot"].tolist(), strict=True))
         return slots
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
-        for version, wanted in entries.items():
-            have = self._set.maps[f"address{version}"].info.max_entries
-            room = _room_for(wanted, have)
-            if room != have:
-                self._grow_addresses(version, room)
+    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
+        self._datapath.reserve(entries, self._pins())
         present = self._capacities
         wanted_sizes = replace(
-            present, vectors=_grown(present.vectors, vectors), prefixes=_grown(present.prefixes, prefixes)
+            present, vectors=_grown(present.vectors, vectors), intervals=_grown(present.intervals, intervals)
         )
         if wanted_sizes != present:
             self._grow_policy(wanted_sizes)
-
-    def _grow_addresses(self, version: int, room: int) -> None:
-        """Fills a larger table beside and swaps it in: the programs stay."""
-        self._datapath.settle()
-        name = f"address{version}"
-        larger = Map.hash(name, PREFIX[version], ADDRESS_ENTRY, room)
-        try:
-            for keys, values in self._set.maps[name].dump(PREFIX[version], ADDRESS_ENTRY):
-                larger.update_batch(keys, values)
-        except BaseException:
-            larger.close()
-            raise
-        self._set.maps.replace_addresses(version, larger, self._pins())
 
     def _pins(self) -> Path:
         return self._pin_root if self._is_promoted else self._pin_root / "next"
@@ -287,14 +269,6 @@ class LinuxKernel:
 
 def _program_name(link: Link, hook: int) -> str:
     return (XDP_PROGRAMS if hook == _INGRESS else TC_PROGRAMS)[link.has_ethernet]
-
-
-def _room_for(entries: int, have: int) -> int:
-    """Capacity of a hash map for so many entries. A full preallocated map makes CPUs fight over the last free
-    elements, so a part of it stays free; powers of two, because its buckets are one in any case."""
-    while have - have // 25 < entries:
-        have *= 2
-    return have
 
 
 def _grown(have: int, wanted: int) -> int:

@@ -18,20 +18,19 @@ HASHES = (
     "address6_maps",
     "address4",
     "address6",
-    "policy_prefix4",
-    "policy_prefix6",
     "policy_iface",
+    "policy_search",
     "policy_counters",
     "counters",
     "scratch",
 )
 ARRAYS = {
     "control_map": CONTROL,
-    "lengths4": LAYOUT.structs["lengths4"],
-    "lengths6": LAYOUT.structs["lengths6"],
+    "address_filter": LAYOUT.structs["filter_word"],
     "policy_heads": POLICY,
-    "policy_lengths4": LAYOUT.structs["lengths4"],
-    "policy_lengths6": LAYOUT.structs["lengths6"],
+    "policy_index4": LAYOUT.structs["span"],
+    "policy_intervals4": LAYOUT.structs["interval4"],
+    "policy_intervals6": LAYOUT.structs["interval6"],
     "policy_protocol": LAYOUT.structs["vector_number"],
     "policy_port": LAYOUT.structs["port_vectors"],
     "policy_icmp": LAYOUT.structs["vector_number"],
@@ -39,6 +38,11 @@ ARRAYS = {
     "interface_slots": INTERFACE_SLOT,
 }
 NAMES = (*HASHES, *ARRAYS, "policy_vectors")
+
+
+def vector_words(size: int) -> int:
+    """Words of a vector of so many bytes, beside its summary: struct vector in bpf/maps.h."""
+    return next(words for words in range(size // 8, 0, -1) if words + -(-words // 64) == size // 8)
 
 
 class PinnedMaps:
@@ -58,9 +62,11 @@ class PinnedMaps:
         self.arrays: dict[str, npt.NDArray[np.void]] = {
             name: self.maps[name].mapped(dtype) for name, dtype in ARRAYS.items()
         }
-        words = self.maps["policy_vectors"].info.value_size // 8
-        vector = np.dtype([("word", "<u8", (words,))])
-        self.vectors = self.maps["policy_vectors"].mapped(vector)["word"]
+        vectors = self.maps["policy_vectors"]
+        words = vector_words(vectors.info.value_size)
+        summaries = vectors.info.value_size // 8 - words
+        vector = np.dtype([("summary", "<u8", (summaries,)), ("word", "<u8", (words,))])
+        self.vectors = vectors.mapped(vector)
 
     def replace_addresses(self, version: int, entries: Map, pins: Path) -> None:
         """Puts a filled table in the place of the present one; packets meet the one or the other, whole."""

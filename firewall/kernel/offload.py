@@ -118,10 +118,10 @@ class OffloadDevice:
         for key in self._entries:
             if key.version == 4:
                 state["lengths4"][0, key.scope] |= np.uint64(1 << key.length)
-            elif key.length < C["BUCKET6_SHORTEST"]:
+            elif key.length < C["LENGTHS6_SHORTEST"]:
                 state["short_lengths6"][0, key.scope] |= np.uint32(1 << key.length)
             else:
-                word, at = divmod(key.length - C["BUCKET6_SHORTEST"], 64)
+                word, at = divmod(key.length - C["LENGTHS6_SHORTEST"], 64)
                 state["lengths6"][0, key.scope * 2 + word] |= np.uint64(1 << at)
         self._maps["offload_state"].update(zero, state.tobytes())
 

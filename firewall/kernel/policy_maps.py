@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from firewall.kernel.bpf import Map, Records
-from firewall.kernel.keys import prefix_records
 from firewall.kernel.maps import PinnedMaps
-from firewall.layout import INTERFACE_KEY, C
+from firewall.layout import INTERFACE_KEY, SPAN, C
 from firewall.policy import HookPolicy, Policy
+from firewall.policy_addresses import Words, index_spans
 
 _HOOKS = C["HOOK_COUNT"]
 _NUMBER = np.dtype([("vector", "<u4")])
@@ -21,19 +21,12 @@ _NUMBER = np.dtype([("vector", "<u4")])
 def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tuple[int, int]) -> None:
     capacity = len(maps.vectors) // C["GENERATION_COUNT"]
     base = generation * capacity
-    maps.vectors[base : base + len(policy.vectors)] = policy.vectors
+    for first, vectors in policy.pieces:
+        _write_vectors(maps.vectors[base + first : base + first + len(vectors)], vectors)
+    spans = _write_intervals(maps, generation, policy, base)
     for hook, image in enumerate(policy.hooks):
         _write_arrays(maps, generation * _HOOKS + hook, image, base)
-        _write_head(maps, generation * _HOOKS + hook, image, base, options[hook])
-    for version, name in ((4, "policy_prefix4"), (6, "policy_prefix6")):
-        keys, vectors = [], []
-        for hook, image in enumerate(policy.hooks):
-            for side, address, length, vector in image.prefixes4 if version == 4 else image.prefixes6:
-                keys.append(((generation * _HOOKS + hook) << C["SCOPE_HOOK_BIT"] | side, length, address))
-                vectors.append(vector + base)
-        _replace(
-            maps[name], prefix_records(version, keys), vectors, lambda key: key["scope"] >> 2 == generation
-        )
+        _write_head(maps, generation * _HOOKS + hook, image, base, options[hook], spans[hook])
     interfaces = [
         (ifindex, generation * _HOOKS + hook, vector + base)
         for hook, image in enumerate(policy.hooks)
@@ -46,6 +39,46 @@ def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tup
         [each[2] for each in interfaces],
         lambda key: key["scope"] // _HOOKS == generation,
     )
+
+
+def _write_vectors(records: Records, vectors: Words) -> None:
+    """Each with its summary: a bit for every word that is not 0."""
+    in_use = vectors.shape[1]
+    records["word"][:, :in_use] = vectors
+    records["word"][:, in_use:] = 0
+    is_set = np.zeros((len(vectors), records["summary"].shape[1] * 64), np.bool_)
+    np.not_equal(vectors, 0, out=is_set[:, :in_use])
+    records["summary"] = np.packbits(is_set, axis=1, bitorder="little").view(np.uint64)
+
+
+def _write_intervals(
+    maps: PinnedMaps, generation: int, policy: Policy, base: int
+) -> list[list[tuple[int, int]]]:
+    """Where the IPv6 ones stand, first and count, by hook and side."""
+    capacity = len(maps.arrays["policy_intervals4"]) // C["GENERATION_COUNT"]
+    at4 = at6 = generation * capacity
+    index = maps.arrays["policy_index4"]
+    buckets = 1 << C["POLICY_INDEX_BITS"]
+    blocks_at = C["POLICY_SCOPE_COUNT"] * buckets + at4 * C["POLICY_BLOCK_SHARE"]
+    spans = []
+    for hook, image in enumerate(policy.hooks):
+        mine = []
+        for side in range(C["SIDE_COUNT"]):
+            four, six = image.intervals4[side], image.intervals6[side]
+            rows = maps.arrays["policy_intervals4"][at4 : at4 + len(four)]
+            rows["start"], rows["vector"] = four.starts, four.vectors + np.uint32(base)
+            scope = (generation * _HOOKS + hook) * C["SIDE_COUNT"] + side
+            index_rows, blocks = index_spans(four.starts, at4, blocks_at)
+            index[blocks_at : blocks_at + len(blocks)] = blocks
+            index[scope * buckets : (scope + 1) * buckets] = index_rows
+            blocks_at += len(blocks)
+            rows = maps.arrays["policy_intervals6"][at6 : at6 + len(six)]
+            rows["start"] = six.starts.view(">u8").reshape(-1, 2)
+            rows["vector"] = six.vectors + np.uint32(base)
+            mine.append((at6, len(six)))
+            at4, at6 = at4 + len(four), at6 + len(six)
+        spans.append(mine)
+    return spans
 
 
 def _replace(table: Map, keys: Records, vectors: list[int], is_ours: object) -> None:
@@ -66,24 +99,20 @@ def _write_arrays(maps: PinnedMaps, scope: int, image: HookPolicy, base: int) ->
     def rows(name: str, count: int) -> Records:
         return arrays[name][scope * count : (scope + 1) * count]
 
-    sides = C["SIDE_COUNT"]
-    buckets4, buckets6 = C["BUCKET_COUNT"] * sides, C["POLICY_BUCKET6_COUNT"] * sides
-    rows("policy_lengths4", buckets4)["lengths"] = image.lengths4.reshape(-1)
-    rows("policy_lengths6", buckets6)["word"] = image.lengths6.reshape(-1, 2)
-    rows("policy_protocol", C["PROTOCOL_ROWS"])["vector"] = image.protocol + np.uint64(base)
+    rows("policy_protocol", C["PROTOCOL_ROWS"])["vector"] = image.protocol + np.uint32(base)
     rows("policy_port", C["PORT_ROWS"])["side"] = image.port + np.uint32(base)
-    rows("policy_icmp", C["ICMP_ROWS"])["vector"] = image.icmp + np.uint64(base)
-    rules = rows("policy_rules", maps["policy_rules"].info.max_entries // (C["GENERATION_COUNT"] * _HOOKS))
-    rules[: len(image.rules)] = image.rules
-    # A restart reads the slots back from here, up to the end of the last word: no older policy's rule may stand there.
-    rules[len(image.rules) : image.words * 64] = np.zeros(1, rules.dtype)
+    rows("policy_icmp", C["ICMP_ROWS"])["vector"] = image.icmp + np.uint32(base)
+    room = maps.vectors["word"].shape[1] * 64
+    # A restart reads the slots back from here, up to the last word in use.
+    rows("policy_rules", room)[: len(image.rules)] = image.rules
 
 
-def _write_head(maps: PinnedMaps, scope: int, image: HookPolicy, base: int, options: int) -> None:
+def _write_head(
+    maps: PinnedMaps, scope: int, image: HookPolicy, base: int, options: int, spans: list[tuple[int, int]]
+) -> None:
     head = maps.arrays["policy_heads"][scope : scope + 1]
     head["best_rank"] = image.best_rank
     head["words"] = image.words
     head["options"] = options | (C["OPTION_INTERFACES"] if image.uses_interfaces else 0)
     head["any_interface"] = image.any_interface + base
-    head["any_address"] = np.array(image.any_address, np.uint32) + np.uint32(base)
-    head["short_lengths6"] = image.short_lengths6
+    head["addresses"] = np.array(spans, SPAN)

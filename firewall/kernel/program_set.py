@@ -55,8 +55,8 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
         size = {name: maps[name].info.max_entries for name in NAMES}
         return Capacities(
             rules=size["policy_counters"] // 2,
-            prefixes=size["policy_prefix4"] // 2,
             vectors=size["policy_vectors"] // 2,
+            intervals=size["policy_intervals4"] // 2,
         )
     finally:
         maps.close()

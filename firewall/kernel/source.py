@@ -36,12 +36,12 @@ POLICY_INTERFACES_MAX = 4096
 
 @dataclass(frozen=True)
 class Capacities:
-    """What the maps hold at most that are made with the programs. `rules`: policy rules; `prefixes`: of the policy,
-    a family; `vectors`: a generation."""
+    """What the maps hold at most that are made with the programs. `rules`: policy rules; `vectors`: a generation;
+    `intervals`: of addresses, a generation and family."""
 
     rules: int
-    prefixes: int
     vectors: int
+    intervals: int
 
     @property
     def words(self) -> int:
@@ -50,10 +50,10 @@ class Capacities:
     def flags(self, pin_root: Path) -> list[str]:
         sizes = {
             "MAX_RULES": self.rules,
-            "MAX_POLICY_PREFIXES": self.prefixes * C["GENERATION_COUNT"],
             "MAX_POLICY_INTERFACES": POLICY_INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
             "VECTOR_WORDS": self.words,
             "VECTOR_COUNT": self.vectors,
+            "INTERVAL_COUNT": self.intervals,
         }
         return [f'-DPIN_ROOT="{pin_root}"', *(f"-D{name}={value}" for name, value in sizes.items())]
 

@@ -7,7 +7,7 @@ what the vectors hold, since they depend on history.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +78,7 @@ def wanted_policy(loaded: Loaded, records: Iterable[Record]) -> Policy:
         for record in records
         if record.rule.enabled and not record.rule.is_addresses_only
     ]
-    return compile_policy(rules, loaded.interfaces, loaded.enforcer._limits.words)
+    return compile_policy(rules, loaded.interfaces)
 
 
 def assert_exact(loaded: Loaded) -> None:
@@ -89,54 +89,73 @@ def assert_exact(loaded: Loaded) -> None:
     raw, wanted = raw_entries(loaded), wanted_entries(records)
     assert {key: (int(each["rank"]), int(each["handle"])) for key, each in raw.items()} == wanted
     assert all(each["since"] <= epoch for each in raw.values()), "an entry waits for an epoch to come"
-    assert present_words(maps) == wanted_words(wanted)
+    assert_filter_complete(loaded)
     assert control_words(maps) == wanted_control_words(wanted)
     assert list(policy_differences(loaded, wanted_policy(loaded, records))) == []
 
 
-Words = dict[tuple[str, int], list[int]]
+def assert_filter_complete(loaded: Loaded) -> None:
+    """Every entry of the tables has its bits in the filter, visible or not. Packets would not find it otherwise."""
+    for version, dtype in PREFIX.items():
+        for keys, _ in loaded.kernel._set.maps[f"address{version}"].dump(dtype, ADDRESS_ENTRY):
+            missing = [
+                key
+                for key, each in zip(keys_of(version, keys), keys, strict=True)
+                if not has_bits(loaded, each)
+            ]
+            assert not missing, missing[:5]
 
 
-def present_words(maps: PinnedMaps) -> Words:
-    """Length words that are not 0, by map and index."""
-    tables = {
-        "lengths4": maps.arrays["lengths4"]["lengths"][:, None],
-        "lengths6": maps.arrays["lengths6"]["word"],
-    }
-    return {
-        (name, at): table[at].tolist()
-        for name, table in tables.items()
-        for at in np.flatnonzero(table.any(axis=1)).tolist()
-    }
+def has_bits(loaded: Loaded, key: np.void) -> bool:
+    """Worked out anew from bpf/layout.h and bpf/keys.h, in Python's integers."""
+    maps = loaded.kernel._set.maps
+    words, mask = maps.arrays["address_filter"]["bits"], int(maps.control["filter_mask"])
+    raw = np.ascontiguousarray(key["address"]).tobytes()
+    scope, length, address = int(key["scope"]), int(key["length"]), int.from_bytes(raw, "big")
+    if len(raw) == 4:
+        word, size = 0, 1 << (32 - length)
+        hashed = times(scope << 34 | address << 1 | size)
+        region = address >> 16 if length >= 16 else None
+    else:
+        word = -(-length // 64)
+        size = 1 << (64 * word - length)
+        high, low = address >> 64, address & (1 << 64) - 1
+        hashed = times(high + (scope << 2 | word))
+        hashed = times((hashed ^ hashed >> 32) + low)
+        hashed = times((hashed ^ hashed >> 32) + size)
+        region = high >> 32 if length >= 32 else None
+    both = 1 << (hashed >> 58) | 1 << (hashed >> 52 & 63)
+    if int(words[hashed >> 30 & mask]) & both != both:
+        return False
+    if region is None:
+        return True
+    hashed = times(scope << 34 | word << 32 | region)
+    return bool(int(words[mask + 1 + (hashed >> 30 & mask >> 2)]) & size)
 
 
-def wanted_words(keys: Iterable[Key]) -> Words:
-    """The same of the prefixes that there are, by what bpf/layout.h says."""
-    words: Words = {}
+def times(number: int) -> int:
+    return number * 0x9E3779B97F4A7C15 & (1 << 64) - 1
+
+
+def bits_set(loaded: Loaded) -> int:
+    """How many bits the filter has."""
+    return int(np.bitwise_count(loaded.kernel._set.maps.arrays["address_filter"]["bits"]).sum())
+
+
+def control_words(maps: PinnedMaps) -> tuple[list[int], list[int]]:
+    return maps.control["lengths4"].tolist(), maps.control["lengths6"].tolist()
+
+
+def wanted_control_words(keys: Iterable[Key]) -> tuple[list[int], list[int]]:
+    """By what bpf/layout.h says."""
+    four, six = [0] * 4, [0] * 12
     for key in keys:
-        base = key.scope * C["BUCKET_COUNT"]
         if key.version == 4:
-            first = key.address >> 16
-            for bucket in range(first, first + (1 << max(0, 16 - key.length))):
-                words.setdefault(("lengths4", base + bucket), [0])[0] |= 1 << key.length
-        elif key.length >= C["BUCKET6_SHORTEST"]:
-            bucket = ((key.address >> 96) * C["BUCKET6_MULTIPLIER"] & 0xFFFFFFFF) >> 16
-            word, bit = divmod(key.length - C["BUCKET6_SHORTEST"], 64)
-            words.setdefault(("lengths6", base + bucket), [0, 0])[word] |= 1 << bit
-    return words
-
-
-def control_words(maps: PinnedMaps) -> tuple[int, list[int]]:
-    return int(maps.control["occupied"]), maps.control["short_lengths6"].tolist()
-
-
-def wanted_control_words(keys: Iterable[Key]) -> tuple[int, list[int]]:
-    occupied, short_lengths = 0, [0] * C["ADDRESS_SCOPE_COUNT"]
-    for key in keys:
-        occupied |= 1 << ((key.version == 6) * C["ADDRESS_SCOPE_COUNT"] + key.scope)
-        if key.version == 6 and key.length < C["BUCKET6_SHORTEST"]:
-            short_lengths[key.scope] |= 1 << key.length
-    return occupied, short_lengths
+            four[key.scope] |= 1 << (32 - key.length)
+        else:
+            word = 0 if key.length == 0 else 1 if key.length <= 64 else 2
+            six[key.scope * 3 + word] |= 1 << (64 * word - key.length)
+    return four, six
 
 
 def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
@@ -145,11 +164,19 @@ def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
     for hook, image in enumerate(policy.hooks):
         scope = generation * len(HOOKS) + hook
         for what, wanted, found in tables(maps, scope, image):
-            if not same_vectors(policy.vectors, wanted, maps.vectors, found):
+            if not same_vectors(all_vectors(policy, maps), wanted, maps.vectors["word"], found):
                 yield f"{HOOKS[hook]}: {what}"
-        for what, wanted_value, found_value in plain_values(maps, scope, image, loaded.kernel._max_rules):
+        for what, wanted_value, found_value in plain_values(maps, scope, image):
             if not np.array_equal(wanted_value, found_value):
                 yield f"{HOOKS[hook]}: {what}"
+
+
+def all_vectors(policy: Policy, maps: PinnedMaps) -> npt.NDArray[np.uint64]:
+    """As long as those in the maps."""
+    vectors = np.zeros((policy.vector_count, maps.vectors["word"].shape[1]), np.uint64)
+    for first, rows in policy.pieces:
+        vectors[first : first + len(rows), : rows.shape[1]] = rows
+    return vectors
 
 
 Numbers = npt.NDArray[np.int64]
@@ -166,16 +193,11 @@ def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[st
     yield "protocol", image.protocol.astype(np.int64), rows("policy_protocol", C["PROTOCOL_ROWS"], "vector")
     yield "icmp", image.icmp.astype(np.int64), rows("policy_icmp", C["ICMP_ROWS"], "vector")
     yield "port", image.port.reshape(-1).astype(np.int64), rows("policy_port", C["PORT_ROWS"], "side")
-    yield "any_address", np.array(image.any_address, np.int64), head["any_address"].astype(np.int64)
     yield "any_interface", np.array([image.any_interface]), np.array([int(head["any_interface"])])
-    for version, prefixes in ((4, image.prefixes4), (6, image.prefixes6)):
-        wanted = {(side, length, address): vector for side, address, length, vector in prefixes}
-        found = {}
-        for keys, values in maps[f"policy_prefix{version}"].dump(PREFIX[version], NUMBER):
-            for key, vector in zip(keys_of(version, keys), values["vector"].tolist(), strict=True):
-                if key.scope >> C["SCOPE_HOOK_BIT"] == scope:
-                    found[key.scope & 1, key.length, key.address] = vector
-        yield f"policy_prefix{version}", *aligned(wanted, found)
+    for version in (4, 6):
+        for side, (_, vectors) in enumerate(written_intervals(maps, scope, version)):
+            wanted = image.intervals(version)[side].vectors.astype(np.int64)
+            yield f"policy_intervals{version}, side {side}", wanted, vectors.astype(np.int64)
     interfaces: dict[int, int] = {}
     for each_key, each_value in maps["policy_iface"].dump(INTERFACE_KEY, NUMBER):
         mine = each_key["scope"] == scope
@@ -206,22 +228,56 @@ def same_vectors(
     return np.array_equal(wanted_vectors[wanted[starts]], found_vectors[found[starts]])
 
 
-def plain_values(
-    maps: PinnedMaps, scope: int, image: HookPolicy, max_rules: int
-) -> Iterator[tuple[str, object, object]]:
+def plain_values(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[str, object, object]]:
     head = maps.arrays["policy_heads"][scope]
     yield "best_rank", image.best_rank, int(head["best_rank"])
     yield "words", image.words, int(head["words"])
-    yield "short_lengths6", image.short_lengths6, tuple(head["short_lengths6"].tolist())
-    for name, field, buckets, wanted in (
-        ("policy_lengths4", "lengths", C["BUCKET_COUNT"], image.lengths4),
-        ("policy_lengths6", "word", C["POLICY_BUCKET6_COUNT"], image.lengths6),
-    ):
-        count = buckets * SIDES
-        found = maps.arrays[name][scope * count : (scope + 1) * count]
-        yield name, wanted.reshape(-1), found[field].reshape(-1)
-    rules = maps.arrays["policy_rules"][scope * max_rules : (scope + 1) * max_rules][: image.words * 64]
-    bits = len(image.rules)
-    for field in ("rank", "handle"):
-        yield f"policy_rules.{field}", image.rules[field], rules[field][:bits]
-    yield "policy_rules beyond the last", 0, int(rules["handle"][bits:].any())
+    for version in (4, 6):
+        for side, (starts, _) in enumerate(written_intervals(maps, scope, version)):
+            wanted = [
+                int.from_bytes(each, "big") for each in big_endian(image.intervals(version)[side].starts)
+            ]
+            yield f"policy_intervals{version}, side {side}", wanted, starts
+    words = maps.vectors["word"]
+    holds = np.zeros((len(words), maps.vectors["summary"].shape[1] * 64), np.bool_)
+    holds[:, : words.shape[1]] = words != 0
+    yield "summaries", np.packbits(holds, axis=1, bitorder="little"), maps.vectors["summary"].view(np.uint8)
+    room = words.shape[1] * 64
+    rules = maps.arrays["policy_rules"][scope * room : (scope + 1) * room][: image.words * 64]
+    for field in ("rank", "handle", "order", "enough"):
+        yield f"policy_rules.{field}", image.rules[field], rules[field]
+
+
+def big_endian(starts: npt.NDArray[Any]) -> list[bytes]:
+    size = starts.dtype.itemsize
+    raw = starts.astype(">u8").tobytes() if starts.dtype == np.uint64 else starts.tobytes()
+    return [raw[at : at + size] for at in range(0, len(raw), size)]
+
+
+def written_intervals(
+    maps: PinnedMaps, scope: int, version: int
+) -> Iterator[tuple[list[int], npt.NDArray[np.uint32]]]:
+    """Starts and vectors of each side; of IPv4 as the index leads to them."""
+    records = maps.arrays[f"policy_intervals{version}"]
+    for side in range(SIDES):
+        if version == 4:
+            first, last = indexed(maps, scope * SIDES + side)
+            assert (first <= last).all() and (first[1:] <= last[:-1] + 1).all()
+            found = records[int(first[0]) : int(last[-1]) + 1]
+            yield found["start"].tolist(), found["vector"]
+        else:
+            span = maps.arrays["policy_heads"]["addresses"][scope, side]
+            found = records[int(span["first"]) : int(span["first"]) + int(span["count"])]
+            yield [high << 64 | low for high, low in found["start"].tolist()], found["vector"]
+
+
+def indexed(maps: PinnedMaps, scope: int) -> tuple[Numbers, Numbers]:
+    """The first and the last interval of every bucket, those of blocks too, in the order of addresses."""
+    index = maps.arrays["policy_index4"]
+    first, last = [], []
+    for span in index[scope << C["POLICY_INDEX_BITS"] : scope + 1 << C["POLICY_INDEX_BITS"]]:
+        block = int(span["first"])
+        spans = index[block : block + (1 << C["POLICY_BLOCK_BITS"])] if not span["count"] else [span]
+        first += [int(each["first"]) for each in spans]
+        last += [int(each["first"]) + int(each["count"]) - 1 for each in spans]
+    return np.array(first, np.int64), np.array(last, np.int64)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from firewall.kernel.keys import PREFIX
-from firewall.kernel.maps import ARRAYS, NAMES
+from firewall.kernel.maps import ARRAYS, NAMES, vector_words
 from firewall.layout import (
     ADDRESS_ENTRY,
     BPF_DIRECTORY,
@@ -47,8 +47,6 @@ VALUES = {
     "address6": (PREFIX[6], ADDRESS_ENTRY),
     "address4_maps": (NUMBER, NUMBER),
     "address6_maps": (NUMBER, NUMBER),
-    "policy_prefix4": (PREFIX[4], NUMBER),
-    "policy_prefix6": (PREFIX[6], NUMBER),
     "policy_iface": (INTERFACE_KEY, NUMBER),
     "policy_counters": (NUMBER, RULE_COUNTER),
     "counters": (NUMBER, COUNTER),
@@ -108,10 +106,21 @@ def test_every_struct_and_enum_of_the_header_was_read() -> None:
 
 def test_the_loaded_maps_hold_keys_and_values_of_that_size(shared: Loaded) -> None:
     maps = shared.kernel._set.maps
-    assert set(VALUES) == set(NAMES) - {"policy_vectors", "scratch"}  # nothing but the programs reads scratch
+    assert set(VALUES) == set(NAMES) - {
+        "policy_vectors",
+        "policy_search",
+        "scratch",
+    }  # the last two are the programs' own
     sizes = {name: (maps[name].info.key_size, maps[name].info.value_size) for name in VALUES}
     assert sizes == {name: (key.itemsize, value.itemsize) for name, (key, value) in VALUES.items()}
-    assert maps["policy_vectors"].info.value_size == 8 * shared.enforcer._limits.words
+    assert maps["policy_vectors"].info.value_size == 8 * (-(-shared.enforcer._limits.rules // 64) + 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "summaries"), [(1, 1), (2, 1), (63, 1), (64, 1), (65, 2), (128, 2), (129, 3), (256, 4)]
+)
+def test_the_words_of_a_vector_are_told_from_its_size(words: int, summaries: int) -> None:
+    assert vector_words(8 * (words + summaries)) == words
 
 
 def test_names_of_maps_in_the_kernel_are_those_of_their_pins(shared: Loaded) -> None:

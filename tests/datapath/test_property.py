@@ -221,6 +221,71 @@ def test_4096_policy_rules_and_10000_nested_prefixes_are_judged_as_by_the_oracle
     assert disagreement(firewall, world, rules, arrivals) is None
 
 
+def crowded_network(rng: random.Random, version: int) -> str:
+    """Of few large networks, some /16 of which hold hundreds of nested prefixes."""
+    bits = {4: 32, 6: 128}[version]
+    around = rng.choice({4: (0x0A010000, 0xC6120000), 6: (0x20010DB8 << 96, 0x2A000001 << 96)}[version])
+    address_bits = around | rng.getrandbits(16) << rng.choice({4: (0,), 6: (0, 0, 0, 48, 80)}[version])
+    length = rng.choice(
+        (15, 17, 20, 22, 24, 27, 29, 30, 31, 32, 32, 32)
+        if version == 4
+        else (33, 48, 64, 120, 126, 127, 128, 128, 128)
+    )
+    kept = address_bits >> (bits - length) << (bits - length)
+    return f"{ip_address(kept.to_bytes(bits // 8, 'big'))}/{length}"
+
+
+def crowded_rule(rng: random.Random, is_policy: bool) -> Rule:
+    version = rng.choice((4, 6))
+    sides = rng.choice((["sources"], ["destinations"], ["sources", "destinations"]))
+    rule: Rule = {
+        side: [crowded_network(rng, version) for _ in range(rng.choice((1, 1, 3)))] for side in sides
+    }
+    if is_policy:
+        rule["protocols"] = rng.choice((["tcp"], ["udp"], ["tcp", "udp"]))
+        rule[rng.choice(("source_ports", "destination_ports"))] = [
+            rng.choice(("0-1023", "22", "53", "80-8080"))
+        ]
+    elif len(sides) == 2:
+        del rule[sides[rng.randrange(2)]]
+    return rule
+
+
+def test_10000_rules_in_crowded_networks_are_judged_as_by_the_oracle(firewall: Loaded) -> None:
+    rng = random.Random(10_000)
+    rules = [crowded_rule(rng, is_policy=number < 4096) for number in range(10_000)]
+    rng.shuffle(rules)
+    for number, rule in enumerate(rules):
+        first = (
+            0 if "protocols" in rule else 2500
+        )  # else the many address rules would leave little to the policy
+        rule |= {
+            "id": f"r{number}",
+            "priority": first + rng.randrange(3000),
+            "action": rng.choice(("drop", "allow")),
+        }
+        rule["direction"] = rng.choice(("ingress", "egress", "both"))
+    world = World({}, NAMES[0])
+    policy = [rule for rule in rules if "protocols" in rule]
+    arrivals = [
+        Arrival(frame_towards(rng, rng.choice((rules, policy))), hook, "ethernet")
+        for _ in range(120)
+        for hook in HOOKS
+    ]
+    by_id = {rule["id"]: rule for rule in rules}
+    winners = {world.judge(rules, arrival).rule_id for arrival in arrivals} - {None}
+    kinds = {
+        (
+            "protocols" in by_id[each],
+            ip_network((by_id[each].get("sources") or by_id[each]["destinations"])[0]).version,
+        )
+        for each in winners
+        if each is not None
+    }
+    assert len(winners) > 60 and len(kinds) == 4, "rules of both structures and of both families decide"
+    assert disagreement(firewall, world, rules, arrivals) is None
+
+
 # --- sequences of changes ----------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ CLI_MAY_IMPORT = (
     "api.__main__",
 )
 # Within the firewall: who must not know whom. The compilers are pure, the store keeps rules and knows no map.
-COMPILERS = ("firewall.policy", "firewall.addresses", "firewall.lengths")
+COMPILERS = ("firewall.policy", "firewall.addresses", "firewall.presence")
 ENFORCER = tuple(
     f"firewall.{name}"
     for name in (

@@ -19,7 +19,6 @@ from firewall.datapath import Change, Image, Key, Link, Occupancy
 from firewall.enforcer import Enforcer
 from firewall.errors import kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
-from firewall.lengths import length_bit
 from firewall.rule import Rule, rule_from_fields
 from firewall.settings import Settings
 from tests.memory_kernel import MemoryKernel
@@ -53,17 +52,18 @@ class HostKernel(MemoryKernel):
         self.is_pinned = True
         if self.policy is None:
             return {}
-        return {int(each["handle"]): int(each["slot"]) for image in self.policy.hooks for each in image.rules}
+        records = [each for image in self.policy.hooks for each in image.rules if each["handle"]]
+        return {int(each["handle"]): int(each["slot"]) for each in records}
 
     def stop(self) -> None:
         self._ask("stop")
         self.is_pinned = False
-        self.entries, self.bits, self.policy, self.occupancy = {}, set(), None, Occupancy()
+        self.entries, self.policy, self.occupancy = {}, None, Occupancy()
         self.entry_hits, self.slot_hits, self.counted = {}, {}, {}
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
         self._ask("reserve")
-        self.reserved.append((dict(entries), vectors, prefixes))
+        self.reserved.append((dict(entries), vectors, intervals))
 
     def reconcile(self, image: Image) -> None:
         self._ask("reconcile")
@@ -74,7 +74,6 @@ class HostKernel(MemoryKernel):
             for key, hits in self.entry_hits.items()
             if key in self.entries and self.entries[key].handle == before[key].handle
         }
-        self.bits = {length_bit(key.version, key.scope, key.address, key.length) for key in self.entries}
         self.occupancy = image.occupancy
         for slot in image.fresh_slots:
             self.slot_hits.pop(slot, None)
@@ -82,7 +81,6 @@ class HostKernel(MemoryKernel):
     def apply(self, change: Change) -> dict[int, Hits]:
         self._ask("apply")
         assert change.before == self.occupancy
-        assert self.bits.isdisjoint(change.bits_set) and self.bits.issuperset(change.bits_cleared)
         assert change.policy is None or change.policy_before is self.policy
         assert not any(key in self.entries for each in change.come for key, _ in decoded(each))
         gone: dict[int, Hits] = {}
@@ -206,9 +204,11 @@ class Host:
         return {
             "stored": self.stored(),
             "entries": dict(kernel.entries),
-            "bits": set(kernel.bits),
             "occupancy": kernel.occupancy,
-            "policy": [policy.vectors.tolist(), *((e.rules.tolist(), e.interfaces) for e in policy.hooks)],
+            "policy": [
+                *(rows.tolist() for _, rows in policy.pieces),
+                *((e.rules.tolist(), e.interfaces) for e in policy.hooks),
+            ],
             "hooks": dict(kernel.hooks),
             "counted": sorted(kernel.counted),
             "etag": self.firewall.etag(),
@@ -256,7 +256,7 @@ class Host:
     def handles_in_kernel(self) -> set[int]:
         policy = self.kernel.policy
         assert policy is not None
-        in_policy = {int(each["handle"]) for image in policy.hooks for each in image.rules}
+        in_policy = {int(each["handle"]) for image in policy.hooks for each in image.rules if each["handle"]}
         return in_policy | {entry.handle for entry in self.kernel.entries.values()}
 
 

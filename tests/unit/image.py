@@ -6,9 +6,12 @@ the tests of that) and takes packets as tests.oracle parses them. It compiles no
 
 from __future__ import annotations
 
+import numpy as np
+
 from firewall.addresses import AddressTables
 from firewall.datapath import Entry, Key
 from firewall.policy import HookPolicy, Policy
+from firewall.policy_addresses import Intervals
 from tests.oracle import ICMP, ICMPV6, TCP, TCP_FLAGS, Packet
 
 FAMILY_OF = {4: 0, 6: 1}
@@ -27,14 +30,19 @@ def policy_rule(policy: Policy, hook: int, packet: Packet, ifindex: int) -> tupl
         protocol if packet.ports is None else int(image.port[packet.ports[1], 1]),
         image.interfaces.get(ifindex, image.any_interface) if image.uses_interfaces else protocol,
     ]
+    best: tuple[int, int, int, int] | None = None
+    enough = image.words
+    vectors = [policy.vector(number) for number in numbers]
     for word in range(image.words):
         both = ~0
-        for number in numbers:
-            both &= int(policy.vectors[number, word])
-        if both:
+        for vector in vectors:
+            both &= int(vector[word]) if len(vector) else 0
+        if both and word < enough:
             found = image.rules[word * 64 + (both & -both).bit_length() - 1]
-            return int(found["rank"]), int(found["slot"]), int(found["handle"])
-    return None
+            this = tuple(int(found[field]) for field in ("order", "rank", "slot", "handle"))
+            best = min(best or this, this)  # type: ignore[assignment]
+            enough = min(enough, int(found["enough"]))
+    return best and best[1:]
 
 
 def protocol_vector(image: HookPolicy, packet: Packet) -> int:
@@ -50,25 +58,20 @@ def protocol_vector(image: HookPolicy, packet: Packet) -> int:
 
 
 def address_vector(image: HookPolicy, packet: Packet, side: int) -> int:
-    """The longest prefix that covers the address, of the lengths that occur below its bucket."""
+    """Of the last interval that does not start beyond the address."""
     assert packet.version is not None
     address = int((packet.destination if side else packet.source) or 0)
-    entries = image.prefixes4 if packet.version == 4 else image.prefixes6
-    vectors = {(length, masked): vector for at, masked, length, vector in entries if at == side}
-    for length in sorted(policy_lengths(image, packet.version, side, address), reverse=True):
-        spare = BITS[packet.version] - length
-        vector = vectors.get((length, address >> spare << spare))
-        if vector is not None:
-            return vector
-    return image.any_address[FAMILY_OF[packet.version] * 2 + side]
+    intervals = image.intervals(packet.version)[side]
+    before = sum(start <= address for start in starts_of(intervals))
+    return int(intervals.vectors[before - 1])
 
 
-def policy_lengths(image: HookPolicy, version: int, side: int, address: int) -> list[int]:
-    if version == 4:
-        return set_bits(int(image.lengths4[side, address >> 16]))
-    words = image.lengths6[side, bucket6(address, 12)]
-    long = [32 + bit for bit in set_bits(int(words[0]))] + [96 + bit for bit in set_bits(int(words[1]))]
-    return set_bits(image.short_lengths6[side]) + long
+def starts_of(intervals: Intervals) -> list[int]:
+    """As numbers."""
+    if intervals.starts.dtype == np.uint64:
+        return [int(start) for start in intervals.starts]
+    raw = intervals.starts.tobytes()
+    return [int.from_bytes(raw[at : at + 16], "big") for at in range(0, len(raw), 16)]
 
 
 def bucket6(address: int, bits: int) -> int:
@@ -80,30 +83,19 @@ def set_bits(word: int) -> list[int]:
 
 
 def address_entry(tables: AddressTables, hook: int, packet: Packet) -> Entry | None:
-    """The best entry of all prefixes that the length bits lead to, None for none."""
+    """The best entry of all prefixes of the lengths that a list has, None for none."""
     assert packet.version is not None
     best: Entry | None = None
     for side, address in enumerate((packet.source, packet.destination)):
         scope = hook * 2 + side
-        if not tables.occupancy.lists >> (FAMILY_OF[packet.version] * 4 + scope) & 1:
-            continue
-        for length in table_lengths(tables, packet.version, scope, int(address or 0)):
+        lengths = tables.occupancy.lengths4 if packet.version == 4 else tables.occupancy.lengths6
+        for length in set_bits(lengths[scope]):
             spare = BITS[packet.version] - length
             key = Key(packet.version, scope, length, int(address or 0) >> spare << spare)
             entry = tables.winner(key)
             if entry is not None and (best is None or entry.rank < best.rank):
                 best = entry
     return best
-
-
-def table_lengths(tables: AddressTables, version: int, scope: int, address: int) -> list[int]:
-    bucket = address >> 16 if version == 4 else bucket6(address, 16)
-    found = [
-        bit.length
-        for bit in tables.length_bits()
-        if (bit.version, bit.scope) == (version, scope) and bit.first <= bucket < bit.first + bit.buckets
-    ]
-    return found + (set_bits(tables.occupancy.short_lengths6[scope]) if version == 6 else [])
 
 
 def verdict(

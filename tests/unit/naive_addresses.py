@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from firewall.datapath import Entry, Key, Occupancy
-from firewall.lengths import LengthBit, length_bit
 from firewall.rule import Rule
 
 Handled = tuple[Rule, int]
@@ -33,14 +32,9 @@ def naive_winners(rules: Iterable[Handled]) -> dict[Key, Entry]:
     return {key: Entry(found[0][3], found[0][2]) for key, found in naive_entries(rules).items()}
 
 
-def naive_bits(winners: Iterable[Key]) -> set[LengthBit]:
-    return {length_bit(key.version, key.scope, key.address, key.length) for key in winners}
-
-
 def naive_occupancy(winners: Iterable[Key]) -> Occupancy:
-    lists, short = 0, [0, 0, 0, 0]
+    lengths = {4: [0, 0, 0, 0], 6: [0, 0, 0, 0]}
     for key in winners:
-        lists |= 1 << (key.version == 6) * 4 + key.scope
-        if key.version == 6 and key.length < 32:
-            short[key.scope] |= 1 << key.length
-    return Occupancy(lists, (short[0], short[1], short[2], short[3]))
+        lengths[key.version][key.scope] |= 1 << key.length
+    four, six = ((each[0], each[1], each[2], each[3]) for each in lengths.values())
+    return Occupancy(four, six)

@@ -7,21 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from firewall.address import parse_prefix
 from firewall.address_index import decoded
 from firewall.addresses import AddressPlan, AddressTables, address_keys
 from firewall.datapath import Change, Entry, Key, Occupancy
-from firewall.lengths import LengthBit
 from firewall.rule import Rule, rule_from_fields
-from tests.unit.image import bucket6
 from tests.unit.naive_addresses import (
     Handled,
-    naive_bits,
     naive_entries,
     naive_occupancy,
     naive_winners,
@@ -58,7 +54,6 @@ class Tables:
     """What a kernel would hold: it does as it is told and notices what cannot be."""
 
     entries: dict[Key, Entry] = field(default_factory=dict)
-    bits: set[LengthBit] = field(default_factory=set)
     occupancy: Occupancy = field(default_factory=Occupancy)
 
     def perform(self, change: Change) -> None:
@@ -67,15 +62,12 @@ class Tables:
             assert self.entries.pop(key, None) == old
             if new is not None:
                 self.entries[key] = new
-        assert self.bits.isdisjoint(change.bits_set) and self.bits.issuperset(change.bits_cleared)
-        self.bits = (self.bits | set(change.bits_set)) - set(change.bits_cleared)
         assert self.occupancy == change.before
         self.occupancy = change.after
 
     def is_what_these_mean(self, rules: Iterable[Handled]) -> None:
         winners = naive_winners(rules)
         assert self.entries == winners
-        assert self.bits == naive_bits(winners)
         assert self.occupancy == naive_occupancy(winners)
 
 
@@ -118,7 +110,6 @@ def test_any_changes_lead_to_just_the_winners_of_the_rules_that_live(seed: int) 
         world.commit(plan, removed, added)
         world.kernel.is_what_these_mean(world.handled())
         assert all_winners(world.tables) == world.kernel.entries
-        assert set(world.tables.length_bits()) == world.kernel.bits
         assert world.tables.occupancy == world.kernel.occupancy
 
 
@@ -147,26 +138,6 @@ def test_the_inverse_of_a_change_takes_it_back(seed: int) -> None:
         world.kernel.perform(change.inverse())
         world.kernel.is_what_these_mean(world.handled())
         world.commit(plan, removed, added)
-
-
-@settings(max_examples=15)
-@given(st.integers(0, 2**32))
-def test_the_words_of_the_buckets_have_just_the_bits_of_the_entries(seed: int) -> None:
-    rng, world = random.Random(seed), World()
-    removed, added = world.draw(rng)
-    world.commit(world.tables.plan(removed, added), removed, added)
-    words = world.tables.length_words()
-    expected = {4: np.zeros((4, 65536), np.uint64), 6: np.zeros((4, 65536, 2), np.uint64)}
-    for key in naive_winners(world.handled()):
-        spread = max(0, 16 - key.length)
-        if key.version == 4:
-            first = key.address >> 16
-            expected[4][key.scope, first : first + (1 << spread)] |= np.uint64(1 << key.length)
-        elif key.length >= 32:
-            at = divmod(key.length - 32, 64)
-            expected[6][key.scope, bucket6(key.address, 16), at[0]] |= np.uint64(1 << at[1])
-    for version in (4, 6):
-        assert (words[version] == expected[version].reshape(words[version].shape)).all()
 
 
 @given(st.integers(0, 2**32))
@@ -214,10 +185,10 @@ def test_a_loser_that_comes_or_goes_is_no_edit() -> None:
     winner, loser = rule(sources="10.0.0.1"), rule(sources="10.0.0.1", action="allow")
     tables.commit(tables.plan((), [(winner, 1)]))
     plan = tables.plan((), [(loser, 2)])
-    assert not plan.edits and not plan.bits_set
+    assert not plan.edits
     tables.commit(plan)
     plan = tables.plan([(loser, 2)], ())
-    assert not plan.edits and not plan.bits_cleared
+    assert not plan.edits
 
 
 def test_a_winner_that_goes_leaves_its_place_to_the_next() -> None:
@@ -233,18 +204,19 @@ def test_a_rule_that_changes_nothing_for_packets_is_no_edit() -> None:
     tables = AddressTables()
     tables.commit(tables.plan((), [(rule(sources="10.0.0.1"), 1)]))
     plan = tables.plan([(rule(sources="10.0.0.1"), 1)], [(rule(sources="10.0.0.1", description="x"), 1)])
-    assert not plan.edits and not plan.bits_set and not plan.bits_cleared
+    assert not plan.edits
 
 
-def test_two_prefixes_share_a_bit_and_the_last_to_go_clears_it() -> None:
+def test_a_length_is_there_until_the_last_of_its_prefixes_goes() -> None:
     tables = AddressTables()
     one, other = rule(sources="10.0.0.1"), rule(sources="10.0.0.2")
-    assert len(tables.plan((), [(one, 1)]).bits_set) == 1
-    tables.commit(tables.plan((), [(one, 1)]))
-    assert not tables.plan((), [(other, 2)]).bits_set
-    tables.commit(tables.plan((), [(other, 2)]))
-    assert not tables.plan([(one, 1)], ()).bits_cleared
-    assert len(tables.plan([(one, 1), (other, 2)], ()).bits_cleared) == 1
+    has_32 = Occupancy(lengths4=(1 << 32, 0, 0, 0))
+    tables.commit(tables.plan((), [(one, 1), (other, 2)]))
+    assert tables.occupancy == has_32
+    tables.commit(tables.plan([(one, 1)], ()))
+    assert tables.occupancy == has_32
+    tables.commit(tables.plan([(other, 2)], ()))
+    assert tables.occupancy == Occupancy()
 
 
 @pytest.mark.parametrize(

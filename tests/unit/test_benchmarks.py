@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from benchmarks.frames import TCP, UDP, ipv4_frames, ipv6_frames
 from benchmarks.http_client import encoded
 from benchmarks.measure import Answers, Goal, Row, percentile
 from benchmarks.policies import ANY_PROTOCOL, SHAPES, Packets, PolicySet
-from firewall.addresses import AddressTables
+from firewall.presence import marks, set_marks
 from firewall.rule import rule_from_fields
 
 SIZE = 2000
@@ -71,20 +71,18 @@ def test_hosts_in_a_mixed_list_are_covered_by_it(random: np.random.Generator) ->
     assert all(((host & masks) == mixed.networks4).any() for host in hosts)
 
 
-def test_probes_are_counted_as_the_lookup_makes_them() -> None:
-    """Two lengths below 10.1/16, one below 10.2/16, none elsewhere; IPv6 pays for every short length."""
-    sources = ["10.1.0.0/24", "10.1.2.3", "10.2.0.0/16", "2001:db8::/32", "2001:db8:1::/48", "2000::/20"]
-    tables = AddressTables()
-    rule = rule_from_fields({"sources": sources}, "r", 0.0)
-    tables.commit(tables.plan([], [(rule, 1)]))
-    words = tables.length_words()
-    four = np.array([0x0A010203, 0x0A020000, 0x0A030000], np.uint32)
-    assert address_lists.probes4(words[4], four).tolist() == [2, 1, 0]
-    six = np.frombuffer(bytes.fromhex("20010db8" + "00" * 12 + "30010db8" + "00" * 12), np.uint8).reshape(
-        2, 16
-    )
-    short = tables.occupancy.short_lengths6[0]
-    assert address_lists.probes6(words[6], short, six).tolist() == [3, 1]
+def test_probes_are_counted_as_the_filter_allows_them() -> None:
+    """A probe for every prefix of the source that is listed, and none for others: so few bits do not deceive."""
+    keys = [("10.1.0.0", 24), ("10.1.0.3", 32), ("10.2.0.0", 16)]
+    prefixes = np.zeros(len(keys), address_lists.PREFIX[4])
+    prefixes["length"] = [length for _, length in keys]
+    prefixes["address"] = np.frombuffer(b"".join(ip_address(text).packed for text, _ in keys), "<u4")
+    mask = 511
+    words = np.zeros(640, np.uint64)
+    set_marks(words, marks(4, prefixes, mask))
+    lengths = 1 << 16 | 1 << 24 | 1 << 32
+    sources = address_lists.rows4(np.array([0x0A010003, 0x0A010004, 0x0A020000, 0x0A030000], np.uint32))
+    assert address_lists.probes(words, mask, 4, lengths, sources).tolist() == [2, 1, 1, 0]
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -158,7 +158,7 @@ def test_after_many_failures_no_slot_is_lost(furnished: Host, name: str) -> None
     policy = furnished.kernel.policy
     assert policy is not None
     for image in policy.hooks:
-        slots = image.rules["slot"].tolist()
+        slots = image.rules["slot"][image.rules["handle"] != 0].tolist()
         assert len(set(slots)) == len(slots)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -13,26 +14,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firewall.address import BITS, Prefix, host_bits
 from firewall.layout import RANK_NONE, C
 from firewall.policy import Policy, PolicyRule, compile_policy
+from firewall.policy_addresses import Intervals, index_spans
 from firewall.rule import rule_from_fields
 from tests import oracle, random_rules
 from tests.oracle import Packet
-from tests.unit.image import policy_rule, set_bits
+from tests.unit.image import policy_rule, set_bits, starts_of
 
 INTERFACES = {"eth0": 2, "eth1": 3, "veth7": 9}
 GLOBS = ("eth0", "eth*", "veth?", "wg0", "[ev]*")
 HOOKS = ("ingress", "egress")
 SEEDS = st.integers(0, 2**32)
-WORDS = 4
 PORTS = st.integers(0, 65535)
 
 
-def compiled(rules: Sequence[dict[str, Any]], words: int = WORDS) -> Policy:
+def compiled(rules: Sequence[dict[str, Any]]) -> Policy:
     """Every enabled rule as policy, whatever it asks. Handles are 1 on, slots ten times that."""
     enabled = [(number, each) for number, each in enumerate(rules, 1) if each.get("enabled", True)]
     made = [PolicyRule(rule_from_fields(each, f"r{n}", 0.0), n, 10 * n) for n, each in enabled]
-    return compile_policy(made, INTERFACES, words)
+    return compile_policy(made, INTERFACES)
 
 
 def expected(rules: Sequence[dict[str, Any]], packet: Packet, hook: int, interface: str) -> int | None:
@@ -98,26 +100,32 @@ def test_no_rules_match_nothing() -> None:
     policy = compiled([])
     for image in policy.hooks:
         assert (image.best_rank, image.words, len(image.rules)) == (RANK_NONE, 0, 0)
-        assert not image.prefixes4 and not image.prefixes6 and not image.interfaces
+        assert not image.interfaces
         assert not image.uses_interfaces
-    assert policy.vectors.shape == (1, WORDS) and not policy.vectors.any()
+    assert policy.vector_count == 1 and not len(policy.vector(0))
     assert check([], policy, packet(6, ports=(1, 2), tcp_flags=frozenset())) is None
 
 
-def test_vector_0_matches_nothing_and_no_vector_is_there_twice() -> None:
+def test_vector_0_matches_nothing() -> None:
     rules = random_rules.random_rules(random.Random(3), 100, GLOBS)
-    vectors = compiled(rules).vectors
-    assert not vectors[0].any()
-    assert len({vector.tobytes() for vector in vectors}) == len(vectors)
+    assert not compiled(rules).vector(0).any()
+
+
+def test_values_with_the_same_rules_share_a_vector() -> None:
+    """Vectors are a large part of the memory: neither many ports nor many prefixes of one rule need many."""
+    ports = {"destination_ports": [str(port) for port in range(0, 4000, 2)]}
+    alone = {"sources": [f"10.{at}.{at}.0/24" for at in range(250)], "protocols": "esp"}
+    together = {"sources": alone["sources"], "protocols": "gre"}
+    assert compiled([ports, alone, together]).vector_count < 20
 
 
 def test_every_number_of_the_image_is_a_vector() -> None:
     policy = compiled(random_rules.random_rules(random.Random(4), 100, GLOBS))
     for image in policy.hooks:
         numbers = [image.protocol.max(), image.port.max(), image.icmp.max(), image.any_interface]
-        numbers += [*image.any_address, *image.interfaces.values()]
-        numbers += [vector for *_, vector in (*image.prefixes4, *image.prefixes6)]
-        assert max(numbers) < len(policy.vectors)
+        numbers += image.interfaces.values()
+        numbers += [each.vectors.max() for each in (*image.intervals4, *image.intervals6)]
+        assert max(numbers) < policy.vector_count
 
 
 def test_the_arrays_have_the_shapes_of_the_maps() -> None:
@@ -125,14 +133,12 @@ def test_the_arrays_have_the_shapes_of_the_maps() -> None:
     assert image.protocol.shape == (C["PROTOCOL_ROWS"],)
     assert image.port.shape == (C["PORT_ROWS"], C["SIDE_COUNT"])
     assert image.icmp.shape == (C["ICMP_ROWS"],)
-    assert image.lengths4.shape == (C["SIDE_COUNT"], C["BUCKET_COUNT"])
-    assert image.lengths6.shape == (C["SIDE_COUNT"], C["POLICY_BUCKET6_COUNT"], 2)
 
 
 # --- the order of bits
 
 
-def test_bits_stand_in_winning_order() -> None:
+def test_bits_of_a_word_stand_in_winning_order() -> None:
     rules = [
         {"priority": 5, "action": "allow"},
         {"priority": 5},
@@ -141,10 +147,12 @@ def test_bits_stand_in_winning_order() -> None:
         {"priority": 0, "direction": "egress"},
     ]
     ingress, egress = compiled(rules).hooks
-    assert ingress.rules["handle"].tolist() == [3, 2, 4, 1]
-    assert ingress.rules["rank"].tolist() == [9, 10, 10, 11]
-    assert ingress.rules["slot"].tolist() == [30, 20, 40, 10]
-    assert egress.rules["handle"].tolist() == [5]
+    assert len(ingress.rules) == 64 and not ingress.rules["handle"][4:].any()
+    assert ingress.rules["handle"][:4].tolist() == [3, 2, 4, 1]
+    assert ingress.rules["rank"][:4].tolist() == [9, 10, 10, 11]
+    assert ingress.rules["slot"][:4].tolist() == [30, 20, 40, 10]
+    assert ingress.rules["order"][:4].tolist() == [0, 1, 2, 3]
+    assert egress.rules["handle"][:1].tolist() == [5]
     assert (ingress.best_rank, egress.best_rank) == (9, 0)
 
 
@@ -175,14 +183,16 @@ def test_a_port_has_the_vector_of_the_rules_whose_ranges_hold_it(
     rng = random.Random(seed)
     for port in {0, 65535, *(edges & set(range(65536))), *(rng.randrange(65536) for _ in range(10))}:
         bits = {bit for bit, ranges in enumerate(asked) if any(a <= port <= b for a, b in ranges)}
-        assert members(policy, rows[port]) == bits
-    assert (others == others[0]).all() and members(policy, others[0]) == set(range(len(asked)))
+        assert handles(policy, rows[port]) == {bit + 1 for bit in bits}
+    assert (others == others[0]).all() and handles(policy, others[0]) == set(range(1, len(asked) + 1))
 
 
-def members(policy: Policy, number: Any) -> set[int]:
-    return {
-        64 * at + bit for at, word in enumerate(policy.vectors[int(number)]) for bit in set_bits(int(word))
-    }
+def handles(policy: Policy, number: Any) -> set[int]:
+    """Of the rules at ingress whose bits a vector has."""
+    bits = [
+        64 * at + bit for at, word in enumerate(policy.vector(int(number))) for bit in set_bits(int(word))
+    ]
+    return {int(policy.hooks[0].rules["handle"][bit]) for bit in bits}
 
 
 @pytest.mark.parametrize(
@@ -285,19 +295,69 @@ def test_nested_prefixes_are_flattened_to_all_that_cover_an_address(asked: list[
         check(rules, policy, packet(50, address.version, source=int(address)))
 
 
-def test_a_prefix_stands_once_however_many_rules_name_it() -> None:
-    rules = [{"sources": ["10.0.0.0/8"], "protocols": number} for number in range(5)]
+def test_intervals_of_one_vector_are_one() -> None:
+    rules = [{"sources": ["10.0.0.0/9", "10.128.0.0/9"], "protocols": "esp"}]
+    image = compiled(rules).hooks[0]
+    assert starts_of(image.intervals4[0]) == [0, 10 << 24, 11 << 24]
+    assert starts_of(image.intervals4[1]) == starts_of(image.intervals6[0]) == [0]
+
+
+def test_the_interval_count_is_that_of_the_fuller_family_over_both_hooks() -> None:
+    four = [{"sources": f"10.0.0.{2 * n}", "protocols": 6 + n, "direction": "both"} for n in range(3)]
+    six = [{"destinations": f"2001:db8::{2 * n + 2:x}", "protocols": 6} for n in range(5)]
+    assert compiled([]).interval_count == 4
+    assert compiled(four).interval_count == 2 * (7 + 1)
+    assert compiled(four + six).interval_count == 2 * (7 + 1)
+    assert compiled(six).interval_count == 11 + 3
+
+
+def prefixes(version: int) -> st.SearchStrategy[Prefix]:
+    """Crowded around few addresses, so that they nest, touch and reach the first and the last one."""
+    bits = BITS[version]
+    near = st.sampled_from((0, 10 << bits - 8, 2**bits - 1)).flatmap(
+        lambda place: st.integers(0, 9).map(lambda by: place ^ by)
+    )
+    address = st.one_of(st.integers(0, 2**bits - 1), near)
+    length = st.one_of(st.integers(0, bits), st.integers(bits - 4, bits), st.integers(14, 18))
+    return st.builds(lambda a, n: Prefix(version, a >> bits - n << bits - n, n), address, length)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@settings(max_examples=120)
+@given(st.data())
+def test_an_address_has_the_vector_of_all_rules_with_a_prefix_around_it(version: int, data: Any) -> None:
+    """Against trying every prefix; and every address finds its interval by the index as the programs do."""
+    asked = data.draw(st.lists(st.lists(prefixes(version), min_size=1, max_size=6), min_size=1, max_size=10))
+    rules = [{"sources": [str(each) for each in some], "protocols": "esp"} for some in asked]
     policy = compiled(rules)
-    assert len(policy.hooks[0].prefixes4) == 1
-    assert policy.prefix_count == 1
+    intervals = policy.hooks[0].intervals(version)[0]
+    last = 2 ** BITS[version] - 1
+    ends = {each.address for some in asked for each in some}
+    ends |= {each.address + host_bits(version, each.length) for some in asked for each in some}
+    addresses = {edge + by for edge in ends for by in (-1, 0, 1)} | {0, last, last // 3}
+    starts = starts_of(intervals)
+    assert starts[0] == 0 and starts == sorted(set(starts))
+    for address in sorted(each for each in addresses if 0 <= each <= last):
+        around = Prefix(version, address, BITS[version])
+        wanted = {number for number, some in enumerate(asked, 1) if any(p.covers(around) for p in some)}
+        vector = intervals.vectors[bisect_right(starts, address) - 1]
+        assert handles(policy, vector) == wanted
+        if version == 4:
+            assert by_index(intervals, address) == vector
 
 
-def test_the_prefix_count_is_that_of_the_fuller_table_over_both_hooks() -> None:
-    four = [{"sources": f"10.0.0.{n}", "protocols": 6, "direction": "both"} for n in range(3)]
-    six = [{"destinations": f"2001:db8::{n}", "protocols": 6} for n in range(5)]
-    assert compiled(four).prefix_count == 6
-    assert compiled(four + six).prefix_count == 6
-    assert compiled(six).prefix_count == 5
+def by_index(intervals: Intervals, address: int) -> int:
+    """The search of bpf/policy.h."""
+    spans, blocks = index_spans(intervals.starts, 1000, 7000)
+    span = spans[address >> 16]
+    if not span["count"]:
+        span = blocks[int(span["first"]) - 7000 + (address >> 10 & 63)]
+    at, count = int(span["first"]) - 1000, int(span["count"])
+    while count > 1:
+        half = count // 2
+        at += half if address >= intervals.starts[at + half] else 0
+        count -= half
+    return int(intervals.vectors[at])
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -413,9 +473,14 @@ def test_the_order_in_which_rules_are_given_does_not_matter(seed: int) -> None:
         for handle, each in enumerate(random_rules.random_rules(rng, 20, GLOBS), 1)
     ]
     shuffled = rng.sample(made, len(made))
-    one, other = compile_policy(made, INTERFACES, WORDS), compile_policy(shuffled, INTERFACES, WORDS)
-    assert np.array_equal(one.vectors, other.vectors)
-    for first, second in zip(one.hooks, other.hooks, strict=True):
-        assert np.array_equal(first.rules, second.rules)
-        assert first.prefixes4 == second.prefixes4 and np.array_equal(first.port, second.port)
-        assert np.array_equal(first.protocol, second.protocol) and np.array_equal(first.icmp, second.icmp)
+    one, other = compile_policy(made, INTERFACES), compile_policy(shuffled, INTERFACES)
+    assert one.vector_count == other.vector_count
+    for (first, rows), (same, others) in zip(one.pieces, other.pieces, strict=True):
+        assert first == same and np.array_equal(rows, others)
+    for hook, second in zip(one.hooks, other.hooks, strict=True):
+        assert np.array_equal(hook.rules, second.rules) and np.array_equal(hook.port, second.port)
+        for version in (4, 6):
+            for some, others in zip(hook.intervals(version), second.intervals(version), strict=True):
+                assert starts_of(some) == starts_of(others)
+                assert np.array_equal(some.vectors, others.vectors)
+        assert np.array_equal(hook.protocol, second.protocol) and np.array_equal(hook.icmp, second.icmp)

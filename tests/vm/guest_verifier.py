@@ -60,8 +60,8 @@ def capacities_of(rules: int) -> Capacities:
     from firewall.kernel import linux
 
     known: dict[str, int] = {
-        "addresses4": 16384, "addresses6": 16384, "rules": rules, "prefixes": linux._INITIAL_PREFIXES,
-        "vectors": linux._INITIAL_VECTORS,
+        "addresses4": 16384, "addresses6": 16384, "rules": rules, "vectors": linux._INITIAL_VECTORS,
+        "intervals": linux._INITIAL_INTERVALS,
     }  # fmt: skip
     return Capacities(**{name: known[name] for name in Capacities.__dataclass_fields__})
 

@@ -1,0 +1,177 @@
+"""Prefixes to intervals: what the policy asks of an address, by sorted starts (bpf/layout.h, struct interval4).
+
+Owns nested prefixes and which rules hold together for which addresses. Knows rules as bits only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.layout import SPAN, C
+from firewall.policy_columns import START, Ints, Ranges, Starts
+
+Words = npt.NDArray[np.uint64]
+Spans = npt.NDArray[np.void]
+_BUCKETS = 1 << C["POLICY_INDEX_BITS"]
+_BLOCK = 1 << C["POLICY_BLOCK_BITS"]
+_BLOCK_SHIFT = np.uint64(32 - C["POLICY_INDEX_BITS"] - C["POLICY_BLOCK_BITS"])
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """From each start to the next one, addresses of one vector. The first start is 0."""
+
+    starts: Starts
+    vectors: npt.NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def shifted(self, by: int) -> Intervals:
+        """The same with other numbers of vectors."""
+        return Intervals(self.starts, self.vectors + np.uint32(by))
+
+
+class _Prefixes(NamedTuple):
+    """Distinct prefixes: the places of their first start and of the first beyond, their length, their set of rules."""
+
+    first: Ints
+    beyond: Ints
+    lengths: npt.NDArray[np.uint8]
+    sets: Ints
+
+
+class _Sets(NamedTuple):
+    """Distinct sets of bits: where each one's begin and end in `members`. Number 0 is the empty one."""
+
+    begins: Ints
+    ends: Ints
+    members: Ints
+
+    def pairs(self, sets: Ints) -> tuple[Ints, Ints]:
+        """Row and bit of all members, a row for each of `sets`."""
+        begins, counts = self.begins[sets], self.ends[sets] - self.begins[sets]
+        rows = np.repeat(np.arange(len(sets)), counts)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return rows, self.members[np.repeat(begins, counts) + within]
+
+
+def nowhere(version: int) -> Intervals:
+    """All addresses have vector 0."""
+    return Intervals(np.zeros(1, START[version]), np.zeros(1, np.uint32))
+
+
+def address_intervals(ranges: Ranges, bits: Ints, anywhere: Words) -> tuple[Intervals, Words]:
+    """Intervals, and the vectors that they name. `bits`: of each range's rule; `anywhere`: the vector of an address in
+    no prefix, which is number 0 of those."""
+    zero = np.zeros(1, ranges.starts.dtype)
+    if not len(bits):
+        return Intervals(zero, np.zeros(1, np.uint32)), anywhere[None]
+    starts, places = np.unique(np.concatenate((zero, ranges.starts, ranges.ends)), return_inverse=True)
+    first, beyond = places[1 : len(bits) + 1], places[len(bits) + 1 :]
+    beyond = np.where(beyond == 0, len(starts), beyond)  # 0: up to the last address
+    prefixes, sets = _distinct(first, beyond, ranges.lengths, bits)
+    owners, parents, own, levels = _painted(len(starts), prefixes, len(sets.begins))
+    vectors = np.zeros((len(parents), len(anywhere)), np.uint64)
+    set_bits(vectors, *sets.pairs(own))
+    vectors[0] = anywhere
+    for made, upto in levels:
+        vectors[made:upto] |= vectors[parents[made:upto]]
+    is_first = np.append(True, owners[1:] != owners[:-1])
+    return Intervals(starts[is_first], owners[is_first].astype(np.uint32)), vectors
+
+
+def set_bits(rows: Words, row: Ints, bit: Ints) -> None:
+    values = np.left_shift(np.uint64(1), (bit & 63).astype(np.uint64))
+    np.bitwise_or.at(rows, (row, bit >> 6), values)
+
+
+def _distinct(
+    first: Ints, beyond: Ints, lengths: npt.NDArray[np.uint8], bits: Ints
+) -> tuple[_Prefixes, _Sets]:
+    """A prefix that several rules name stands once, with all of their bits."""
+    places = first * (int(beyond.max()) + 1) + beyond
+    order = np.lexsort((bits, places))
+    places, members = places[order], bits[order]
+    is_new = np.append(True, (places[1:] != places[:-1]) | (members[1:] != members[:-1]))
+    order, places, members = order[is_new], places[is_new], members[is_new]
+    begins = np.flatnonzero(np.append(True, places[1:] != places[:-1]))
+    sets, numbers = _distinct_sets(members, begins, np.append(begins[1:], len(places)))
+    at = order[begins]
+    return _Prefixes(first[at], beyond[at], lengths[at], numbers), sets
+
+
+def _distinct_sets(members: Ints, begins: Ints, ends: Ints) -> tuple[_Sets, Ints]:
+    """Of sets that stand one after the other in `members`, sorted each: the distinct ones, and which each one is."""
+    counts = ends - begins
+    numbers = np.zeros(len(begins), np.int64)
+    chosen, known = [np.zeros(0, np.int64)], 1
+    for count in np.unique(counts).tolist():
+        mine = np.flatnonzero(counts == count)
+        rows = members[begins[mine][:, None] + np.arange(count)].astype(">u4")
+        _, at, number = np.unique(rows.view(f"S{4 * count}"), return_index=True, return_inverse=True)
+        numbers[mine] = known + number.reshape(-1)
+        chosen.append(mine[at])
+        known += len(at)
+    which = np.concatenate(chosen)
+    return _Sets(np.append(0, begins[which]), np.append(0, ends[which]), members), numbers
+
+
+def _painted(
+    size: int, prefixes: _Prefixes, set_count: int
+) -> tuple[Ints, Ints, Ints, list[tuple[int, int]]]:
+    """Classes of addresses, shorter prefixes first: those of one length are disjoint, and each paints over what is
+    around it. A class is what was there before (its parent) and a set of rules.
+
+    The class of every interval; parent and set of every class; the classes (from, to) that each length made.
+    """
+    owners = np.zeros(size, np.int64)
+    parents, own = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
+    levels, count = [], 1
+    for length in np.unique(prefixes.lengths):
+        first, beyond, _, sets = (column[prefixes.lengths == length] for column in prefixes)
+        pairs, classes = np.unique(owners[first] * set_count + sets, return_inverse=True)
+        parents.append(pairs // set_count)
+        own.append(pairs % set_count)
+        paint = np.zeros(size + 1, np.int64)
+        paint[first] += count + classes
+        paint[beyond] -= count + classes
+        paint = np.cumsum(paint[:-1])
+        owners = np.where(paint > 0, paint, owners)
+        levels.append((count, count + len(pairs)))
+        count += len(pairs)
+    return owners, np.concatenate(parents), np.concatenate(own), levels
+
+
+def index_spans(starts: Starts, base: int, blocks_at: int) -> tuple[Spans, Spans]:
+    """Which IPv4 intervals reach into each bucket of addresses, as struct span: by the leading bits, and the blocks of
+    crowded buckets. The first interval is element `base`, the first block element `blocks_at`."""
+    first, last = _reaching_into(starts)
+    spans = _spans(first + base, last - first + 1)
+    crowded = np.flatnonzero(spans["count"] > C["POLICY_CROWD"])
+    begins = (crowded[:, None] * _BLOCK + np.arange(_BLOCK)).reshape(-1).astype(np.uint64) << _BLOCK_SHIFT
+    first = np.searchsorted(starts, begins, "right") - 1
+    last = np.searchsorted(starts, begins + (np.uint64(1) << _BLOCK_SHIFT), "left") - 1
+    spans[crowded] = _spans(blocks_at + np.arange(len(crowded)) * _BLOCK, 0)
+    return spans, _spans(first + base, last - first + 1)
+
+
+def _spans(first: Ints, count: Ints | int) -> Spans:
+    spans = np.empty(len(first), SPAN)
+    spans["first"], spans["count"] = first, count
+    return spans
+
+
+def _reaching_into(starts: Starts) -> tuple[Ints, Ints]:
+    """The first and the last interval of every value of the leading bits, by counting."""
+    shift = np.uint64(32 - C["POLICY_INDEX_BITS"])
+    buckets = (starts >> shift).astype(np.int64)
+    last = np.cumsum(np.bincount(buckets, minlength=_BUCKETS)) - 1
+    # Where an interval starts with the bucket, the one before does not reach into it.
+    is_aligned = np.zeros(_BUCKETS, np.int64)
+    is_aligned[buckets[starts == starts >> shift << shift]] = 1
+    return np.append(-1, last[:-1]) + is_aligned, last

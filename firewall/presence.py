@@ -1,0 +1,88 @@
+"""The filter before an address table: what its words say of a prefix (bpf/layout.h, struct filter_word).
+
+Owns the hashes, as bpf/keys.h makes them, and the arithmetic of the words. A bit too many costs a probe, a bit too
+few would miss a rule. Knows no map.
+
+`mask`: one less than the number of words for prefixes; behind them stand those of regions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.layout import C
+
+MASK_MIN = 511  # of words: a page
+ENTRIES_PER_WORD = 4  # at most: then 1.6% of the prefixes that are not there seem to be
+Words = npt.NDArray[np.uint64]
+Prefixes = npt.NDArray[np.void]
+
+_U64 = np.uint64
+_MULTIPLIER = _U64(C["FILTER_MULTIPLIER"])
+_REGION_BITS = {4: C["REGION_BITS4"], 6: C["REGION_BITS6"]}
+
+
+class Marks(NamedTuple):
+    """The bits that prefixes have in a filter: in word `places[n]` those of `bits[n]`. First the two of each prefix,
+    then those of regions."""
+
+    places: npt.NDArray[np.intp]
+    bits: Words
+
+
+def mask_for(entries: int) -> int:
+    words = 1 << (-(-entries // ENTRIES_PER_WORD) - 1).bit_length()
+    return min(max(MASK_MIN, words - 1), C["FILTER_WORDS"] - 1)
+
+
+def marks(version: int, prefixes: Prefixes, mask: int) -> Marks:
+    """Of prefixes as struct prefix4 or prefix6."""
+    lengths = prefixes["length"].astype(np.int64)
+    # Of the words of struct control the one with the length, and the bit there.
+    word = np.zeros_like(lengths) if version == 4 else (lengths + 63) // 64
+    length_bits = _U64(1) << ((32 if version == 4 else 64 * word) - lengths).astype(_U64)
+    scopes, words = prefixes["scope"].astype(_U64), word.astype(_U64)
+    if version == 4:
+        high = np.ascontiguousarray(prefixes["address"]).view(">u4").astype(_U64)
+        hashes = (scopes << _U64(34) | high << _U64(1) | length_bits) * _MULTIPLIER
+        regions = high >> _U64(16)
+    else:
+        high, low = np.ascontiguousarray(prefixes["address"]).view(">u8").reshape(-1, 2).astype(_U64).T
+        hashes = _mixed(_mixed(high + (scopes << _U64(2) | words)) + low) + length_bits
+        hashes *= _MULTIPLIER
+        regions = high >> _U64(32)
+    longer = lengths >= _REGION_BITS[version]
+    region_hashes = (scopes << _U64(34) | words << _U64(32) | regions) * _MULTIPLIER
+    region_places = mask + 1 + _places(region_hashes[longer], mask >> C["FILTER_REGION_SHIFT"])
+    return Marks(
+        np.concatenate((_places(hashes, mask), region_places)),
+        np.concatenate((_two_bits(hashes), length_bits[longer])),
+    )
+
+
+def _mixed(values: Words) -> Words:
+    product = values * _MULTIPLIER
+    return np.asarray(product ^ product >> _U64(32))
+
+
+def _two_bits(hashes: Words) -> Words:
+    one, other = hashes >> _U64(C["FILTER_BIT_SHIFT"]), hashes >> _U64(C["FILTER_OTHER_BIT_SHIFT"])
+    return np.asarray(_U64(1) << one | _U64(1) << (other & _U64(63)))
+
+
+def _places(hashes: Words, mask: int) -> npt.NDArray[np.intp]:
+    return (hashes >> _U64(C["FILTER_WORD_SHIFT"]) & _U64(mask)).astype(np.intp)
+
+
+def set_marks(words: Words, some: Marks) -> None:
+    """Packets may read the words meanwhile: none loses a bit for a moment."""
+    np.bitwise_or.at(words, some.places, some.bits)
+
+
+def may_hold(words: Words, version: int, prefixes: Prefixes, mask: int) -> npt.NDArray[np.bool_]:
+    """Of each, whether its two bits are set. Lookups may know more by its region."""
+    places, bits = (each[: len(prefixes)] for each in marks(version, prefixes, mask))
+    return np.asarray(words[places] & bits == bits)
