@@ -35,6 +35,12 @@ def filter_options(settings: Filter) -> tuple[int, int]:
     return ingress, egress
 
 
+def about(settings: Settings) -> About:
+    return About(
+        version(), str(settings.bpf.pin_root), settings.filter.default_ingress, settings.filter.default_egress
+    )
+
+
 def linux_kernel(settings: Settings) -> Kernel:
     limits = settings.bpf
     return LinuxKernel(
@@ -52,7 +58,4 @@ def build(
     host = kernel(settings)
     interfaces = Interfaces(settings.interfaces, store.interfaces(), host)
     limits = Limits(settings.bpf.max_addresses, settings.bpf.max_rules)
-    about = About(
-        version(), str(settings.bpf.pin_root), settings.filter.default_ingress, settings.filter.default_egress
-    )
-    return Enforcer(store, host, interfaces, limits, about, clock)
+    return Enforcer(store, host, interfaces, limits, about(settings), filter_options(settings.filter), clock)

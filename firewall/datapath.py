@@ -5,7 +5,7 @@ firewall/kernel implements it with BPF maps, the tests also in memory. No rules 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -143,14 +143,18 @@ class Kernel(Protocol):
         """Loads or finds the programs, those of this owner (a number of the store). Answers the slots of policy
         rules by handle that the maps already count."""
 
-    def stop(self) -> None:
-        """Unpins everything and lets go of it. Detach first."""
+    def stop(self, keep: bool = False) -> None:
+        """Unpins everything and lets go of it (detach first), or, to `keep` it, lets go alone: what hooks run goes
+        on judging, and the next start finds it."""
 
     def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
         """Makes the tables large enough: address entries by IP version, policy vectors, policy prefixes."""
 
     def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this, whatever they held."""
+
+    def set_options(self, options: tuple[int, int]) -> None:
+        """OPTION_* by hook; in force with the next change that has a policy."""
 
     def apply(self, change: Change) -> dict[int, Hits]:
         """Performs a change; answers the hits of entries that went or went over to another rule, by the handle
@@ -186,6 +190,9 @@ class Kernel(Protocol):
         """`mode`: native, generic or offload (ingress). Replaces our own program at one moment."""
 
     def detach(self, link: Link, hook: int) -> None: ...
+
+    def detach_from_others(self, ifindexes: Collection[int]) -> list[tuple[Link, int]]:
+        """Detaches our programs from all other interfaces than these; answers which hooks were freed."""
 
     def expected_program(self, link: Link, hook: int) -> int:
         """Id of the program that belongs on the hook."""

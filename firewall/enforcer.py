@@ -22,7 +22,7 @@ from firewall.address import BITS, Prefix
 from firewall.address_index import decoded, encode_many
 from firewall.address_list import PrefixColumns
 from firewall.addresses import address_keys
-from firewall.datapath import Entries, Image, Kernel, Link
+from firewall.datapath import Change, Entries, Image, Kernel, Link
 from firewall.errors import (
     AlreadyExists,
     FirewallError,
@@ -38,6 +38,7 @@ from firewall.layout import HOOKS, REASONS, VERDICTS, C
 from firewall.policy import Policy
 from firewall.rule import Rule
 from firewall.ruleset import Ruleset, RulesetPlan, is_policy
+from firewall.settings import Interface
 from firewall.store import Block, InterfaceRequest, InterfaceTotal, Record, Store
 from firewall.view import (
     BatchOutcome,
@@ -88,14 +89,16 @@ class Enforcer:
         interfaces: Interfaces,
         limits: Limits,
         about: About,
+        options: tuple[int, int],
         clock: Callable[[], float],
     ) -> None:
-        """`clock`: seconds since 1970."""
+        """`options`: OPTION_* by hook, as the kernel was made with; `clock`: seconds since 1970."""
         self._store = store
         self._kernel = kernel
         self._interfaces = interfaces
         self._limits = limits
         self._about = about
+        self._options = options
         self._clock = clock
         self._started_at = clock()
         self._lock = threading.RLock()
@@ -135,12 +138,14 @@ class Enforcer:
             )
             for link, request in come:
                 self._hold(self._interfaces.hold, link, request)
+            for link, hook in self._kernel.detach_from_others(self._interfaces.protected().values()):
+                log.info("detached", interface=link.name, hook=HOOKS[hook], reason="not asked for any more")
             self._kernel.release()
             self._is_started = True
         self._watcher.start()
 
-    def stop(self) -> None:
-        """Saves the counters, detaches, unpins."""
+    def stop(self, keep: bool = False) -> None:
+        """Saves the counters, detaches, unpins; or, to `keep` the filters, leaves all that to the next start."""
         self._stopping.set()
         if self._watcher.is_alive():
             self._watcher.join()
@@ -148,10 +153,11 @@ class Enforcer:
             leaving.callback(self._store.close)
             if self._is_started:
                 self._is_started = False
-                leaving.callback(self._kernel.stop)
-                for held in self._interfaces.all_held():
-                    leaving.callback(self._interfaces.release, held)
-                leaving.callback(self._save_hits)
+                leaving.callback(self._kernel.stop, keep)
+                if not keep:
+                    for held in self._interfaces.all_held():
+                        leaving.callback(self._interfaces.release, held)
+                    leaving.callback(self._save_hits)
                 leaving.callback(self._kernel.settle)
 
     def _save_hits(self) -> None:
@@ -520,6 +526,37 @@ class Enforcer:
             self._reserve_for(plan)
             self._kernel.apply(plan.change)
             self._ruleset.commit(plan)
+
+    def reload(self, about: About, options: tuple[int, int], configured: Sequence[Interface]) -> None:
+        """What the config says now, without a restart. Raises where the kernel refuses; then all is as before."""
+        with self._lock:
+            if options != self._options:
+                self._apply_options(options)
+            self._about = about
+            self._follow_config(configured)
+
+    def _apply_options(self, options: tuple[int, int]) -> None:
+        occupancy, policy = self._ruleset.addresses.occupancy, self._ruleset.policy
+        self._kernel.set_options(options)
+        try:
+            self._kernel.apply(Change((), (), (), occupancy, occupancy, policy, policy))
+        except BaseException:
+            self._kernel.set_options(self._options)
+            raise
+        self._options = options
+
+    def _follow_config(self, configured: Sequence[Interface]) -> None:
+        changed, unwanted = self._interfaces.reconfigure(configured)
+        for held in unwanted:
+            with self._store.transaction():
+                self._save_interface_hits(held)
+            self._interfaces.release(held)
+            self._kernel.uncount_interface(held.link.ifindex)
+            log.info("detached", interface=held.link.name, reason="not asked for any more")
+        for held in changed:
+            self._hold(self._interfaces.hold, held.link, held.request)
+        self._apply_interfaces(self._interfaces.protected())
+        self._follow_interfaces()
 
     # -- reads
 

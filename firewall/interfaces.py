@@ -64,6 +64,19 @@ class Interfaces:
         else:
             self._requests[name] = request
 
+    def reconfigure(self, configured: Sequence[Interface]) -> tuple[list[Held], list[Held]]:
+        """With another list in the config: what is held and asked for in another way now (as it is asked for), and
+        what is held and not asked for any more."""
+        self._configured = configured
+        changed, unwanted = [], []
+        for held in self._held.values():
+            request = self.wanted(held.link.name)
+            if request is None:
+                unwanted.append(held)
+            elif request != held.request:
+                changed.append(Held(held.link, request))
+        return changed, unwanted
+
     def protected(self) -> dict[str, int]:
         """ifindex by name."""
         return {name: held.link.ifindex for name, held in self._held.items()}

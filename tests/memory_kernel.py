@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from api.wiring import build
@@ -40,13 +40,15 @@ class MemoryKernel:
         self.host_links = list(LINKS)
         self.fail_next = 0
         self.applied = 0
+        self.options = (0, 0)
         self._max_addresses, self._max_rules = max_addresses, max_rules
 
     def start(self, owner: int) -> dict[int, int]:
         return {}
 
-    def stop(self) -> None:
-        self.entries.clear()
+    def stop(self, keep: bool = False) -> None:
+        if not keep:
+            self.entries.clear()
 
     def release(self) -> None:
         pass
@@ -88,6 +90,9 @@ class MemoryKernel:
         self.bits = (self.bits | set(change.bits_set)) - set(change.bits_cleared)
         self.policy = change.policy or self.policy
         return gone
+
+    def set_options(self, options: tuple[int, int]) -> None:
+        self.options = options
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         return [
@@ -137,6 +142,17 @@ class MemoryKernel:
         present = self.attached(link, hook)
         if present is not None and present.is_ours:
             del self.hooks[link.name, hook]
+
+    def detach_from_others(self, ifindexes: Collection[int]) -> list[tuple[Link, int]]:
+        freed = [
+            (link, hook)
+            for link in self.links()
+            for hook in (0, 1)
+            if link.ifindex not in ifindexes and (each := self.attached(link, hook)) and each.is_ours
+        ]
+        for link, hook in freed:
+            self.detach(link, hook)
+        return freed
 
     def expected_program(self, link: Link, hook: int) -> int:
         return 40 + hook

@@ -45,7 +45,7 @@ class KernelDatapath:
     def __init__(self, maps: PinnedMaps, options: tuple[int, int]) -> None:
         """`options`: OPTION_* by hook."""
         self.maps = maps
-        self._options = options
+        self.options = options
         self._grace = GracePeriod()
         self._unsettled: Change | None = None
         self._cut_off: tuple[Change, Present] | None = None
@@ -100,7 +100,7 @@ class KernelDatapath:
             for each in change.gone:
                 self._rewrite_many(each, epoch)
             if change.policy is not None:
-                write_policy(self.maps, epoch & 1, change.policy, self._options)
+                write_policy(self.maps, epoch & 1, change.policy, self.options)
         except BaseException:
             with suppress(FirewallError):  # settle() tries again before anything else is written
                 self._take_back()

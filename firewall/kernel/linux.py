@@ -7,7 +7,7 @@ writing of maps is datapath.py's, netlink is hooks.py's.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +49,7 @@ class LinuxKernel:
         self._policy: Policy | None = None
         self._is_promoted = True
         self._owner = 0
+        self._own_maps: set[int] = set()
         self.bcc = bcc_version()
 
     # -- the program set
@@ -58,6 +59,7 @@ class LinuxKernel:
         bpffs.ensure(self._pin_root)
         self._lock = bpffs.PinLock(self._pin_root)
         self._owner = owner
+        self._own_maps |= program_set.pinned_map_ids(self._pin_root)
         pinned = program_set.pinned_capacities(self._pin_root, owner) or self._recover(owner)
         if pinned is not None and pinned.rules == self._max_rules:
             adopted = program_set.adopt(self._pin_root, pinned)
@@ -94,6 +96,7 @@ class LinuxKernel:
         self._set = chosen
         self._capacities = capacities
         self._datapath = KernelDatapath(chosen.maps, self._options)
+        self._own_maps |= {each.info.id for each in chosen.maps.maps.values()}
 
     def _build(self, capacities: Capacities, keep: Mapping[str, int]) -> None:
         built = program_set.build(self._pin_root, capacities, keep, self._owner)
@@ -179,11 +182,15 @@ class LinuxKernel:
             program_set.promote(self._pin_root)
             self._is_promoted = True
 
-    def stop(self) -> None:
-        """Unpins the maps and programs."""
+    def stop(self, keep: bool = False) -> None:
+        """Unpins the maps and programs, unless they are to `keep` judging until the next start."""
         self._datapath.close()
         self._set.close()
-        program_set.discard(self._pin_root)
+        if keep:
+            for device in self._offloaded.values():
+                device.let_go()
+        else:
+            program_set.discard(self._pin_root)
         self._lock.close()
         self._hooks.close()
 
@@ -192,6 +199,11 @@ class LinuxKernel:
     def reconcile(self, image: Image) -> None:
         self._datapath.reconcile(image)
         self._policy = image.policy
+
+    def set_options(self, options: tuple[int, int]) -> None:
+        self._options = self._datapath.options = options
+        for device in self._offloaded.values():
+            device.options = options[_INGRESS]
 
     def apply(self, change: Change) -> dict[int, Hits]:
         check_change(self._offloaded.values(), change)
@@ -278,6 +290,21 @@ class LinuxKernel:
         else:
             self._hooks.detach_egress(link)
         self._attached.pop((link.ifindex, hook), None)
+
+    def detach_from_others(self, ifindexes: Collection[int]) -> list[tuple[Link, int]]:
+        freed = []
+        for link in self.links():
+            for hook in range(C["HOOK_COUNT"]):
+                if link.ifindex not in ifindexes and self._runs_with_our_maps(self.attached(link, hook)):
+                    self.detach(link, hook)
+                    freed.append((link, hook))
+        return freed
+
+    def _runs_with_our_maps(self, present: Attached | None) -> bool:
+        """Not a program of another ebpf-fw, with another directory of pins."""
+        if present is None or not present.is_ours:
+            return False
+        return not self._own_maps.isdisjoint(bpf.map_ids(present.program_id))
 
     def expected_program(self, link: Link, hook: int) -> int:
         if hook == _INGRESS and link.ifindex in self._offloaded:

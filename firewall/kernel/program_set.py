@@ -12,9 +12,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from firewall.errors import FirewallError
 from firewall.kernel import bpf, bpffs
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.loader import load
@@ -60,6 +62,15 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
         )
     finally:
         maps.close()
+
+
+def pinned_map_ids(pin_root: Path) -> set[int]:
+    """Of whatever is pinned there, also where some are missing or laid out in another way."""
+    ids = set()
+    for path in (pin_root / "maps").glob("*"):
+        with suppress(FirewallError, FileNotFoundError), closing(bpf.Map.pinned(path)) as found:
+            ids.add(found.info.id)
+    return ids
 
 
 def adopt(pin_root: Path, capacities: Capacities) -> ProgramSet | None:

@@ -55,8 +55,10 @@ class HostKernel(MemoryKernel):
             return {}
         return {int(each["handle"]): int(each["slot"]) for image in self.policy.hooks for each in image.rules}
 
-    def stop(self) -> None:
+    def stop(self, keep: bool = False) -> None:
         self._ask("stop")
+        if keep:
+            return
         self.is_pinned = False
         self.entries, self.bits, self.policy, self.occupancy = {}, set(), None, Occupancy()
         self.entry_hits, self.slot_hits, self.counted = {}, {}, {}
@@ -180,9 +182,9 @@ class Host:
         self._running.start()
         return self._running
 
-    def stop(self) -> None:
+    def stop(self, keep: bool = False) -> None:
         if self._running is not None:
-            self._running.stop()
+            self._running.stop(keep)
             self._running = None
 
     def kill(self) -> None:
