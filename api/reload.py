@@ -13,7 +13,7 @@ import structlog
 
 from api import log as logging
 from api.log import fields_of
-from api.wiring import about, filter_options
+from api.wiring import about, manner
 from firewall.enforcer import Enforcer
 from firewall.errors import FirewallError
 from firewall.settings import Settings, load
@@ -38,7 +38,7 @@ class Configuration:
             waiting = [key for key in _differences(self.settings, wanted) if _section(key) in _NEED_RESTART]
             kept = {name: getattr(self.settings, name) for name in _NEED_RESTART}
             settings = wanted.model_copy(update=kept)
-            enforcer.reload(about(settings), filter_options(settings.filter), settings.interfaces)
+            enforcer.reload(about(settings), manner(settings), settings.interfaces)
         except FirewallError as error:
             log.error("the config was not read again: all goes on as before", **fields_of(error))
             return False

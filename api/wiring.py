@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from firewall.datapath import Kernel
-from firewall.enforcer import About, Enforcer, Limits
+from firewall.enforcer import About, Enforcer, Limits, Manner
 from firewall.interfaces import Interfaces
 from firewall.kernel.linux import LinuxKernel
 from firewall.layout import C
@@ -41,6 +41,10 @@ def about(settings: Settings) -> About:
     )
 
 
+def manner(settings: Settings) -> Manner:
+    return Manner(filter_options(settings.filter), settings.service.on_drift == "heal")
+
+
 def linux_kernel(settings: Settings) -> Kernel:
     limits = settings.bpf
     return LinuxKernel(
@@ -58,4 +62,4 @@ def build(
     host = kernel(settings)
     interfaces = Interfaces(settings.interfaces, store.interfaces(), host)
     limits = Limits(settings.bpf.max_addresses, settings.bpf.max_rules)
-    return Enforcer(store, host, interfaces, limits, about(settings), filter_options(settings.filter), clock)
+    return Enforcer(store, host, interfaces, limits, about(settings), manner(settings), clock)

@@ -133,6 +133,28 @@ class Attached(NamedTuple):
     is_ours: bool
 
 
+@dataclass(frozen=True)
+class Happened:
+    """What the host told of its interfaces, by index; `everything`: messages were lost, or nobody knows."""
+
+    ifindexes: Collection[int] = frozenset()
+    everything: bool = False
+
+    def concerns(self, ifindex: int) -> bool:
+        return self.everything or ifindex in self.ifindexes
+
+    def __bool__(self) -> bool:
+        return self.everything or bool(self.ifindexes)
+
+
+class Expected(Protocol):
+    """The entries that the address tables should hold, by IP version."""
+
+    def find(self, version: int, keys: npt.NDArray[Any]) -> Entries: ...
+
+    def winners(self, version: int) -> Entries: ...
+
+
 class Kernel(Protocol):
     """The loaded programs, their maps and the hooks. Methods raise KernelRefused when the kernel says no, and
     then packets are judged as before the call. Hooks are numbers of enum hook."""
@@ -196,6 +218,29 @@ class Kernel(Protocol):
 
     def expected_program(self, link: Link, hook: int) -> int:
         """Id of the program that belongs on the hook."""
+
+    def before_ours(self, link: Link) -> list[str]:
+        """In words, the programs of others that see packets at egress before ours and may decide alone."""
+
+    def describe(self, program_id: int) -> str:
+        """Id, name and, where it can be found, the owner of a program."""
+
+    # -- what others do
+
+    def wait(self, timeout_s: float) -> Happened:
+        """Until something happens to interfaces, qdiscs or filters, or wake() is called, or the time is over."""
+
+    def wake(self) -> None: ...
+
+    def missing_pins(self) -> list[str]: ...
+
+    def pin_again(self) -> None: ...
+
+    def audit(self, expected: Expected) -> list[str]:
+        """What others changed in the maps, in words; of large tables a part at each call."""
+
+    def restore(self) -> None:
+        """Before reconcile(): puts back the words that it stands on."""
 
     def release(self) -> None:
         """Lets go of programs that start() or reserve() put others in place of. Call when all hooks are attached."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import platform
 import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,8 @@ from firewall.address import BITS, Prefix
 from firewall.address_index import decoded, encode_many
 from firewall.address_list import PrefixColumns
 from firewall.addresses import address_keys
-from firewall.datapath import Change, Entries, Image, Kernel, Link
+from firewall.datapath import Change, Entries, Image, Kernel
+from firewall.drift import DriftWatch
 from firewall.errors import (
     AlreadyExists,
     FirewallError,
@@ -30,10 +33,12 @@ from firewall.errors import (
     NotFound,
     PreconditionFailed,
     Problem,
+    StoreFailed,
     table_full,
 )
+from firewall.following import Following, tell
 from firewall.hits import NO_HITS, Hits
-from firewall.interfaces import Held, Interfaces
+from firewall.interfaces import Interfaces
 from firewall.layout import HOOKS, REASONS, VERDICTS, C
 from firewall.policy import Policy
 from firewall.rule import Rule
@@ -55,6 +60,7 @@ log = structlog.get_logger()
 
 _EXPIRY_CHUNK = 10_000
 _WATCH_S = 0.5
+_LOOK_S = 2.0  # between looks at what no message tells of
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,14 @@ class About:
     default_egress: str
 
 
+@dataclass(frozen=True)
+class Manner:
+    """What else a reload can change. `options`: OPTION_* by hook; `heals`: puts back what is ours after drift."""
+
+    options: tuple[int, int]
+    heals: bool
+
+
 class Enforcer:
     """The rules in force. Every method may be called from any thread."""
 
@@ -89,20 +103,23 @@ class Enforcer:
         interfaces: Interfaces,
         limits: Limits,
         about: About,
-        options: tuple[int, int],
+        manner: Manner,
         clock: Callable[[], float],
     ) -> None:
-        """`options`: OPTION_* by hook, as the kernel was made with; `clock`: seconds since 1970."""
+        """`manner`: its options are those that the kernel was made with; `clock`: seconds since 1970."""
         self._store = store
         self._kernel = kernel
         self._interfaces = interfaces
         self._limits = limits
         self._about = about
-        self._options = options
+        self._options = manner.options
         self._clock = clock
         self._started_at = clock()
         self._lock = threading.RLock()
         self._ruleset = self._empty_ruleset({})
+        self._following = Following(store, kernel, interfaces, self._apply_interfaces)
+        self._drift = DriftWatch(kernel, interfaces, lambda: self._ruleset.addresses, self._image)
+        self._drift.heals = manner.heals
         self._is_started = False
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -125,29 +142,32 @@ class Enforcer:
             protected = {link.name: link.ifindex for link, _ in come}
             imported = [self._block_entries(block) for block in self._store.blocks()]
             fresh_slots = self._ruleset.load(self._store.loose(), imported, protected)
-            addresses = self._ruleset.addresses
-            self._reserve(addresses.sizes(), self._ruleset.policy)
-            self._kernel.reconcile(
-                Image(
-                    {version: addresses.winners(version) for version in BITS},
-                    addresses.length_words(),
-                    addresses.occupancy,
-                    self._ruleset.policy,
-                    fresh_slots,
-                )
-            )
+            self._reserve(self._ruleset.addresses.sizes(), self._ruleset.policy)
+            self._kernel.reconcile(self._image(fresh_slots))
             for link, request in come:
-                self._hold(self._interfaces.hold, link, request)
+                tell(self._following.hold(self._interfaces.hold, link, request))
             for link, hook in self._kernel.detach_from_others(self._interfaces.protected().values()):
                 log.info("detached", interface=link.name, hook=HOOKS[hook], reason="not asked for any more")
             self._kernel.release()
             self._is_started = True
         self._watcher.start()
 
+    def _image(self, fresh_slots: Sequence[int] = ()) -> Image:
+        """Everything that the maps should hold."""
+        addresses = self._ruleset.addresses
+        return Image(
+            {version: addresses.winners(version) for version in BITS},
+            addresses.length_words(),
+            addresses.occupancy,
+            self._ruleset.policy,
+            fresh_slots,
+        )
+
     def stop(self, keep: bool = False) -> None:
         """Saves the counters, detaches, unpins; or, to `keep` the filters, leaves all that to the next start."""
         self._stopping.set()
         if self._watcher.is_alive():
+            self._kernel.wake()
             self._watcher.join()
         with self._lock, ExitStack() as leaving:  # from the last to the first, each whatever the others say
             leaving.callback(self._store.close)
@@ -174,19 +194,35 @@ class Enforcer:
                 )
 
     def _watch(self) -> None:
-        wait_s = self._until_next_expiry()
-        while not self._stopping.wait(wait_s):
-            steps = (self._kernel.settle, self._expire, self._follow_interfaces)
+        next_look = 0.0
+        while True:
+            happened = self._kernel.wait(self._until_next_expiry())
+            if self._stopping.is_set():
+                return
+            is_time = time.monotonic() >= next_look
+            steps = [self._kernel.settle, self._expire]
+            if happened or is_time:
+                steps.append(partial(self._following.follow, happened))
+                steps.append(partial(self._drift.look_at_hooks, happened))
+            if is_time:
+                steps += [self._drift.look_around, self._look_at_store]
+                next_look = time.monotonic() + _LOOK_S
             failed = [step for step in steps if not self._try(step)]
-            # No hot loop while something is wrong.
-            wait_s = _WATCH_S if failed else self._until_next_expiry()
+            if failed:  # no hot loop while something is wrong
+                self._stopping.wait(_WATCH_S)
+
+    def _look_at_store(self) -> None:
+        """Only after a failure: a host at rest writes nothing."""
+        if self._drift.store_failed:
+            self._store.try_writing()
+            self._drift.note_store(None)
 
     def _try(self, step: Callable[[], None]) -> bool:
         try:
             with self._lock:
                 step()
         except FirewallError as error:
-            self.last_error = str(error)
+            self._note(error)
             log.error("watch failed", error=str(error))
             return False
         except Exception as error:
@@ -390,9 +426,14 @@ class Enforcer:
             if is_applied:
                 self._kernel.apply(plan.change.inverse())
             if isinstance(error, FirewallError):
-                self.last_error = str(error)
+                self._note(error)
             raise
         self._ruleset.commit(plan)
+
+    def _note(self, error: FirewallError) -> None:
+        self.last_error = str(error)
+        if isinstance(error, StoreFailed):
+            self._drift.note_store(error.detail)
 
     def _save_gone(self, gone: dict[int, Hits], deleted: set[int]) -> None:
         self._store.add_hits((handle, hits) for handle, hits in gone.items() if handle not in deleted)
@@ -460,7 +501,7 @@ class Enforcer:
                 with self._store.transaction():
                     self._store.write_interface(request, name)
                     self._apply_interfaces(self._interfaces.protected() | {name: link.ifindex})
-                    self._hold(self._interfaces.hold_strictly, link, request)
+                    tell(self._following.hold(self._interfaces.hold_strictly, link, request))
             except BaseException:
                 self._interfaces.put_back(link, had, before)
                 if before is None:
@@ -483,7 +524,7 @@ class Enforcer:
                     self._store.write_interface(request, name)
                     if held is not None:
                         self._interfaces.release(held)
-                        self._save_interface_hits(held)
+                        self._following.write_hits(held)
             except BaseException:
                 if held is not None:
                     self._interfaces.hold(held.link, held.request)
@@ -493,32 +534,6 @@ class Enforcer:
                 self._kernel.uncount_interface(held.link.ifindex)
             self._apply_interfaces(self._interfaces.protected())
 
-    def _follow_interfaces(self) -> None:
-        """Lets go of interfaces that went away, attaches those that came."""
-        gone, come = self._interfaces.gone_and_come()
-        if not gone and not come:
-            return
-        for held in gone:
-            with self._store.transaction():
-                self._save_interface_hits(held)
-            self._interfaces.leave(held)
-            self._kernel.uncount_interface(held.link.ifindex)
-            log.warning("interface gone", interface=held.link.name)
-        self._apply_interfaces(self._interfaces.protected() | {link.name: link.ifindex for link, _ in come})
-        for link, request in come:
-            held = self._hold(self._interfaces.hold, link, request)
-            log.info("interface attached", interface=link.name, errors=list(held.errors.values()))
-
-    def _hold(
-        self, hold: Callable[[Link, InterfaceRequest], Held], link: Link, request: InterfaceRequest
-    ) -> Held:
-        self._kernel.count_interface(link.ifindex)
-        return hold(link, request)
-
-    def _save_interface_hits(self, held: Held) -> None:
-        totals = self._kernel.interface_hits().get(held.link.ifindex, [])
-        self._store.add_interface_hits(InterfaceTotal(held.link.name, *each) for each in totals)
-
     def _apply_interfaces(self, protected: dict[str, int]) -> None:
         """Rules that name interfaces mean these."""
         plan = self._ruleset.plan_interfaces(protected)
@@ -527,13 +542,13 @@ class Enforcer:
             self._kernel.apply(plan.change)
             self._ruleset.commit(plan)
 
-    def reload(self, about: About, options: tuple[int, int], configured: Sequence[Interface]) -> None:
+    def reload(self, about: About, manner: Manner, configured: Sequence[Interface]) -> None:
         """What the config says now, without a restart. Raises where the kernel refuses; then all is as before."""
         with self._lock:
-            if options != self._options:
-                self._apply_options(options)
-            self._about = about
-            self._follow_config(configured)
+            if manner.options != self._options:
+                self._apply_options(manner.options)
+            self._about, self._drift.heals = about, manner.heals
+            self._following.reconfigure(configured)
 
     def _apply_options(self, options: tuple[int, int]) -> None:
         occupancy, policy = self._ruleset.addresses.occupancy, self._ruleset.policy
@@ -544,19 +559,6 @@ class Enforcer:
             self._kernel.set_options(self._options)
             raise
         self._options = options
-
-    def _follow_config(self, configured: Sequence[Interface]) -> None:
-        changed, unwanted = self._interfaces.reconfigure(configured)
-        for held in unwanted:
-            with self._store.transaction():
-                self._save_interface_hits(held)
-            self._interfaces.release(held)
-            self._kernel.uncount_interface(held.link.ifindex)
-            log.info("detached", interface=held.link.name, reason="not asked for any more")
-        for held in changed:
-            self._hold(self._interfaces.hold, held.link, held.request)
-        self._apply_interfaces(self._interfaces.protected())
-        self._follow_interfaces()
 
     # -- reads
 
@@ -686,11 +688,13 @@ class Enforcer:
         if not self._is_started:
             return ["starting"]
         with self._lock:
-            return self._interfaces.faults()
+            return [*self._interfaces.faults(), *self._drift.details()]
 
     def status(self) -> StatusView:
         now = self._clock()
-        not_ready = tuple(self.not_ready())
+        with self._lock:
+            drift = tuple(self._drift.details()) if self._is_started else ()
+            not_ready = (*self._interfaces.faults(), *drift) if self._is_started else ("starting",)
         return StatusView(
             version=self._about.version,
             ready=not not_ready,
@@ -706,7 +710,9 @@ class Enforcer:
             default_egress=self._about.default_egress,
             interfaces=tuple(self.interfaces()),
             maps=tuple(self.fills()) if self._is_started else (),
-            drift=tuple(reason for reason in not_ready if "any more" in reason),
+            drift=drift,
+            drift_detected=dict(self._drift.detected),
+            drift_healed=dict(self._drift.healed),
             last_error=self.last_error,
         )
 

@@ -26,12 +26,14 @@ _GLOB = re.compile(r"[*?\[]")
 
 @dataclass
 class Held:
-    """An interface that we attached to, or tried to. `errors` by hook."""
+    """An interface that we attached to, or tried to. `errors` by hook; times by a clock that only goes forward."""
 
     link: Link
     request: InterfaceRequest
     native_unavailable: str | None = None
     errors: dict[int, str] = field(default_factory=dict)
+    asked_at: float = 0.0
+    ask_again_at: float = 0.0
 
 
 class Interfaces:
@@ -149,6 +151,10 @@ class Interfaces:
         self._held[link.name] = held
         return held
 
+    def attach_again(self, held: Held, hook: int) -> None:
+        """After somebody took our program away. Raises where it is refused."""
+        self._attach(held, hook, keep_generic=True)
+
     def programs(self, link: Link) -> dict[int, Attached | None]:
         return {hook: self._kernel.attached(link, hook) for hook in (INGRESS, EGRESS)}
 
@@ -229,23 +235,13 @@ class Interfaces:
         return HookView(HOOKS[hook], True, present.mode, present.program_id, present.name, error)
 
     def faults(self) -> list[str]:
-        """Why an interface that should be protected is not, of those that are present."""
+        """Where an interface that is present refused us."""
         faults = []
         for name, held in self._held.items():
             faults += [
                 f"{name}: {HOOKS[hook]} is not attached: {error}" for hook, error in held.errors.items()
             ]
-            for hook, asked in ((INGRESS, held.request.ingress), (EGRESS, held.request.egress)):
-                if asked and hook not in held.errors and not self._is_in_place(held.link, hook):
-                    faults.append(f"{name}: {HOOKS[hook]} does not run our program any more")
         return faults
-
-    def _is_in_place(self, link: Link, hook: int) -> bool:
-        try:
-            present = self._kernel.attached(link, hook)
-        except FirewallError:
-            return False
-        return present is not None and present.program_id == self._kernel.expected_program(link, hook)
 
     def check_names(self, rule: Rule, also: Collection[str] = ()) -> None:
         """Raises InvalidInput where a rule names an interface that this host does not have. Globs may wait for

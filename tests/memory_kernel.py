@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from api.wiring import build
 from firewall.address_index import decoded
-from firewall.datapath import Attached, Change, Entry, Image, Key, Link, MapFill
+from firewall.datapath import Attached, Change, Entry, Expected, Happened, Image, Key, Link, MapFill
 from firewall.enforcer import Enforcer
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
@@ -41,6 +42,10 @@ class MemoryKernel:
         self.fail_next = 0
         self.applied = 0
         self.options = (0, 0)
+        self.first_at_egress: dict[str, list[str]] = {}
+        self.lost_pins: list[str] = []
+        self.edited: list[str] = []
+        self._wake = threading.Event()
         self._max_addresses, self._max_rules = max_addresses, max_rules
 
     def start(self, owner: int) -> dict[int, int]:
@@ -142,6 +147,33 @@ class MemoryKernel:
         present = self.attached(link, hook)
         if present is not None and present.is_ours:
             del self.hooks[link.name, hook]
+
+    def before_ours(self, link: Link) -> list[str]:
+        return self.first_at_egress.get(link.name, [])
+
+    def describe(self, program_id: int) -> str:
+        return f"program {program_id}"
+
+    def wait(self, timeout_s: float) -> Happened:
+        """The host tells of everything all the time."""
+        self._wake.wait(min(timeout_s, 0.05))
+        self._wake.clear()
+        return Happened(everything=True)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def missing_pins(self) -> list[str]:
+        return list(self.lost_pins)
+
+    def pin_again(self) -> None:
+        self.lost_pins.clear()
+
+    def audit(self, expected: Expected) -> list[str]:
+        return list(self.edited)
+
+    def restore(self) -> None:
+        self.edited.clear()
 
     def detach_from_others(self, ifindexes: Collection[int]) -> list[tuple[Link, int]]:
         freed = [

@@ -57,6 +57,10 @@ class KernelDatapath:
     def epoch(self) -> int:
         return int(self._epoch_word[0])
 
+    @property
+    def is_settled(self) -> bool:
+        return self._unsettled is None and self._cut_off is None
+
     def close(self) -> None:
         self._grace.close()
 

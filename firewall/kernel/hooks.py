@@ -18,7 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from firewall.datapath import Attached, Link
 from firewall.errors import Conflict, KernelRefused, kernel_refused
-from firewall.kernel import bpf
+from firewall.kernel import bpf, owner, probe_bpf
 from firewall.kernel.source import OUR_PROGRAMS
 
 XDP_FLAGS_UPDATE_IF_NOEXIST, XDP_FLAGS_REPLACE = 1 << 0, 1 << 4
@@ -56,7 +56,8 @@ class NetlinkHooks:
     # -- ingress: XDP
 
     def ingress(self, index: int) -> Attached | None:
-        xdp = self._netlink.get_links(index)[0].get_attr("IFLA_XDP")
+        with _netlink_errors(f"reading interface {index}"):
+            xdp = self._netlink.get_links(index)[0].get_attr("IFLA_XDP")
         for attribute, mode in _MODE_ATTRIBUTES.items():
             program_id = xdp.get_attr(attribute) if xdp is not None else None
             if program_id:
@@ -117,6 +118,17 @@ class NetlinkHooks:
                     return found
         return None
 
+    def before_ours(self, index: int) -> list[str]:
+        """Programs that a packet at egress meets before our filter: on tcx, and filters that the kernel lists first."""
+        found = [f"tcx {owner.describe(each)}" for each in probe_bpf.tcx_egress_program_ids(index)]
+        for message in self._filters(index, _CLSACT_EGRESS):
+            program_id = _filter_program_id(message.get_attr("TCA_OPTIONS"))
+            if program_id and _attached(program_id, "clsact").is_ours:
+                return found
+            what = owner.describe(program_id) if program_id else message.get_attr("TCA_KIND")
+            found.append(f"clsact prio {message['info'] >> 16} {what}")
+        return []  # ours is not there, which is another finding
+
     def attach_egress(self, link: Link, fd: int, name: str) -> None:
         """Adds our filter, or replaces it at one moment. Raises Conflict where another is in our place."""
         present = self._in_our_place(link.ifindex)
@@ -157,11 +169,11 @@ class NetlinkHooks:
         return any(each.get_attr("TCA_KIND") == "clsact" for each in self._netlink.get_qdiscs(index))
 
     def _filters(self, index: int, parent: int) -> list[Any]:
-        if not self._has_clsact(index):
-            return []
-        return [
-            each for each in self._netlink.get_filters(index, parent=parent) if each.get_attr("TCA_OPTIONS")
-        ]
+        with _netlink_errors(f"reading the filters of interface {index}"):
+            if not self._has_clsact(index):
+                return []
+            found = self._netlink.get_filters(index, parent=parent)
+            return [each for each in found if each.get_attr("TCA_OPTIONS")]
 
 
 def is_mode_refusal(error: KernelRefused) -> bool:

@@ -7,19 +7,21 @@ writing of maps is datapath.py's, netlink is hooks.py's.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from firewall.datapath import Attached, Change, Image, Key, Link, MapFill
+from firewall.datapath import Attached, Change, Expected, Happened, Image, Key, Link, MapFill
 from firewall.hits import Hits, InterfaceHits
-from firewall.kernel import bpf, bpffs, program_set
+from firewall.kernel import bpf, bpffs, owner, program_set
 from firewall.kernel.bpf import Map, program_info
 from firewall.kernel.datapath import KernelDatapath
+from firewall.kernel.events import LinkEvents
 from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.loader import bcc_version
+from firewall.kernel.map_audit import MapAudit
 from firewall.kernel.maps import NAMES
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
@@ -44,6 +46,8 @@ class LinuxKernel:
         self._max_rules = max_rules
         self._options = options
         self._hooks = NetlinkHooks()
+        self._events = LinkEvents()
+        self._audit = MapAudit()
         self._offloaded: dict[int, OffloadDevice] = {}
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
@@ -54,13 +58,13 @@ class LinuxKernel:
 
     # -- the program set
 
-    def start(self, owner: int) -> dict[int, int]:
+    def start(self, identity: int) -> dict[int, int]:
         bpf.allow_locked_memory()
         bpffs.ensure(self._pin_root)
         self._lock = bpffs.PinLock(self._pin_root)
-        self._owner = owner
+        self._owner = identity
         self._own_maps |= program_set.pinned_map_ids(self._pin_root)
-        pinned = program_set.pinned_capacities(self._pin_root, owner) or self._recover(owner)
+        pinned = program_set.pinned_capacities(self._pin_root, identity) or self._recover(identity)
         if pinned is not None and pinned.rules == self._max_rules:
             adopted = program_set.adopt(self._pin_root, pinned)
             if adopted is not None:
@@ -72,14 +76,14 @@ class LinuxKernel:
         self._build(Capacities(self._max_rules, _INITIAL_PREFIXES, _INITIAL_VECTORS), {})
         return {}
 
-    def _recover(self, owner: int) -> Capacities | None:
+    def _recover(self, identity: int) -> Capacities | None:
         """From programs of ours that hooks still run, where the pins are gone."""
         for link in self.links():
             for hook in range(C["HOOK_COUNT"]):
                 present = self.attached(link, hook)
                 if present is not None and present.is_ours:
                     program_set.recover(self._pin_root, present.program_id)
-                    pinned = program_set.pinned_capacities(self._pin_root, owner)
+                    pinned = program_set.pinned_capacities(self._pin_root, identity)
                     if pinned is not None:
                         return pinned
         return None
@@ -130,6 +134,7 @@ class LinuxKernel:
         )
         if wanted_sizes != present:
             self._grow_policy(wanted_sizes)
+            self._audit.wrote(self._set.maps, policy=True, lengths=False)
 
     def _grow_addresses(self, version: int, room: int) -> None:
         """Fills a larger table beside and swaps it in: the programs stay."""
@@ -193,11 +198,13 @@ class LinuxKernel:
             program_set.discard(self._pin_root)
         self._lock.close()
         self._hooks.close()
+        self._events.close()
 
     # -- content
 
     def reconcile(self, image: Image) -> None:
-        self._datapath.reconcile(image)
+        with self._noting_writes():
+            self._datapath.reconcile(image)
         self._policy = image.policy
 
     def set_options(self, options: tuple[int, int]) -> None:
@@ -207,14 +214,29 @@ class LinuxKernel:
 
     def apply(self, change: Change) -> dict[int, Hits]:
         check_change(self._offloaded.values(), change)
-        hits = self._datapath.apply(change)
+        with self._noting_writes(change):
+            hits = self._datapath.apply(change)
         self._policy = change.policy or self._policy
         for device in self._offloaded.values():
             device.apply(change.edits)
         return hits
 
     def settle(self) -> None:
-        self._datapath.settle()
+        if not self._datapath.is_settled:
+            with self._noting_writes():
+                self._datapath.settle()
+
+    @contextmanager
+    def _noting_writes(self, change: Change | None = None) -> Iterator[None]:
+        """For the audit; without a change, or where one fails, anything may be written."""
+        policy = lengths = True
+        try:
+            yield
+            if change is not None:
+                policy = change.policy is not None
+                lengths = bool(change.bits_set or change.bits_cleared or change.come or change.gone)
+        finally:
+            self._audit.wrote(self._set.maps, policy, lengths)
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         hits = self._datapath.address_hits(keys)
@@ -247,6 +269,32 @@ class LinuxKernel:
             MapFill("policy_rules", policy_rules, self._max_rules, "bpf.max_rules"),
             *(fill for device in self._offloaded.values() for fill in device.fills()),
         ]
+
+    # -- what others do
+
+    def wait(self, timeout_s: float) -> Happened:
+        return self._events.wait(timeout_s)
+
+    def wake(self) -> None:
+        self._events.wake()
+
+    def missing_pins(self) -> list[str]:
+        return program_set.missing_pins(self._pins(), self._set)
+
+    def pin_again(self) -> None:
+        bpffs.ensure(self._pin_root)
+        if not self._lock.is_of(self._pin_root):
+            self._lock.close()
+            self._lock = bpffs.PinLock(self._pin_root)
+        program_set.pin_again(self._pins(), self._set)
+
+    def audit(self, expected: Expected) -> list[str]:
+        self.settle()
+        return self._audit.look(self._set.maps, expected)
+
+    def restore(self) -> None:
+        self._audit.restore(self._set.maps)
+        self._set.maps.point_at_addresses()
 
     # -- hooks
 
@@ -305,6 +353,12 @@ class LinuxKernel:
         if present is None or not present.is_ours:
             return False
         return not self._own_maps.isdisjoint(bpf.map_ids(present.program_id))
+
+    def before_ours(self, link: Link) -> list[str]:
+        return self._hooks.before_ours(link.ifindex)
+
+    def describe(self, program_id: int) -> str:
+        return owner.describe(program_id)
 
     def expected_program(self, link: Link, hook: int) -> int:
         if hook == _INGRESS and link.ifindex in self._offloaded:

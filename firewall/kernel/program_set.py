@@ -145,6 +145,37 @@ def _ensure_addresses(beside: Path) -> None:
             outer.close()
 
 
+def missing_pins(pins: Path, current: ProgramSet) -> list[str]:
+    """Paths below `pins` that do not lead to the set's own maps and programs."""
+    missing = []
+    for path, fd in _pins(pins, current):
+        try:
+            pinned = bpf.get(path)
+        except (FileNotFoundError, FirewallError):
+            missing.append(str(path))
+            continue
+        try:
+            if bpf.object_id(pinned) != bpf.object_id(fd):
+                missing.append(str(path))
+        finally:
+            os.close(pinned)
+    return missing
+
+
+def pin_again(pins: Path, current: ProgramSet) -> None:
+    for part in ("maps", "programs"):
+        bpffs.ensure(pins / part)
+    ours = dict(_pins(pins, current))
+    for path in map(Path, missing_pins(pins, current)):
+        path.unlink(missing_ok=True)
+        bpf.pin(ours[path], path)
+
+
+def _pins(pins: Path, current: ProgramSet) -> list[tuple[Path, int]]:
+    maps = [(pins / "maps" / name, each.fd) for name, each in current.maps.maps.items()]
+    return maps + [(pins / "programs" / name, fd) for name, fd in current.programs.items()]
+
+
 def promote(pin_root: Path) -> None:
     """Makes the set below pin_root/next the pinned one. Call when every hook runs it."""
     for part in ("maps", "programs"):

@@ -296,11 +296,14 @@ def test_an_interface_that_gets_another_name_is_what_that_name_is_asked_to_be(
 
 
 def test_a_program_that_others_took_away_is_told(host: Host) -> None:
+    host.stop()
+    host.start(service={"on_drift": "report"})
     host.firewall.attach("eth0", "auto", True, True)
     del host.kernel.hooks["eth0", 0]
-    assert host.firewall.not_ready() == ["eth0: ingress does not run our program any more"]
+    assert host.firewall.not_ready() == ["eth0: ingress does not run our program any more: it was detached"]
+    wait_for(lambda: host.firewall.status().drift_detected == {"hook": 1})
     status = host.firewall.status()
-    assert not status.ready and status.drift == status.not_ready
+    assert not status.ready and status.drift == status.not_ready and status.drift_healed == {}
     host.firewall.attach("eth0", "auto", True, True)
     assert host.firewall.not_ready() == []
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from firewall.enforcer import Manner
 from firewall.errors import FirewallError
 from firewall.hits import InterfaceHits
 from firewall.settings import Interface
@@ -78,10 +79,10 @@ def test_another_config_is_in_force_without_a_restart_or_not_at_all(host: Host, 
     if refuses:
         host.kernel.refuse["apply"] = errno.ENOMEM
         with pytest.raises(FirewallError):
-            host.firewall.reload(about, (1, 0), wanted)
+            host.firewall.reload(about, Manner((1, 0), True), wanted)
         assert host.state() == before and host.kernel.options == (0, 0)
         return
-    host.firewall.reload(about, (1, 0), wanted)
+    host.firewall.reload(about, Manner((1, 0), True), wanted)
     assert host.kernel.options == (1, 0)
     assert host.firewall.status().default_ingress == "drop"
     assert host.kernel.on("eth0") == {}
