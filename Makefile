@@ -54,6 +54,10 @@ test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; instal
 property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets and packets (root)
 	PROPERTY_PAIRS=$(PROPERTY_PAIRS) $(pytest) tests/datapath -k property $(PYTEST_ARGS)
 
+.PHONY: no-gap
+no-gap: setup  ## Flood the service through 100 restarts and 100 kills, kill it at each step of changes (root)
+	NO_GAP_ROUNDS=100 CRASH_CHANGES=3000 $(pytest) -n0 tests/netns/test_no_gap.py tests/netns/test_crash.py $(PYTEST_ARGS)
+
 .PHONY: bench
 bench: setup  ## Measure the firewall and its peers; QUICK=1 takes under three minutes (root)
 	@benchmarks/setup.sh

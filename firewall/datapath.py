@@ -6,7 +6,7 @@ firewall/kernel implements it with BPF maps, the tests also in memory. No rules 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -147,6 +147,14 @@ class Happened:
         return self.everything or bool(self.ifindexes)
 
 
+@dataclass(frozen=True)
+class LeftOver:
+    """Hits by handle of rules, and by ifindex."""
+
+    rules: Mapping[int, Hits] = field(default_factory=dict)
+    interfaces: Mapping[int, list[InterfaceHits]] = field(default_factory=dict)
+
+
 class Expected(Protocol):
     """The entries that the address tables should hold, by IP version."""
 
@@ -208,8 +216,14 @@ class Kernel(Protocol):
     def attached(self, link: Link, hook: int) -> Attached | None:
         """On ingress any XDP program, on egress our filter."""
 
-    def attach(self, link: Link, hook: int, mode: str) -> None:
-        """`mode`: native, generic or offload (ingress). Replaces our own program at one moment."""
+    def attach(self, link: Link, hook: int, mode: str, force: bool = False) -> None:
+        """`mode`: native, generic or offload (ingress). Replaces our own program at one moment. With `force` another
+        owner's XDP program as well, which stays loaded until give_back() or forget_displaced()."""
+
+    def give_back(self, link: Link) -> None:
+        """Puts back the program that an attach with force replaced, if one did."""
+
+    def forget_displaced(self) -> None: ...
 
     def detach(self, link: Link, hook: int) -> None: ...
 
@@ -242,5 +256,6 @@ class Kernel(Protocol):
     def restore(self) -> None:
         """Before reconcile(): puts back the words that it stands on."""
 
-    def release(self) -> None:
-        """Lets go of programs that start() or reserve() put others in place of. Call when all hooks are attached."""
+    def release(self) -> LeftOver:
+        """Lets go of programs that start() or reserve() put others in place of. Call when all hooks are attached.
+        Answers what the maps that went with them had counted."""

@@ -24,7 +24,7 @@ from firewall.address import BITS, Prefix
 from firewall.address_index import decoded, encode_many
 from firewall.address_list import PrefixColumns
 from firewall.addresses import address_keys
-from firewall.datapath import Change, Entries, Image, Kernel
+from firewall.datapath import Change, Entries, Image, Kernel, LeftOver
 from firewall.drift import DriftWatch
 from firewall.errors import (
     AlreadyExists,
@@ -148,9 +148,20 @@ class Enforcer:
                 tell(self._following.hold(self._interfaces.hold, link, request))
             for link, hook in self._kernel.detach_from_others(self._interfaces.protected().values()):
                 log.info("detached", interface=link.name, hook=HOOKS[hook], reason="not asked for any more")
-            self._kernel.release()
+            self._save_left_over(self._kernel.release())
             self._is_started = True
         self._watcher.start()
+
+    def _save_left_over(self, left: LeftOver) -> None:
+        """What only maps know that are about to go, or are gone."""
+        if left.rules or left.interfaces:
+            names = {ifindex: name for name, ifindex in self._interfaces.protected().items()}
+            with self._store.transaction():
+                self._store.add_hits(left.rules.items())
+                for ifindex, totals in left.interfaces.items():
+                    self._store.add_interface_hits(
+                        InterfaceTotal(names.get(ifindex, f"#{ifindex}"), *each) for each in totals
+                    )
 
     def _image(self, fresh_slots: Sequence[int] = ()) -> Image:
         """Everything that the maps should hold."""
@@ -182,16 +193,11 @@ class Enforcer:
 
     def _save_hits(self) -> None:
         """Everything that only the maps know, before they go."""
-        names = {ifindex: name for name, ifindex in self._interfaces.protected().items()}
         policy = list(self._ruleset.policy_rules.values())
         hits = self._kernel.policy_hits([each.slot for each in policy])
         by_handle = {each.handle: hit for each, hit in zip(policy, hits, strict=True)}
-        with self._store.transaction():
-            self._store.add_hits((by_handle | self._kernel.all_address_hits()).items())
-            for ifindex, totals in self._kernel.interface_hits().items():
-                self._store.add_interface_hits(
-                    InterfaceTotal(names.get(ifindex, f"#{ifindex}"), *each) for each in totals
-                )
+        by_handle |= self._kernel.all_address_hits()
+        self._save_left_over(LeftOver(by_handle, self._kernel.interface_hits()))
 
     def _watch(self) -> None:
         next_look = 0.0
@@ -484,8 +490,9 @@ class Enforcer:
 
     # -- interfaces
 
-    def attach(self, name: str, mode: str, ingress: bool, egress: bool) -> InterfaceView:
-        """Protects an interface, now and after a restart."""
+    def attach(self, name: str, mode: str, ingress: bool, egress: bool, force: bool = False) -> InterfaceView:
+        """Protects an interface, now and after a restart. `force`: puts our XDP program in the place of another
+        owner's, once."""
         if not ingress and not egress:
             raise InvalidInput(
                 f"neither hook of {name} is asked for",
@@ -501,13 +508,15 @@ class Enforcer:
                 with self._store.transaction():
                     self._store.write_interface(request, name)
                     self._apply_interfaces(self._interfaces.protected() | {name: link.ifindex})
-                    tell(self._following.hold(self._interfaces.hold_strictly, link, request))
+                    hold = partial(self._interfaces.hold_strictly, force=force)
+                    tell(self._following.hold(hold, link, request))
             except BaseException:
                 self._interfaces.put_back(link, had, before)
                 if before is None:
                     self._kernel.uncount_interface(link.ifindex)
                     self._apply_interfaces(self._interfaces.protected())
                 raise
+            self._kernel.forget_displaced()
             self._interfaces.remember(name, request)
             return self.interface(name)
 

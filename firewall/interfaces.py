@@ -140,12 +140,13 @@ class Interfaces:
                 held.errors[hook] = str(error)
         return held
 
-    def hold_strictly(self, link: Link, request: InterfaceRequest) -> Held:
-        """As hold(), but a refusal of a hook is raised; put_back() undoes what was done until then."""
+    def hold_strictly(self, link: Link, request: InterfaceRequest, force: bool = False) -> Held:
+        """As hold(), but a refusal of a hook is raised; put_back() undoes what was done until then. `force`: in the
+        place of another owner's XDP program."""
         held = Held(link, request)
         for hook, asked in ((INGRESS, request.ingress), (EGRESS, request.egress)):
             if asked:
-                self._attach(held, hook, keep_generic=False)
+                self._attach(held, hook, keep_generic=False, force=force)
             else:
                 self._kernel.detach(link, hook)
         self._held[link.name] = held
@@ -163,7 +164,9 @@ class Interfaces:
         for hook, present in had.items():
             is_ours = present is not None and present.is_ours
             now = self._kernel.attached(link, hook)
-            if not is_ours and now is not None and now.is_ours:
+            if present is not None and not is_ours and hook == INGRESS:
+                self._kernel.give_back(link)
+            elif not is_ours and now is not None and now.is_ours:
                 self._kernel.detach(link, hook)
             elif is_ours and present is not None and (now is None or now.mode != present.mode):
                 self._kernel.attach(link, hook, present.mode)
@@ -172,16 +175,16 @@ class Interfaces:
         else:
             self._held[link.name] = before
 
-    def _attach(self, held: Held, hook: int, keep_generic: bool) -> None:
+    def _attach(self, held: Held, hook: int, keep_generic: bool, force: bool = False) -> None:
         link, mode = held.link, held.request.mode
         if hook == EGRESS:
             self._kernel.attach(link, hook, "clsact")
         elif mode != "auto":
-            self._kernel.attach(link, hook, mode)
+            self._kernel.attach(link, hook, mode, force)
         else:
-            held.native_unavailable = self._attach_best(link, keep_generic)
+            held.native_unavailable = self._attach_best(link, keep_generic, force)
 
-    def _attach_best(self, link: Link, keep_generic: bool) -> str | None:
+    def _attach_best(self, link: Link, keep_generic: bool, force: bool) -> str | None:
         """Native, else generic; answers why not native. `keep_generic`: where it is generic already, do not try
         native, which would leave the hook empty for a moment."""
         present = self._kernel.attached(link, INGRESS)
@@ -189,9 +192,9 @@ class Interfaces:
             self._kernel.attach(link, INGRESS, "generic")
             return "it was in generic mode when the service started; attach it again to try native mode"
         try:
-            self._kernel.attach(link, INGRESS, "native")
+            self._kernel.attach(link, INGRESS, "native", force)
         except KernelRefused as refusal:
-            self._kernel.attach(link, INGRESS, "generic")
+            self._kernel.attach(link, INGRESS, "generic", force)
             hint = refusal.hint or ERRNO_HINTS.get(refusal.errno, "")
             return f"{refusal.detail}; {hint}" if hint else refusal.detail
         return None

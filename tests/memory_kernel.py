@@ -10,7 +10,7 @@ from pathlib import Path
 
 from api.wiring import build
 from firewall.address_index import decoded
-from firewall.datapath import Attached, Change, Entry, Expected, Happened, Image, Key, Link, MapFill
+from firewall.datapath import Attached, Change, Entry, Expected, Happened, Image, Key, LeftOver, Link, MapFill
 from firewall.enforcer import Enforcer
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
@@ -42,6 +42,7 @@ class MemoryKernel:
         self.fail_next = 0
         self.applied = 0
         self.options = (0, 0)
+        self.displaced: Attached | None = None
         self.first_at_egress: dict[str, list[str]] = {}
         self.lost_pins: list[str] = []
         self.edited: list[str] = []
@@ -55,8 +56,8 @@ class MemoryKernel:
         if not keep:
             self.entries.clear()
 
-    def release(self) -> None:
-        pass
+    def release(self) -> LeftOver:
+        return LeftOver()
 
     def settle(self) -> None:
         pass
@@ -132,16 +133,25 @@ class MemoryKernel:
     def attached(self, link: Link, hook: int) -> Attached | None:
         return self.hooks.get((link.name, hook))
 
-    def attach(self, link: Link, hook: int, mode: str) -> None:
+    def attach(self, link: Link, hook: int, mode: str, force: bool = False) -> None:
         self._fail(f"attaching to {link.name}")
         present = self.attached(link, hook)
-        if present is not None and not present.is_ours:
+        if present is not None and not present.is_ours and force:
+            self.displaced = present
+        elif present is not None and not present.is_ours:
             raise Conflict(f"another XDP program is on {link.name}", "detach it", code="program_conflict")
         if mode == "native" and link.name in self.no_native:
             raise kernel_refused(f"attaching in native mode to {link.name}", errno.EOPNOTSUPP)
         if mode == "offload":
             raise KernelRefused(f"{link.name} cannot offload", code="offload_unavailable")
         self.hooks[link.name, hook] = Attached(40 + hook, "fw_memory", mode, True)
+
+    def give_back(self, link: Link) -> None:
+        if self.displaced is not None:
+            self.hooks[link.name, 0], self.displaced = self.displaced, None
+
+    def forget_displaced(self) -> None:
+        self.displaced = None
 
     def detach(self, link: Link, hook: int) -> None:
         present = self.attached(link, hook)

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from firewall.datapath import Attached, Change, Expected, Happened, Image, Key, Link, MapFill
+from firewall.datapath import Attached, Change, Expected, Happened, Image, Key, LeftOver, Link, MapFill
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, owner, program_set
 from firewall.kernel.bpf import Map, program_info
@@ -20,9 +20,10 @@ from firewall.kernel.datapath import KernelDatapath
 from firewall.kernel.events import LinkEvents
 from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.keys import PREFIX
+from firewall.kernel.left_over import left_over, live_slots
 from firewall.kernel.loader import bcc_version
 from firewall.kernel.map_audit import MapAudit
-from firewall.kernel.maps import NAMES
+from firewall.kernel.maps import NAMES, PinnedMaps
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
@@ -52,6 +53,7 @@ class LinuxKernel:
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
         self._is_promoted = True
+        self._superseded: tuple[PinnedMaps, Capacities] | None = None
         self._owner = 0
         self._own_maps: set[int] = set()
         self.bcc = bcc_version()
@@ -72,7 +74,10 @@ class LinuxKernel:
             else:
                 self._build_over_pinned(pinned)
             self._set.maps.point_at_addresses()
-            return self._live_slots()
+            return live_slots(self._datapath, self._max_rules)
+        if pinned is not None:
+            # Laid out in the same way: what they count until the hooks have other programs is not lost.
+            self._superseded = PinnedMaps(self._pin_root), pinned
         self._build(Capacities(self._max_rules, _INITIAL_PREFIXES, _INITIAL_VECTORS), {})
         return {}
 
@@ -107,20 +112,6 @@ class LinuxKernel:
         self.bcc = built.bcc or self.bcc
         self._is_promoted = False
         self._use(built, capacities)
-
-    def _live_slots(self) -> dict[int, int]:
-        """Slots by handle, from what the live generation says of its bits."""
-        arrays = self._set.maps.arrays
-        generation = self._datapath.epoch & 1
-        slots: dict[int, int] = {}
-        for hook in range(C["HOOK_COUNT"]):
-            scope = generation * C["HOOK_COUNT"] + hook
-            head = arrays["policy_heads"][scope]
-            rules = arrays["policy_rules"][scope * self._max_rules : (scope + 1) * self._max_rules]
-            live = rules[: int(head["words"]) * 64]
-            live = live[live["handle"] != 0]
-            slots |= dict(zip(live["handle"].tolist(), live["slot"].tolist(), strict=True))
-        return slots
 
     def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
         for version, wanted in entries.items():
@@ -182,10 +173,16 @@ class LinuxKernel:
         for (_, hook), (link, mode) in list(self._attached.items()):
             self._put(link, hook, mode)
 
-    def release(self) -> None:
+    def release(self) -> LeftOver:
+        left = LeftOver()
+        if self._superseded is not None:
+            left = left_over(*self._superseded)
+            self._superseded[0].close()
+            self._superseded = None
         if not self._is_promoted:
             program_set.promote(self._pin_root)
             self._is_promoted = True
+        return left
 
     def stop(self, keep: bool = False) -> None:
         """Unpins the maps and programs, unless they are to `keep` judging until the next start."""
@@ -304,26 +301,32 @@ class LinuxKernel:
     def attached(self, link: Link, hook: int) -> Attached | None:
         return self._hooks.ingress(link.ifindex) if hook == _INGRESS else self._hooks.egress(link.ifindex)
 
-    def attach(self, link: Link, hook: int, mode: str) -> None:
-        self._put(link, hook, mode)
+    def attach(self, link: Link, hook: int, mode: str, force: bool = False) -> None:
+        self._put(link, hook, mode, force)
         self._attached[link.ifindex, hook] = (link, mode)
 
-    def _put(self, link: Link, hook: int, mode: str) -> None:
+    def give_back(self, link: Link) -> None:
+        self._hooks.give_back(link)
+
+    def forget_displaced(self) -> None:
+        self._hooks.forget_displaced()
+
+    def _put(self, link: Link, hook: int, mode: str, force: bool = False) -> None:
         name = _program_name(link, hook)
         if hook != _INGRESS:
             self._hooks.attach_egress(link, self._set.programs[name], name)
         elif mode != "offload":
-            self._hooks.attach_ingress(link, self._set.programs[name], mode)
+            self._hooks.attach_ingress(link, self._set.programs[name], mode, force)
         elif link.ifindex not in self._offloaded:
-            self._offload(link)
+            self._offload(link, force)
 
-    def _offload(self, link: Link) -> None:
+    def _offload(self, link: Link, force: bool) -> None:
         device = OffloadDevice(
             self._pin_root, link, self._options[_INGRESS], self._datapath.ingress_entries()
         )
         try:
             device.check((), self._policy)
-            self._hooks.attach_ingress(link, device.program, "offload")
+            self._hooks.attach_ingress(link, device.program, "offload", force)
         except BaseException:
             device.close()
             raise

@@ -122,9 +122,9 @@ class HostKernel(MemoryKernel):
     def interface_hits(self) -> Mapping[int, list[InterfaceHits]]:
         return self.counted
 
-    def attach(self, link: Link, hook: int, mode: str) -> None:
+    def attach(self, link: Link, hook: int, mode: str, force: bool = False) -> None:
         self._ask("attach")
-        super().attach(link, hook, mode)
+        super().attach(link, hook, mode, force)
 
     def detach(self, link: Link, hook: int) -> None:
         self._ask("detach")

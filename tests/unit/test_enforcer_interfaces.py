@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from firewall.datapath import Attached, Link
-from firewall.errors import Conflict, InvalidInput, KernelRefused, NotFound, Problem
+from firewall.errors import Conflict, InvalidInput, KernelRefused, NotFound, Problem, StoreFailed
 from firewall.hits import InterfaceHits
+from tests.unit.failing_database import fail_on
 from tests.unit.host import Host, wait_for
 
 BOTH = {"ingress": "native", "egress": "clsact"}
@@ -306,6 +307,23 @@ def test_a_program_that_others_took_away_is_told(host: Host) -> None:
     assert not status.ready and status.drift == status.not_ready and status.drift_healed == {}
     host.firewall.attach("eth0", "auto", True, True)
     assert host.firewall.not_ready() == []
+
+
+def test_force_replaces_a_program_of_another_owner(host: Host) -> None:
+    host.kernel.hooks["eth0", 0] = Attached(99, "other", "native", False)
+    with pytest.raises(Conflict):
+        host.firewall.attach("eth0", "auto", True, True)
+    host.firewall.attach("eth0", "auto", True, True, force=True)
+    assert host.kernel.on("eth0") == BOTH and host.kernel.displaced is None
+
+
+@pytest.mark.parametrize("fails", ["INSERT INTO interfaces", "COMMIT"])
+def test_a_program_that_was_replaced_by_force_comes_back_if_the_change_fails(host: Host, fails: str) -> None:
+    other = host.kernel.hooks["eth0", 0] = Attached(99, "other", "native", False)
+    with fail_on(host.firewall._store, fails), pytest.raises(StoreFailed):
+        host.firewall.attach("eth0", "auto", True, True, force=True)
+    assert host.kernel.hooks == {("eth0", 0): other}
+    assert requested(host) == set()
 
 
 # --- rules that name interfaces
