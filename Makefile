@@ -56,7 +56,7 @@ property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets 
 
 .PHONY: no-gap
 no-gap: setup  ## Flood the service through 100 restarts and 100 kills, kill it at each step of changes (root)
-	NO_GAP_ROUNDS=100 CRASH_CHANGES=3000 $(pytest) -n0 tests/netns/test_no_gap.py tests/netns/test_crash.py $(PYTEST_ARGS)
+	NO_GAP_ROUNDS=100 CRASH_CHANGES=3000 $(pytest) -n0 tests/netns/test_no_gap.py tests/datapath/test_crash.py $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup  ## Measure the firewall and its peers; QUICK=1 takes under three minutes (root)

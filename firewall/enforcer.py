@@ -201,7 +201,7 @@ class Enforcer:
 
     def _watch(self) -> None:
         next_look = 0.0
-        while True:
+        while not self._stopping.is_set():
             happened = self._kernel.wait(self._until_next_expiry())
             if self._stopping.is_set():
                 return

@@ -244,8 +244,15 @@ def _attached(program_id: int, mode: str) -> Attached:
 
 def _foreign(link: Link, present: Attached) -> Conflict:
     return Conflict(
-        f"another XDP program is on {link.name}: {owner.describe(present.program_id)}, id {present.program_id}, "
-        f"{present.mode} mode",
+        f"another XDP program is on {link.name}: "
+        + ", ".join(
+            [
+                f"id {present.program_id}",
+                f"name {present.name or '?'}",
+                f"{present.mode} mode",
+                *owner.traces(present.program_id),
+            ]
+        ),
         f"detach it with its owner's own tool, or put ours in its place with "
         f"`ebpf-fw interface attach {link.name} --force`",
         code="program_conflict",

@@ -23,10 +23,13 @@ _MOST_NAMED = 3
 def describe(program_id: int) -> str:
     """`program 41 (xdp_prog), pinned at /sys/fs/bpf/x, held by lb (pid 7)`."""
     name = _name(program_id)
-    words = [f"program {program_id}" + (f" ({name})" if name else "")]
-    words += [f"pinned at {path}" for path in _first(pins_of(program_id))]
-    words += [f"held by {process}" for process in _first(holders_of(program_id))]
-    return ", ".join(words)
+    return ", ".join([f"program {program_id}" + (f" ({name})" if name else ""), *traces(program_id)])
+
+
+def traces(program_id: int) -> list[str]:
+    """`pinned at /sys/fs/bpf/x`, `held by lb (pid 7)`; empty where nothing is found."""
+    pins = [f"pinned at {path}" for path in _first(pins_of(program_id))]
+    return pins + [f"held by {process}" for process in _first(holders_of(program_id))]
 
 
 def _first(found: Iterator[str]) -> list[str]:

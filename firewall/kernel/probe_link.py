@@ -122,8 +122,7 @@ def _xdp_programs(link: Any) -> Iterator[XdpProgram]:
     for attribute, mode in _XDP_PROGRAMS.items():
         if program_id := xdp.get_attr(attribute):
             name = probe_bpf.program(program_id).name
-            # "program 7 (name), " stands before it
-            found = "" if name in OUR_PROGRAMS else owner.describe(program_id).partition(", ")[2]
+            found = "" if name in OUR_PROGRAMS else ", ".join(owner.traces(program_id))
             yield XdpProgram(mode, program_id, name, found)
 
 

@@ -26,7 +26,7 @@ WITHIN_S = 8.0
 def protected(world: World) -> World:
     add_rule(world, id="peer", sources=["10.90.0.2"])
     add_rule(world, id="port", protocols=["udp"], destination_ports=[5001], family="ipv6")
-    add_rule(world, id="outward", direction="egress", destinations=["fd90::2"], protocols=["udp"])
+    add_rule(world, id="outward", direction="egress", protocols=["udp"], destination_ports=[5353])
     assert ping(world).is_blocked() and udp(world, 5001, 6).is_blocked()
     return world
 
@@ -168,11 +168,19 @@ def write_first(table: bpf.Map, at: int, value: bytes) -> None:
     table.update(key, bytes(present))
 
 
+def advance(table: bpf.Map) -> None:
+    """The epoch's lowest bit chooses the generation of the policy."""
+    present = table.lookup(bytes(4)) or b""
+    write_first(table, 0, struct.pack("<Q", int.from_bytes(present[:8], "little") + 1))
+
+
+# since, rank, old_rank: no rule until a late epoch.
+NEVER = struct.pack("<QII", 1 << 60, 0, 0xFFFFFFFF)
 EDITS: dict[str, tuple[str, Callable[[bpf.Map], Any]]] = {
     "an entry is deleted": ("address4", delete_all),
     "an entry gets another rank": ("address4", lambda table: write_first(table, 8, b"\xff" * 8)),
-    "an entry waits for a day that never comes": ("address4", lambda t: write_first(t, 0, b"\xff" * 7)),
-    "the epoch is another": ("control_map", lambda table: write_first(table, 0, struct.pack("<Q", 3))),
+    "an entry waits for a day that never comes": ("address4", lambda table: write_first(table, 0, NEVER)),
+    "the epoch is the next": ("control_map", lambda table: advance(table)),
     "no list is occupied": ("control_map", lambda table: write_first(table, 32, bytes(4))),
     "policy prefixes": ("policy_rules", lambda table: [write_rule(table, n) for n in range(2)]),
 }
@@ -256,6 +264,6 @@ def test_a_hook_that_was_refused_at_the_start_is_attached_when_it_is_free(make_w
     world.daemon.launch()
     wait_until(lambda: answers(world), "the service has started", timeout_s=90)
     assert "other_xdp" in reasons(world)
-    ip(world, "link", "set", "dev", "fw0", "xdp", "off")
+    ip(world, "link", "set", "dev", "fw0", "xdpgeneric", "off")
     wait_until(lambda: attached_hooks(world, "fw0") == [True, True], "fw0 is attached", timeout_s=WITHIN_S)
     wait_until(lambda: world.api.get("/readyz").status_code == 200, "it is ready", timeout_s=WITHIN_S)
