@@ -1,4 +1,4 @@
-# Every command here works from a clean clone. Root is needed for demo, test, property, install and uninstall,
+# Every command here works from a clean clone. Root is needed for demo, test, property, swap, install and uninstall,
 # and the first time for setup (distribution packages).
 
 SHELL := /bin/bash
@@ -13,6 +13,7 @@ c_sources = $(wildcard bpf/*.c bpf/*.h)
 # Given through to pytest: make test PYTEST_ARGS='-k fragment -x'
 PYTEST_ARGS ?=
 PROPERTY_PAIRS ?= 200000
+SWAPS ?= 5000
 DESTDIR ?=
 PURGE ?=
 export DESTDIR PURGE
@@ -57,6 +58,10 @@ property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets 
 .PHONY: no-gap
 no-gap: setup  ## Flood the service through 100 restarts and 100 kills, kill it at each step of changes (root)
 	NO_GAP_ROUNDS=100 CRASH_CHANGES=3000 $(pytest) -n0 tests/netns/test_no_gap.py tests/datapath/test_crash.py $(PYTEST_ARGS)
+
+.PHONY: swap
+swap: setup  ## Swap two rule sets SWAPS=5000 times while packets are judged: none may meet a mixture (root)
+	SWAPS=$(SWAPS) $(pytest) tests/datapath/test_changes.py -k mixture $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup  ## Measure the firewall and its peers; QUICK=1 takes under three minutes (root)

@@ -60,10 +60,13 @@ class DriftWatch:
         """What is wrong: hooks as they are now, all else as it was at the last look."""
         places = [(held, hook) for held in self._interfaces.all_held() for hook in self._asked(held)]
         hooks = [fault.detail for place in places if (fault := self._hook_fault(*place))]
-        return hooks + [fault.detail for fault in self._faults.values() if fault.kind != "hook"]
+        return hooks + [
+            fault.detail for fault in self._faults.values() if fault.kind not in ("hook", "store")
+        ]
 
-    def count(self) -> int:
-        return len(self._faults)
+    def store_fault(self) -> list[str]:
+        """Why the rules cannot be changed, where they cannot."""
+        return [fault.detail for fault in self._faults.values() if fault.kind == "store"]
 
     # -- looking
 

@@ -6,6 +6,7 @@ that crashes here lets go of its descriptors and does nothing more; its pins and
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from firewall.errors import KernelRefused, StoreFailed, TableFull
 from firewall.kernel import bpf, linux, program_set
 from firewall.kernel import maps as firewall_maps
 from firewall.kernel.bpf import Map
+from firewall.layout import HOOKS
 from firewall.store import Store
 from tests import oracle
 from tests.datapath.contents import assert_exact, visible_entries
@@ -27,6 +29,7 @@ from tests.datapath.loaded import HERE, Judged, Loaded
 from tests.datapath.sabotage import Sabotage
 
 Rule = dict[str, Any]
+SWAPS = int(os.environ.get("SWAPS", "300"))
 PASSES, DROPPED, ALLOWED = Judged("pass", "default"), Judged("drop", "rule"), Judged("pass", "rule")
 
 # Both structures, both families, a prefix that two rules share, and a rule of both directions.
@@ -258,6 +261,51 @@ def test_a_change_of_many_rules_happens_at_one_moment(firewall: Loaded, hook: st
     verdicts_seen = firewall.counted_since_last()
     assert {verdict for _, verdict, _ in verdicts_seen} == {"drop"}, verdicts_seen
     assert sum(packets for packets, _ in verdicts_seen.values()) > 40_000
+
+
+def test_no_packet_meets_a_mixture_of_two_rule_sets_that_are_swapped_over_and_over(firewall: Loaded) -> None:
+    """Each set drops both hosts, one by an address rule and the other by a policy rule, over a worse rule of the
+    other structure that allows. The addresses of one set with the policy of the other would pass one of them."""
+    first, second = "10.0.0.1", "10.0.0.2"
+    bystanders = {"sources": [f"10.1.{low}.0/24" for low in range(50)]}
+
+    def swapped(by_address: str, by_policy: str, priority: int) -> list[Rule]:
+        rules: list[Rule] = [
+            {"sources": [by_address], "priority": priority},
+            {"sources": [by_address], "protocols": ["tcp"], "action": "allow", "priority": priority + 1},
+            {"sources": [by_policy], "protocols": ["tcp"], "priority": priority},
+            {"sources": [by_policy], "action": "allow", "priority": priority + 1},
+            bystanders,
+        ]
+        return [{**rule, "id": f"r{place}", "direction": "both"} for place, rule in enumerate(rules)]
+
+    sets = swapped(first, second, 10), swapped(second, first, 20)
+    frames = [tcp(host, dport=22) for host in (first, second)]
+    for rules in sets:
+        firewall.rules(*rules)
+        assert all(firewall.judge(frame, hook) == DROPPED for frame in frames for hook in HOOKS)
+    firewall.counted_since_last()
+    is_over = threading.Event()
+
+    def flood(hook: str) -> None:
+        program = firewall.program(hook)
+        while not is_over.is_set():
+            for frame in frames:
+                bpf.test_run(program, frame, repeat=2_000)
+
+    flooding = [threading.Thread(target=flood, args=(hook,)) for hook in HOOKS]
+    for thread in flooding:
+        thread.start()
+    try:
+        for turn in range(SWAPS):
+            firewall.rules(*sets[turn % 2])
+    finally:
+        is_over.set()
+        for thread in flooding:
+            thread.join()
+    seen = firewall.counted_since_last()
+    assert {verdict for _, verdict, _ in seen} == {"drop"}, seen
+    assert min(packets for packets, _ in seen.values()) > 100 * SWAPS, seen
 
 
 # --- growth ------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from firewall.enforcer import Manner
 from firewall.errors import FirewallError
 from firewall.hits import InterfaceHits
+from firewall.in_force import Manner
 from firewall.settings import Interface
 from tests.unit.host import NOW, Host, wait_for
 

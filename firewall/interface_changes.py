@@ -1,0 +1,107 @@
+"""Changes of what is protected: asked for over the API, or because interfaces come and go.
+
+Owns the order of a change of an interface with its store and its rules. Hooks are firewall.interfaces's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, partial
+
+from firewall.commit import Commits
+from firewall.datapath import Change
+from firewall.errors import InvalidInput, NotFound, Problem
+from firewall.following import Following, tell
+from firewall.in_force import About, Manner
+from firewall.reads import Reads
+from firewall.settings import Interface
+from firewall.store import InterfaceRequest
+from firewall.view import InterfaceView
+
+
+class InterfaceChanges(Commits, Reads):
+    """Every method may be called from any thread."""
+
+    def attach(self, name: str, mode: str, ingress: bool, egress: bool, force: bool = False) -> InterfaceView:
+        """Protects an interface, now and after a restart. `force`: puts our XDP program in the place of another
+        owner's, once."""
+        if not ingress and not egress:
+            raise InvalidInput(
+                f"neither hook of {name} is asked for",
+                "set ingress or egress to true, or DELETE the interface",
+                (Problem("/ingress", "ingress and egress cannot both be false"),),
+                "no_hook",
+            )
+        with self._changing_alone():
+            link = self._interfaces.link(name)
+            request = InterfaceRequest(name, True, mode, ingress, egress)
+            before, had = self._interfaces.held(name), self._interfaces.programs(link)
+            try:
+                with self._store.transaction():
+                    self._store.write_interface(request, name)
+                    self._apply_interfaces(self._interfaces.protected() | {name: link.ifindex})
+                    hold = partial(self._interfaces.hold_strictly, force=force)
+                    tell(self._following.hold(hold, link, request))
+            except BaseException:
+                self._interfaces.put_back(link, had, before)
+                if before is None:
+                    self._kernel.uncount_interface(link.ifindex)
+                    self._apply_interfaces(self._interfaces.protected())
+                raise
+            self._kernel.forget_displaced()
+            self._interfaces.remember(name, request)
+            return self.interface(name)
+
+    def detach(self, name: str) -> None:
+        with self._changing_alone():
+            held = self._interfaces.held(name)
+            if held is None and self._interfaces.wanted(name) is None:
+                raise NotFound(f"{name!r} is not protected", "GET /v1/interfaces lists those that are",
+                               code="interface_not_found")  # fmt: skip
+            is_configured = self._interfaces.is_configured(name)
+            request = InterfaceRequest(name, False, "auto", True, True) if is_configured else None
+            try:
+                with self._store.transaction():
+                    self._store.write_interface(request, name)
+                    if held is not None:
+                        self._interfaces.release(held)
+                        self._following.write_hits(held)
+            except BaseException:
+                if held is not None:
+                    self._interfaces.hold(held.link, held.request)
+                raise
+            self._interfaces.remember(name, request)
+            if held is not None:
+                self._kernel.uncount_interface(held.link.ifindex)
+            self._apply_interfaces(self._interfaces.protected())
+            self.interfaces()
+
+    def reload(self, about: About, manner: Manner, configured: Sequence[Interface]) -> None:
+        """What the config says now, without a restart. Raises where the kernel refuses; then all is as before."""
+        with self._changing_alone():
+            if manner.options != self._options:
+                self._apply_options(manner.options)
+            self._about, self._watched.heals = about, manner.heals
+            self._following.reconfigure(configured)
+
+    def _apply_options(self, options: tuple[int, int]) -> None:
+        occupancy, policy = self._ruleset.addresses.occupancy, self._ruleset.policy
+        self._kernel.set_options(options)
+        try:
+            self._kernel.apply(Change((), (), (), occupancy, occupancy, policy, policy))
+        except BaseException:
+            self._kernel.set_options(self._options)
+            raise
+        self._options = options
+
+    @cached_property
+    def _following(self) -> Following:
+        return Following(self._store, self._kernel, self._interfaces, self._apply_interfaces)
+
+    def _apply_interfaces(self, protected: dict[str, int]) -> None:
+        """Rules that name interfaces mean these."""
+        plan = self._ruleset.plan_interfaces(protected)
+        if plan is not None:
+            self._reserve_for(plan)
+            self._kernel.apply(plan.change)
+            self._ruleset.commit(plan)
