@@ -36,6 +36,7 @@ def serve(config: Path) -> None:
 
 
 def _serve(configuration: Configuration) -> int:
+    server.remember_signals()
     settings = configuration.settings
     log.set_level(settings.service.log_level)
     with listening(settings.api.listen) as sockets, only_instance(settings.state.directory):

@@ -27,6 +27,15 @@ from firewall.enforcer import Enforcer
 from firewall.errors import FirewallError
 
 GRACE_S = 5
+_early: set[int] = set()
+
+
+def remember_signals() -> None:
+    """Until the loop hears them: a stop just after the process began must not leave the last one's filters. (Blocking
+    them would not do: threads of libraries take them.)"""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda came, _: _early.add(came))
+
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +100,10 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
+    if _early & {signal.SIGTERM, signal.SIGINT}:
+        stop.set()
+    if signal.SIGHUP in _early:
+        reload.set()
     return stop, reload
 
 
