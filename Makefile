@@ -55,6 +55,10 @@ test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; instal
 property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets and packets (root)
 	PROPERTY_PAIRS=$(PROPERTY_PAIRS) $(pytest) tests/datapath -k property $(PYTEST_ARGS)
 
+.PHONY: no-gap
+no-gap: setup  ## Flood the service through 100 restarts and 100 kills, kill it at each step of changes (root)
+	NO_GAP_ROUNDS=100 CRASH_CHANGES=3000 $(pytest) -n0 tests/netns/test_no_gap.py tests/datapath/test_crash.py $(PYTEST_ARGS)
+
 .PHONY: swap
 swap: setup  ## Swap two rule sets SWAPS=5000 times while packets are judged: none may meet a mixture (root)
 	SWAPS=$(SWAPS) $(pytest) tests/datapath/test_changes.py -k mixture $(PYTEST_ARGS)

@@ -12,10 +12,11 @@ import structlog
 
 from api import log, server
 from api.listeners import listening, name_of
+from api.reload import Configuration
 from api.wiring import build
 from firewall.errors import FirewallError
 from firewall.instance import only_instance
-from firewall.settings import DEFAULT_PATH, Settings, load
+from firewall.settings import DEFAULT_PATH, load
 
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 
@@ -24,7 +25,7 @@ def serve(config: Path) -> None:
     """Runs the service until it is told to stop. Raises SystemExit with the status unless that is 0."""
     log.configure()
     try:
-        status = _serve(load(config))
+        status = _serve(Configuration(config, load(config)))
     except FirewallError as error:
         print(f"ebpf-fw: {error.detail}", file=sys.stderr)  # noqa: T201
         if error.hint:
@@ -34,11 +35,14 @@ def serve(config: Path) -> None:
         raise SystemExit(status)
 
 
-def _serve(settings: Settings) -> int:
+def _serve(configuration: Configuration) -> int:
+    server.remember_signals()
+    settings = configuration.settings
+    log.set_level(settings.service.log_level)
     with listening(settings.api.listen) as sockets, only_instance(settings.state.directory):
         addresses = ", ".join(name_of(listener) for listener in sockets)
         structlog.get_logger(__name__).info("listening", addresses=addresses)
-        return server.run(build(settings), sockets)
+        return server.run(build(settings), configuration, sockets)
 
 
 if __name__ == "__main__":

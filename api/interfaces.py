@@ -49,7 +49,9 @@ async def attach_interface(
     """Or change how it is attached. It holds after a restart too. The body may be absent."""
     asked = body or schemas.InterfaceRequest()
     attach = running.firewall.attach
-    return JsonResponse(await running.change(attach, name, asked.mode, asked.ingress, asked.egress))
+    return JsonResponse(
+        await running.change(attach, name, asked.mode, asked.ingress, asked.egress, asked.force)
+    )
 
 
 @router.delete(

@@ -20,26 +20,36 @@ FORMAT_VARIABLE = "EBPF_FW_LOG"
 
 def configure() -> None:
     shared: list[Processor] = [
+        structlog.stdlib.filter_by_level,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.stdlib.BoundLogger,  # filters by the level that set_level() gives
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=shared[1:],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers()],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    set_level("info")
+
+
+def set_level(level: str) -> None:
+    """As in the settings: what is less grave is not written. uvicorn's requests are told at "debug" alone."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger().setLevel(number)
+    quiet = logging.DEBUG if number == logging.DEBUG else max(number, logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(quiet)
+    for library in ("asyncio", "pyroute2", "httpx", "httpcore"):
+        logging.getLogger(library).setLevel(max(number, logging.WARNING))
 
 
 def _renderers() -> list[Processor]:

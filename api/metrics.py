@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from api.openapi import problems
 from api.running import Running
+from firewall.drift import KINDS
 from firewall.view import CounterView, StatusView
 
 router = APIRouter(tags=["status"])
@@ -57,6 +58,17 @@ def _gauges(status: StatusView) -> Iterator[Metric]:
         capacity.add_metric((each.name,), each.capacity)
     yield used
     yield capacity
+    yield GaugeMetricFamily(
+        "ebpf_fw_drift", "Places that are not as the service left them", value=len(status.drift)
+    )
+    for name, text, counts in (
+        ("ebpf_fw_drift_detected", "Changes by others that were noticed", status.drift_detected),
+        ("ebpf_fw_drift_healed", "Changes by others that were undone", status.drift_healed),
+    ):
+        family = CounterMetricFamily(name, text, labels=("kind",))
+        for kind in KINDS:
+            family.add_metric((kind,), counts.get(kind, 0))
+        yield family
 
 
 def _traffic(counters: list[CounterView]) -> Iterator[Metric]:

@@ -186,6 +186,7 @@ class InterfaceRequest(Document):
     )
     ingress: bool = True
     egress: bool = True
+    force: Annotated[bool, Field(description="Replace another owner's XDP program, this once.")] = False
 
 
 class HookState(Document):

@@ -1,4 +1,4 @@
-"""The life of the service: listen, start the enforcer, serve, stop the enforcer.
+"""The life of the service: listen, start the enforcer, serve, read the config again, stop the enforcer.
 
 Owns the order. The sockets listen first, so /healthz answers while programs are compiled and maps are filled;
 systemd hears READY after that. At the end requests under way finish before the enforcer stops.
@@ -20,12 +20,22 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.log import fields_of
-from api.notify import notify
+from api.reload import Configuration
 from api.running import Running
+from api.systemd import filters_stay, notify, reloading
 from firewall.enforcer import Enforcer
 from firewall.errors import FirewallError
 
 GRACE_S = 5
+_early: set[int] = set()
+
+
+def remember_signals() -> None:
+    """Until the loop hears them: a stop just after the process began must not leave the last one's filters. (Blocking
+    them would not do: threads of libraries take them.)"""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda came, _: _early.add(came))
+
 
 log = structlog.get_logger(__name__)
 
@@ -37,15 +47,17 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run(enforcer: Enforcer, sockets: Sequence[socket.socket]) -> int:
+def run(enforcer: Enforcer, configuration: Configuration, sockets: Sequence[socket.socket]) -> int:
     """Serves until SIGTERM or SIGINT; the process's exit status."""
     app = create_app(enforcer, phase="starting")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_live(app, app.state.running, sockets))
+        return runner.run(_live(app, app.state.running, configuration, sockets))
 
 
-async def _live(app: FastAPI, running: Running, sockets: Sequence[socket.socket]) -> int:
-    stop = _stop_signal()
+async def _live(
+    app: FastAPI, running: Running, configuration: Configuration, sockets: Sequence[socket.socket]
+) -> int:
+    stop, reload = _signals()
     server = _Server(
         uvicorn.Config(
             app,
@@ -62,30 +74,45 @@ async def _live(app: FastAPI, running: Running, sockets: Sequence[socket.socket]
     )
     serving = asyncio.create_task(server.serve(sockets=list(sockets)))
     status = 1
+    reloader: asyncio.Task[None] | None = None
     try:
-        if await _start(running) and await _is_told_to_stop(stop, serving):
-            status = 0
+        if await _start(running):
+            reloader = asyncio.create_task(_reload_when_told(reload, running, configuration))
+            if await _is_told_to_stop(stop, serving):
+                status = 0
     finally:
+        if reloader is not None:
+            reloader.cancel()
         is_started = running.phase == "running"
         running.phase = "stopping"
         notify("STOPPING=1", "STATUS=stopping")
         server.should_exit = True
         await asyncio.wait((serving,))
         await asyncio.to_thread(running.close)
-        if is_started and not await _stop(running):
+        if is_started and not await _stop(running, configuration):
             status = 1
     return status
 
 
-def _stop_signal() -> asyncio.Event:
-    """Set by SIGTERM and SIGINT. SIGHUP, which ends a process that does not handle it, changes nothing."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Set by SIGTERM and SIGINT: stop. By SIGHUP: read the config again, once the service has started."""
+    loop, stop, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(
-        signal.SIGHUP, lambda: log.info("SIGHUP ignored", hint="restart to read the config again")
-    )
-    return stop
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    if _early & {signal.SIGTERM, signal.SIGINT}:
+        stop.set()
+    if signal.SIGHUP in _early:
+        reload.set()
+    return stop, reload
+
+
+async def _reload_when_told(told: asyncio.Event, running: Running, configuration: Configuration) -> None:
+    while await told.wait():
+        told.clear()
+        reloading()
+        await running.change(configuration.reload, running.enforcer)
+        await _tell_readiness(running)
 
 
 async def _start(running: Running) -> bool:
@@ -100,12 +127,16 @@ async def _start(running: Running) -> bool:
         log.exception("cannot start")
         return False
     running.phase = "running"
-    reasons = await asyncio.to_thread(running.enforcer.not_ready)
-    for reason in reasons:
+    for reason in await _tell_readiness(running):
         log.warning("not ready", reason=reason)
     log.info("started", seconds=round(time.monotonic() - began, 3))
-    notify("READY=1", f"STATUS=not ready: {'; '.join(reasons)}" if reasons else "STATUS=ready")
     return True
+
+
+async def _tell_readiness(running: Running) -> list[str]:
+    reasons = await asyncio.to_thread(running.enforcer.not_ready)
+    notify("READY=1", f"STATUS=not ready: {'; '.join(reasons)}" if reasons else "STATUS=ready")
+    return reasons
 
 
 async def _is_told_to_stop(stop: asyncio.Event, serving: asyncio.Task[None]) -> bool:
@@ -120,14 +151,15 @@ async def _is_told_to_stop(stop: asyncio.Event, serving: asyncio.Task[None]) -> 
     return False
 
 
-async def _stop(running: Running) -> bool:
+async def _stop(running: Running, configuration: Configuration) -> bool:
     try:
-        await asyncio.to_thread(running.enforcer.stop)
+        keep = await asyncio.to_thread(filters_stay, configuration.settings.service.on_stop)
+        await asyncio.to_thread(running.enforcer.stop, keep)
     except FirewallError as error:
         log.error("cannot stop cleanly", **fields_of(error))
         return False
     except Exception:
         log.exception("cannot stop cleanly")
         return False
-    log.info("stopped")
+    log.info("stopped", filters="stay" if keep else "detached")
     return True

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from firewall.datapath import Kernel
 from firewall.enforcer import Enforcer
-from firewall.in_force import About, Limits
+from firewall.in_force import About, Limits, Manner
 from firewall.interfaces import Interfaces
 from firewall.kernel.linux import LinuxKernel
 from firewall.layout import C
@@ -36,6 +36,16 @@ def filter_options(settings: Filter) -> tuple[int, int]:
     return ingress, egress
 
 
+def about(settings: Settings) -> About:
+    return About(
+        version(), str(settings.bpf.pin_root), settings.filter.default_ingress, settings.filter.default_egress
+    )
+
+
+def manner(settings: Settings) -> Manner:
+    return Manner(filter_options(settings.filter), settings.service.on_drift == "heal")
+
+
 def linux_kernel(settings: Settings) -> Kernel:
     limits = settings.bpf
     return LinuxKernel(
@@ -53,7 +63,4 @@ def build(
     host = kernel(settings)
     interfaces = Interfaces(settings.interfaces, store.interfaces(), host)
     limits = Limits(settings.bpf.max_addresses, settings.bpf.max_rules)
-    about = About(
-        version(), str(settings.bpf.pin_root), settings.filter.default_ingress, settings.filter.default_egress
-    )
-    return Enforcer(store, host, interfaces, limits, about, clock)
+    return Enforcer(store, host, interfaces, limits, about(settings), manner(settings), clock)

@@ -34,9 +34,12 @@ def attach(
     mode: Annotated[Mode, typer.Option(help="auto is native, else generic.")] = Mode.auto,
     ingress: Annotated[bool, typer.Option("--ingress/--no-ingress")] = True,
     egress: Annotated[bool, typer.Option("--egress/--no-egress")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace another owner's XDP program.")] = False,
 ) -> None:
     """Attach the filter to an interface, or change how it is attached."""
     body: Json = {"mode": mode.value, "ingress": ingress, "egress": egress}
+    if force:
+        body["force"] = True
     with session.client() as client:
         answer = client.put(_path(name), body)
     if session.as_json:

@@ -257,6 +257,8 @@ class Commits(InForce):
     def _note(self, error: BaseException) -> None:
         if isinstance(error, FirewallError):
             self.last_error = str(error)
+        if isinstance(error, StoreFailed):
+            self._watched.note_store(error.detail)
 
     # -- room
 

@@ -5,8 +5,8 @@ firewall/kernel implements it with BPF maps, the tests also in memory. No rules 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -127,6 +127,36 @@ class Attached(NamedTuple):
     is_ours: bool
 
 
+@dataclass(frozen=True)
+class Happened:
+    """What the host told of its interfaces, by index; `everything`: messages were lost, or nobody knows."""
+
+    ifindexes: Collection[int] = frozenset()
+    everything: bool = False
+
+    def concerns(self, ifindex: int) -> bool:
+        return self.everything or ifindex in self.ifindexes
+
+    def __bool__(self) -> bool:
+        return self.everything or bool(self.ifindexes)
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """Hits by handle of rules, and by ifindex."""
+
+    rules: Mapping[int, Hits] = field(default_factory=dict)
+    interfaces: Mapping[int, list[InterfaceHits]] = field(default_factory=dict)
+
+
+class Expected(Protocol):
+    """The entries that the address tables should hold, by IP version."""
+
+    def find(self, version: int, keys: npt.NDArray[Any]) -> Entries: ...
+
+    def winners(self, version: int) -> Entries: ...
+
+
 class Kernel(Protocol):
     """The loaded programs, their maps and the hooks. Methods raise KernelRefused when the kernel says no, and
     then packets are judged as before the call. Hooks are numbers of enum hook."""
@@ -137,14 +167,18 @@ class Kernel(Protocol):
         """Loads or finds the programs, those of this owner (a number of the store). Answers the slots of policy
         rules by handle that the maps already count."""
 
-    def stop(self) -> None:
-        """Unpins everything and lets go of it. Detach first."""
+    def stop(self, keep: bool = False) -> None:
+        """Unpins everything and lets go of it (detach first), or, to `keep` it, lets go alone: what hooks run goes
+        on judging, and the next start finds it."""
 
     def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
         """Makes the tables large enough: address entries by IP version, the policy's vectors and intervals."""
 
     def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this, whatever they held."""
+
+    def set_options(self, options: tuple[int, int]) -> None:
+        """OPTION_* by hook; in force with the next change that has a policy."""
 
     def apply(self, change: Change) -> dict[int, Hits]:
         """Performs a change; answers the hits of entries that went or went over to another rule, by the handle
@@ -176,13 +210,46 @@ class Kernel(Protocol):
     def attached(self, link: Link, hook: int) -> Attached | None:
         """On ingress any XDP program, on egress our filter."""
 
-    def attach(self, link: Link, hook: int, mode: str) -> None:
-        """`mode`: native, generic or offload (ingress). Replaces our own program at one moment."""
+    def attach(self, link: Link, hook: int, mode: str, force: bool = False) -> None:
+        """`mode`: native, generic or offload (ingress). Replaces our own program at one moment. With `force` another
+        owner's XDP program as well, which stays loaded until give_back() or forget_displaced()."""
+
+    def give_back(self, link: Link) -> None:
+        """Puts back the program that an attach with force replaced, if one did."""
+
+    def forget_displaced(self) -> None: ...
 
     def detach(self, link: Link, hook: int) -> None: ...
+
+    def detach_from_others(self, ifindexes: Collection[int]) -> list[tuple[Link, int]]:
+        """Detaches our programs from all other interfaces than these; answers which hooks were freed."""
 
     def expected_program(self, link: Link, hook: int) -> int:
         """Id of the program that belongs on the hook."""
 
-    def release(self) -> None:
-        """Lets go of programs that start() or reserve() put others in place of. Call when all hooks are attached."""
+    def before_ours(self, link: Link) -> list[str]:
+        """In words, the programs of others that see packets at egress before ours and may decide alone."""
+
+    def describe(self, program_id: int) -> str:
+        """Id, name and, where it can be found, the owner of a program."""
+
+    # -- what others do
+
+    def wait(self, timeout_s: float) -> Happened:
+        """Until something happens to interfaces, qdiscs or filters, or wake() is called, or the time is over."""
+
+    def wake(self) -> None: ...
+
+    def missing_pins(self) -> list[str]: ...
+
+    def pin_again(self) -> None: ...
+
+    def audit(self, expected: Expected) -> list[str]:
+        """What others changed in the maps, in words; of large tables a part at each call."""
+
+    def restore(self) -> None:
+        """Before reconcile(): puts back the words that it stands on."""
+
+    def release(self) -> LeftOver:
+        """Lets go of programs that start() or reserve() put others in place of. Call when all hooks are attached.
+        Answers what the maps that went with them had counted."""

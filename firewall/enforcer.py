@@ -7,16 +7,20 @@ interfaces that come and go, are changes like any other. Changes and answers are
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import structlog
 
-from firewall.datapath import Kernel
+from firewall.datapath import Kernel, LeftOver
 from firewall.errors import FirewallError
-from firewall.in_force import About, Limits
+from firewall.following import tell
+from firewall.in_force import About, Limits, Manner
 from firewall.interface_changes import InterfaceChanges
 from firewall.interfaces import Interfaces
+from firewall.layout import HOOKS
 from firewall.list_import import ListImport
 from firewall.rule_changes import RuleChanges
 from firewall.store import InterfaceTotal, Store
@@ -25,6 +29,7 @@ log = structlog.get_logger()
 
 _EXPIRY_CHUNK = 10_000
 _WATCH_S = 0.5
+_LOOK_S = 2.0  # between looks at what no message tells of
 
 
 class Enforcer(RuleChanges, ListImport, InterfaceChanges):
@@ -37,10 +42,11 @@ class Enforcer(RuleChanges, ListImport, InterfaceChanges):
         interfaces: Interfaces,
         limits: Limits,
         about: About,
+        manner: Manner,
         clock: Callable[[], float],
     ) -> None:
-        """`clock`: seconds since 1970."""
-        super().__init__(store, kernel, interfaces, limits, about, clock)
+        """`manner`: its options are those that the kernel was made with; `clock`: seconds since 1970."""
+        super().__init__(store, kernel, interfaces, limits, about, manner, clock)
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -55,55 +61,89 @@ class Enforcer(RuleChanges, ListImport, InterfaceChanges):
             _, come = self._interfaces.gone_and_come()
             self._load(slots, {link.name: link.ifindex for link, _ in come})
             for link, request in come:
-                self._hold(self._interfaces.hold, link, request)
-            self._kernel.release()
+                tell(self._following.hold(self._interfaces.hold, link, request))
+            for link, hook in self._kernel.detach_from_others(self._interfaces.protected().values()):
+                log.info("detached", interface=link.name, hook=HOOKS[hook], reason="not asked for any more")
+            self._save_left_over(self._kernel.release())
             self._is_started = True
             self._look_around()
         self._watcher.start()
 
-    def stop(self) -> None:
-        """Saves the counters, detaches, unpins."""
+    def stop(self, keep: bool = False) -> None:
+        """Saves the counters, detaches, unpins; or, to `keep` the filters, leaves all that to the next start."""
         self._stopping.set()
         if self._watcher.is_alive():
+            self._kernel.wake()
             self._watcher.join()
         with self._lock, ExitStack() as leaving:  # from the last to the first, each whatever the others say
             leaving.callback(self._store.close)
             if self._is_started:
                 self._is_started = False
-                leaving.callback(self._kernel.stop)
-                for held in self._interfaces.all_held():
-                    leaving.callback(self._interfaces.release, held)
-                leaving.callback(self._save_hits)
+                leaving.callback(self._kernel.stop, keep)
+                if not keep:
+                    for held in self._interfaces.all_held():
+                        leaving.callback(self._interfaces.release, held)
+                    leaving.callback(self._save_hits)
+                elif self._owed:
+                    leaving.callback(self._save_left_over, LeftOver())
                 leaving.callback(self._kernel.settle)
 
     def _save_hits(self) -> None:
         """Everything that only the maps know, before they go."""
-        names = {ifindex: name for name, ifindex in self._interfaces.protected().items()}
         policy = list(self._ruleset.policy_rules.values())
         hits = self._kernel.policy_hits([each.slot for each in policy])
         by_handle = {each.handle: hit for each, hit in zip(policy, hits, strict=True)}
+        by_handle |= self._kernel.all_address_hits()
+        self._save_left_over(LeftOver(by_handle, self._kernel.interface_hits()))
+
+    def _save_left_over(self, left: LeftOver) -> None:
+        """What only maps know that are about to go, or are gone."""
+        if not left.rules and not left.interfaces and not self._owed:
+            return
+        names = {ifindex: name for name, ifindex in self._interfaces.protected().items()}
         with self._store.transaction():
             self._store.add_hits(self._owed.items())
-            self._store.add_hits((by_handle | self._kernel.all_address_hits()).items())
-            for ifindex, totals in self._kernel.interface_hits().items():
+            self._store.add_hits(left.rules.items())
+            for ifindex, totals in left.interfaces.items():
                 self._store.add_interface_hits(
                     InterfaceTotal(names.get(ifindex, f"#{ifindex}"), *each) for each in totals
                 )
+        self._owed = {}
 
     def _watch(self) -> None:
-        wait_s = self._until_next_expiry()
-        while not self._stopping.wait(wait_s):
-            steps = (self._mend, self._kernel.settle, self._expire, self._follow_interfaces)
+        next_look = 0.0
+        while not self._stopping.is_set():
+            happened = self._kernel.wait(self._until_next_expiry())
+            if self._stopping.is_set():
+                return
+            is_time = time.monotonic() >= next_look
+            steps = [self._mend, self._kernel.settle, self._expire]
+            if happened or is_time:
+                steps.append(partial(self._following.follow, happened))
+                steps.append(partial(self._watched.look_at_hooks, happened))
+            if is_time:
+                steps += [self._look_at_what_is_ours, self._look_at_store]
+                next_look = time.monotonic() + _LOOK_S
             failed = [step for step in steps if not self._try(step)]
-            # No hot loop while something is wrong.
-            wait_s = _WATCH_S if failed else self._until_next_expiry()
+            if failed:  # no hot loop while something is wrong
+                self._stopping.wait(_WATCH_S)
+
+    def _look_at_what_is_ours(self) -> None:
+        if self._adrift is None:  # or the maps are not as they should be, and _mend() sees to that
+            self._watched.look_around()
+
+    def _look_at_store(self) -> None:
+        """Only after a failure: a host at rest writes nothing."""
+        if self._watched.store_failed:
+            self._store.try_writing()
+            self._watched.note_store(None)
 
     def _try(self, step: Callable[[], None]) -> bool:
         try:
             with self._lock:
                 step()
         except FirewallError as error:
-            self.last_error = str(error)
+            self._note(error)
             log.error("watch failed", error=str(error))
             return False
         except Exception as error:

@@ -6,7 +6,7 @@ Owns making the kernel hold just what the store says. No change and no answer is
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from firewall.address import BITS
 from firewall.address_index import encode_many
 from firewall.address_list import PrefixColumns
 from firewall.datapath import Entries, Image, Kernel
+from firewall.drift import DriftWatch
 from firewall.hits import Hits
 from firewall.interfaces import Interfaces
 from firewall.layout import C
@@ -42,6 +43,14 @@ class About:
     default_egress: str
 
 
+@dataclass(frozen=True)
+class Manner:
+    """What else a reload can change. `options`: OPTION_* by hook; `heals`: puts back what is ours after drift."""
+
+    options: tuple[int, int]
+    heals: bool
+
+
 class InForce:
     """`_adrift`: why maps and store may differ, None where they do not. `_owed`: hits by handle that the maps have no
     more and the store has not yet. All under `_lock`."""
@@ -53,18 +62,22 @@ class InForce:
         interfaces: Interfaces,
         limits: Limits,
         about: About,
+        manner: Manner,
         clock: Callable[[], float],
     ) -> None:
-        """`clock`: seconds since 1970."""
+        """`manner`: its options are those that the kernel was made with; `clock`: seconds since 1970."""
         self._store = store
         self._kernel = kernel
         self._interfaces = interfaces
         self._limits = limits
         self._about = about
+        self._options = manner.options
         self._clock = clock
         self._started_at = clock()
         self._lock = threading.RLock()
         self._ruleset = self._empty_ruleset({})
+        self._watched = DriftWatch(kernel, interfaces, lambda: self._ruleset.addresses, self._image)
+        self._watched.heals = manner.heals
         self._is_started = False
         self._adrift: str | None = None
         self._owed: dict[int, Hits] = {}
@@ -79,17 +92,20 @@ class InForce:
         ruleset = self._empty_ruleset(slots)
         imported = [self._block_entries(block) for block in self._store.blocks()]
         fresh_slots = ruleset.load(self._store.loose(), imported, protected)
-        addresses = ruleset.addresses
-        self._reserve(addresses.sizes(), ruleset.policy)
-        self._kernel.reconcile(
-            Image(
-                {version: addresses.winners(version) for version in BITS},
-                addresses.occupancy,
-                ruleset.policy,
-                fresh_slots,
-            )
-        )
+        self._reserve(ruleset.addresses.sizes(), ruleset.policy)
+        self._kernel.reconcile(self._image(fresh_slots, ruleset))
         self._ruleset = ruleset
+
+    def _image(self, fresh_slots: Sequence[int] = (), ruleset: Ruleset | None = None) -> Image:
+        """Everything that the maps should hold."""
+        ruleset = ruleset or self._ruleset
+        addresses = ruleset.addresses
+        return Image(
+            {version: addresses.winners(version) for version in BITS},
+            addresses.occupancy,
+            ruleset.policy,
+            fresh_slots,
+        )
 
     def _reserve(self, sizes: dict[int, int], policy: Policy) -> None:
         self._kernel.reserve(sizes, policy.vector_count, policy.interval_count)

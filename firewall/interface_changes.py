@@ -5,26 +5,26 @@ Owns the order of a change of an interface with its store and its rules. Hooks a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import structlog
+from collections.abc import Sequence
+from functools import cached_property, partial
 
 from firewall.commit import Commits
-from firewall.datapath import Link
+from firewall.datapath import Change
 from firewall.errors import InvalidInput, NotFound, Problem
-from firewall.interfaces import Held
+from firewall.following import Following, tell
+from firewall.in_force import About, Manner
 from firewall.reads import Reads
-from firewall.store import InterfaceRequest, InterfaceTotal
+from firewall.settings import Interface
+from firewall.store import InterfaceRequest
 from firewall.view import InterfaceView
-
-log = structlog.get_logger()
 
 
 class InterfaceChanges(Commits, Reads):
     """Every method may be called from any thread."""
 
-    def attach(self, name: str, mode: str, ingress: bool, egress: bool) -> InterfaceView:
-        """Protects an interface, now and after a restart."""
+    def attach(self, name: str, mode: str, ingress: bool, egress: bool, force: bool = False) -> InterfaceView:
+        """Protects an interface, now and after a restart. `force`: puts our XDP program in the place of another
+        owner's, once."""
         if not ingress and not egress:
             raise InvalidInput(
                 f"neither hook of {name} is asked for",
@@ -40,13 +40,15 @@ class InterfaceChanges(Commits, Reads):
                 with self._store.transaction():
                     self._store.write_interface(request, name)
                     self._apply_interfaces(self._interfaces.protected() | {name: link.ifindex})
-                    self._hold(self._interfaces.hold_strictly, link, request)
+                    hold = partial(self._interfaces.hold_strictly, force=force)
+                    tell(self._following.hold(hold, link, request))
             except BaseException:
                 self._interfaces.put_back(link, had, before)
                 if before is None:
                     self._kernel.uncount_interface(link.ifindex)
                     self._apply_interfaces(self._interfaces.protected())
                 raise
+            self._kernel.forget_displaced()
             self._interfaces.remember(name, request)
             return self.interface(name)
 
@@ -63,7 +65,7 @@ class InterfaceChanges(Commits, Reads):
                     self._store.write_interface(request, name)
                     if held is not None:
                         self._interfaces.release(held)
-                        self._save_interface_hits(held)
+                        self._following.write_hits(held)
             except BaseException:
                 if held is not None:
                     self._interfaces.hold(held.link, held.request)
@@ -74,31 +76,27 @@ class InterfaceChanges(Commits, Reads):
             self._apply_interfaces(self._interfaces.protected())
             self.interfaces()
 
-    def _follow_interfaces(self) -> None:
-        """Lets go of interfaces that went away, attaches those that came."""
-        gone, come = self._interfaces.gone_and_come()
-        if not gone and not come:
-            return
-        for held in gone:
-            with self._store.transaction():
-                self._save_interface_hits(held)
-            self._interfaces.leave(held)
-            self._kernel.uncount_interface(held.link.ifindex)
-            log.warning("interface gone", interface=held.link.name)
-        self._apply_interfaces(self._interfaces.protected() | {link.name: link.ifindex for link, _ in come})
-        for link, request in come:
-            held = self._hold(self._interfaces.hold, link, request)
-            log.info("interface attached", interface=link.name, errors=list(held.errors.values()))
+    def reload(self, about: About, manner: Manner, configured: Sequence[Interface]) -> None:
+        """What the config says now, without a restart. Raises where the kernel refuses; then all is as before."""
+        with self._changing_alone():
+            if manner.options != self._options:
+                self._apply_options(manner.options)
+            self._about, self._watched.heals = about, manner.heals
+            self._following.reconfigure(configured)
 
-    def _hold(
-        self, hold: Callable[[Link, InterfaceRequest], Held], link: Link, request: InterfaceRequest
-    ) -> Held:
-        self._kernel.count_interface(link.ifindex)
-        return hold(link, request)
+    def _apply_options(self, options: tuple[int, int]) -> None:
+        occupancy, policy = self._ruleset.addresses.occupancy, self._ruleset.policy
+        self._kernel.set_options(options)
+        try:
+            self._kernel.apply(Change((), occupancy, occupancy, policy, policy))
+        except BaseException:
+            self._kernel.set_options(self._options)
+            raise
+        self._options = options
 
-    def _save_interface_hits(self, held: Held) -> None:
-        totals = self._kernel.interface_hits().get(held.link.ifindex, [])
-        self._store.add_interface_hits(InterfaceTotal(held.link.name, *each) for each in totals)
+    @cached_property
+    def _following(self) -> Following:
+        return Following(self._store, self._kernel, self._interfaces, self._apply_interfaces)
 
     def _apply_interfaces(self, protected: dict[str, int]) -> None:
         """Rules that name interfaces mean these."""

@@ -26,12 +26,14 @@ _GLOB = re.compile(r"[*?\[]")
 
 @dataclass
 class Held:
-    """An interface that we attached to, or tried to. `errors` by hook."""
+    """An interface that we attached to, or tried to. `errors` by hook; times by a clock that only goes forward."""
 
     link: Link
     request: InterfaceRequest
     native_unavailable: str | None = None
     errors: dict[int, str] = field(default_factory=dict)
+    asked_at: float = 0.0
+    ask_again_at: float = 0.0
 
 
 class Interfaces:
@@ -63,6 +65,19 @@ class Interfaces:
             self._requests.pop(name, None)
         else:
             self._requests[name] = request
+
+    def reconfigure(self, configured: Sequence[Interface]) -> tuple[list[Held], list[Held]]:
+        """With another list in the config: what is held and asked for in another way now (as it is asked for), and
+        what is held and not asked for any more."""
+        self._configured = configured
+        changed, unwanted = [], []
+        for held in self._held.values():
+            request = self.wanted(held.link.name)
+            if request is None:
+                unwanted.append(held)
+            elif request != held.request:
+                changed.append(Held(held.link, request))
+        return changed, unwanted
 
     def protected(self) -> dict[str, int]:
         """ifindex by name."""
@@ -125,16 +140,21 @@ class Interfaces:
                 held.errors[hook] = str(error)
         return held
 
-    def hold_strictly(self, link: Link, request: InterfaceRequest) -> Held:
-        """As hold(), but a refusal of a hook is raised; put_back() undoes what was done until then."""
+    def hold_strictly(self, link: Link, request: InterfaceRequest, force: bool = False) -> Held:
+        """As hold(), but a refusal of a hook is raised; put_back() undoes what was done until then. `force`: in the
+        place of another owner's XDP program."""
         held = Held(link, request)
         for hook, asked in ((INGRESS, request.ingress), (EGRESS, request.egress)):
             if asked:
-                self._attach(held, hook, keep_generic=False)
+                self._attach(held, hook, keep_generic=False, force=force)
             else:
                 self._kernel.detach(link, hook)
         self._held[link.name] = held
         return held
+
+    def attach_again(self, held: Held, hook: int) -> None:
+        """After somebody took our program away. Raises where it is refused."""
+        self._attach(held, hook, keep_generic=True)
 
     def programs(self, link: Link) -> dict[int, Attached | None]:
         return {hook: self._kernel.attached(link, hook) for hook in (INGRESS, EGRESS)}
@@ -144,7 +164,9 @@ class Interfaces:
         for hook, present in had.items():
             is_ours = present is not None and present.is_ours
             now = self._kernel.attached(link, hook)
-            if not is_ours and now is not None and now.is_ours:
+            if present is not None and not is_ours and hook == INGRESS:
+                self._kernel.give_back(link)
+            elif not is_ours and now is not None and now.is_ours:
                 self._kernel.detach(link, hook)
             elif is_ours and present is not None and (now is None or now.mode != present.mode):
                 self._kernel.attach(link, hook, present.mode)
@@ -153,16 +175,16 @@ class Interfaces:
         else:
             self._held[link.name] = before
 
-    def _attach(self, held: Held, hook: int, keep_generic: bool) -> None:
+    def _attach(self, held: Held, hook: int, keep_generic: bool, force: bool = False) -> None:
         link, mode = held.link, held.request.mode
         if hook == EGRESS:
             self._kernel.attach(link, hook, "clsact")
         elif mode != "auto":
-            self._kernel.attach(link, hook, mode)
+            self._kernel.attach(link, hook, mode, force)
         else:
-            held.native_unavailable = self._attach_best(link, keep_generic)
+            held.native_unavailable = self._attach_best(link, keep_generic, force)
 
-    def _attach_best(self, link: Link, keep_generic: bool) -> str | None:
+    def _attach_best(self, link: Link, keep_generic: bool, force: bool) -> str | None:
         """Native, else generic; answers why not native. `keep_generic`: where it is generic already, do not try
         native, which would leave the hook empty for a moment."""
         present = self._kernel.attached(link, INGRESS)
@@ -170,9 +192,9 @@ class Interfaces:
             self._kernel.attach(link, INGRESS, "generic")
             return "it was in generic mode when the service started; attach it again to try native mode"
         try:
-            self._kernel.attach(link, INGRESS, "native")
+            self._kernel.attach(link, INGRESS, "native", force)
         except KernelRefused as refusal:
-            self._kernel.attach(link, INGRESS, "generic")
+            self._kernel.attach(link, INGRESS, "generic", force)
             hint = refusal.hint or ERRNO_HINTS.get(refusal.errno, "")
             return f"{refusal.detail}; {hint}" if hint else refusal.detail
         return None
@@ -216,23 +238,13 @@ class Interfaces:
         return HookView(HOOKS[hook], True, present.mode, present.program_id, present.name, error)
 
     def faults(self) -> list[str]:
-        """Why an interface that should be protected is not, of those that are present."""
+        """Where an interface that is present refused us."""
         faults = []
         for name, held in self._held.items():
             faults += [
                 f"{name}: {HOOKS[hook]} is not attached: {error}" for hook, error in held.errors.items()
             ]
-            for hook, asked in ((INGRESS, held.request.ingress), (EGRESS, held.request.egress)):
-                if asked and hook not in held.errors and not self._is_in_place(held.link, hook):
-                    faults.append(f"{name}: {HOOKS[hook]} does not run our program any more")
         return faults
-
-    def _is_in_place(self, link: Link, hook: int) -> bool:
-        try:
-            present = self._kernel.attached(link, hook)
-        except FirewallError:
-            return False
-        return present is not None and present.program_id == self._kernel.expected_program(link, hook)
 
     def check_names(self, rule: Rule, also: Collection[str] = ()) -> None:
         """Raises InvalidInput where a rule names an interface that this host does not have. Globs may wait for

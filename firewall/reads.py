@@ -175,12 +175,17 @@ class Reads(InForce):
         if not self._is_started:
             return ["starting"]
         adrift = self._adrift
-        faults: list[str] = self._seen_now("faults", self._interfaces.faults, [])
+        faults: list[str] = self._seen_now("faults", self._faults, [])
         return faults if adrift is None else [adrift, *faults]
+
+    def _faults(self) -> list[str]:
+        return [*self._interfaces.faults(), *self._watched.store_fault(), *self._watched.details()]
 
     def status(self) -> StatusView:
         now = self._clock()
         not_ready = tuple(self.not_ready())
+        adrift = (self._adrift,) if self._adrift is not None else ()
+        drift: list[str] = self._seen_now("drift", self._watched.details, []) if self._is_started else []
         return StatusView(
             version=self._about.version,
             ready=not not_ready,
@@ -196,7 +201,9 @@ class Reads(InForce):
             default_egress=self._about.default_egress,
             interfaces=tuple(self.interfaces()),
             maps=tuple(self.fills()) if self._is_started else (),
-            drift=tuple(reason for reason in not_ready if "any more" in reason or reason == self._adrift),
+            drift=(*adrift, *drift),
+            drift_detected=dict(self._watched.detected),
+            drift_healed=dict(self._watched.healed),
             last_error=self.last_error,
         )
 

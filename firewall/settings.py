@@ -93,6 +93,14 @@ class Filter(_Section):
     malformed: Literal["drop", "pass"] = "drop"
 
 
+class Service(_Section):
+    """`on_stop`: whether the filters go when the service is stopped (a restart never takes them away)."""
+
+    on_stop: Literal["detach", "keep"] = "detach"
+    on_drift: Literal["heal", "report"] = "heal"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
 class Interface(_Section):
     """An interface to protect; `name` may be a glob."""
 
@@ -105,6 +113,7 @@ class Interface(_Section):
 class Settings(_Section):
     """Every setting. `interfaces` are matched in order, the first that fits a name counts."""
 
+    service: Service = Service()
     api: Api = Api()
     state: State = State()
     bpf: Bpf = Bpf()

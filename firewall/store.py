@@ -254,6 +254,11 @@ class Store:
     def close(self) -> None:
         self._writer.close()
 
+    def try_writing(self) -> None:
+        """Raises StoreFailed where nothing can be made durable."""
+        with self.transaction(), _failures("writing the rules"):
+            self._write_meta()
+
     # -- changes
 
     @contextmanager

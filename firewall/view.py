@@ -113,4 +113,6 @@ class StatusView:
     interfaces: tuple[InterfaceView, ...]
     maps: tuple[MapView, ...]
     drift: tuple[str, ...]
+    drift_detected: dict[str, int]  # how often, by kind (firewall/drift.py)
+    drift_healed: dict[str, int]
     last_error: str | None

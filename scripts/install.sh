@@ -30,7 +30,7 @@ copy_code() {
     for part in bpf firewall api cli systemd; do
         cp -R --preserve=mode "$part" "$staging/$part"
     done
-    for part in pyproject.toml LICENSE LICENSES README.md CHANGELOG.md; do
+    for part in pyproject.toml LICENSE LICENSES README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs; do
         [[ ! -e $part ]] || cp -R --preserve=mode "$part" "$staging/$part"
     done
     find "$staging" -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from api.wiring import build
 from firewall.address_index import decoded
-from firewall.datapath import Attached, Change, Entry, Image, Key, Link, MapFill
+from firewall.datapath import Attached, Change, Entry, Expected, Happened, Image, Key, LeftOver, Link, MapFill
 from firewall.enforcer import Enforcer
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
@@ -38,16 +39,23 @@ class MemoryKernel:
         self.host_links = list(LINKS)
         self.fail_next = 0
         self.applied = 0
+        self.options = (0, 0)
+        self.displaced: Attached | None = None
+        self.first_at_egress: dict[str, list[str]] = {}
+        self.lost_pins: list[str] = []
+        self.edited: list[str] = []
+        self._wake = threading.Event()
         self._max_addresses, self._max_rules = max_addresses, max_rules
 
     def start(self, owner: int) -> dict[int, int]:
         return {}
 
-    def stop(self) -> None:
-        self.entries.clear()
+    def stop(self, keep: bool = False) -> None:
+        if not keep:
+            self.entries.clear()
 
-    def release(self) -> None:
-        pass
+    def release(self) -> LeftOver:
+        return LeftOver()
 
     def settle(self) -> None:
         pass
@@ -86,6 +94,9 @@ class MemoryKernel:
         self.policy = change.policy or self.policy
         return gone
 
+    def set_options(self, options: tuple[int, int]) -> None:
+        self.options = options
+
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         return [
             self.hits.get(self.entries[key].handle, NO_HITS) if key in self.entries else NO_HITS
@@ -119,10 +130,12 @@ class MemoryKernel:
     def attached(self, link: Link, hook: int) -> Attached | None:
         return self.hooks.get((link.name, hook))
 
-    def attach(self, link: Link, hook: int, mode: str) -> None:
+    def attach(self, link: Link, hook: int, mode: str, force: bool = False) -> None:
         self._fail(f"attaching to {link.name}")
         present = self.attached(link, hook)
-        if present is not None and not present.is_ours:
+        if present is not None and not present.is_ours and force:
+            self.displaced = present
+        elif present is not None and not present.is_ours:
             raise Conflict(f"another XDP program is on {link.name}", "detach it", code="program_conflict")
         if mode == "native" and link.name in self.no_native:
             raise kernel_refused(f"attaching in native mode to {link.name}", errno.EOPNOTSUPP)
@@ -130,10 +143,55 @@ class MemoryKernel:
             raise KernelRefused(f"{link.name} cannot offload", code="offload_unavailable")
         self.hooks[link.name, hook] = Attached(40 + hook, "fw_memory", mode, True)
 
+    def give_back(self, link: Link) -> None:
+        if self.displaced is not None:
+            self.hooks[link.name, 0], self.displaced = self.displaced, None
+
+    def forget_displaced(self) -> None:
+        self.displaced = None
+
     def detach(self, link: Link, hook: int) -> None:
         present = self.attached(link, hook)
         if present is not None and present.is_ours:
             del self.hooks[link.name, hook]
+
+    def before_ours(self, link: Link) -> list[str]:
+        return self.first_at_egress.get(link.name, [])
+
+    def describe(self, program_id: int) -> str:
+        return f"program {program_id}"
+
+    def wait(self, timeout_s: float) -> Happened:
+        """The host tells of everything all the time."""
+        self._wake.wait(min(timeout_s, 0.05))
+        self._wake.clear()
+        return Happened(everything=True)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def missing_pins(self) -> list[str]:
+        return list(self.lost_pins)
+
+    def pin_again(self) -> None:
+        self.lost_pins.clear()
+
+    def audit(self, expected: Expected) -> list[str]:
+        return list(self.edited)
+
+    def restore(self) -> None:
+        self.edited.clear()
+
+    def detach_from_others(self, ifindexes: Collection[int]) -> list[tuple[Link, int]]:
+        freed = [
+            (link, hook)
+            for link in self.links()
+            for hook in (0, 1)
+            if link.ifindex not in ifindexes and (each := self.attached(link, hook)) and each.is_ours
+        ]
+        for link, hook in freed:
+            self.detach(link, hook)
+        return freed
 
     def expected_program(self, link: Link, hook: int) -> int:
         return 40 + hook

@@ -136,6 +136,26 @@ def program_by_id(program_id: int) -> int | None:
     return None if result < 0 else result
 
 
+def object_id(fd: int) -> tuple[str, int]:
+    """Kind and id of a map or program: both kinds count from 1. (A pin may lead to anything.)"""
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name in ("map_id", "prog_id"):
+            return name, int(value)
+    return "", 0
+
+
+def map_ids(program_id: int) -> tuple[int, ...]:
+    """Of the maps that a loaded program uses; none when it is gone."""
+    fd = program_by_id(program_id)
+    if fd is None:
+        return ()
+    try:
+        return program_info(fd).map_ids
+    finally:
+        os.close(fd)
+
+
 class Map:
     """A map by descriptor; keys and values are numpy arrays of one row per element."""
 

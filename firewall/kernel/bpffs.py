@@ -50,6 +50,11 @@ class PinLock:
                 code="already_running",
             ) from None
 
+    def is_of(self, pin_root: Path) -> bool:
+        """False where the directory was removed and made again, or another file system is mounted there."""
+        mine, there = os.fstat(self._descriptor), pin_root.stat()
+        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)

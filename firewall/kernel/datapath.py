@@ -48,7 +48,7 @@ class KernelDatapath:
     def __init__(self, maps: PinnedMaps, options: tuple[int, int]) -> None:
         """`options`: OPTION_* by hook."""
         self.maps = maps
-        self._options = options
+        self.options = options
         self._grace = GracePeriod()
         self._filter = AddressFilter(maps, self._all_keys, self._grace.wait)
         self._tables = {version: AddressTable(maps, version, self._filter) for version in VERSIONS}
@@ -61,6 +61,10 @@ class KernelDatapath:
     @property
     def epoch(self) -> int:
         return int(self._epoch_word[0])
+
+    @property
+    def is_settled(self) -> bool:
+        return self._unsettled is None and self._cut_off is None
 
     def close(self) -> None:
         self._grace.close()
@@ -113,7 +117,7 @@ class KernelDatapath:
             for each in change.gone:
                 self._rewrite_many(each, epoch)
             if change.policy is not None:
-                write_policy(self.maps, epoch & 1, change.policy, self._options)
+                write_policy(self.maps, epoch & 1, change.policy, self.options)
         except BaseException:
             with suppress(FirewallError):  # settle() tries again before anything else is written
                 self._take_back()

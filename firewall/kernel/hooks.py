@@ -6,7 +6,6 @@ is. What the kernel says about a refusal (extended ack) is kept: it is often the
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from firewall.datapath import Attached, Link
 from firewall.errors import Conflict, KernelRefused, kernel_refused
-from firewall.kernel import bpf
+from firewall.kernel import bpf, native, owner, probe_bpf
 from firewall.kernel.source import OUR_PROGRAMS
 
 XDP_FLAGS_UPDATE_IF_NOEXIST, XDP_FLAGS_REPLACE = 1 << 0, 1 << 4
@@ -36,9 +35,7 @@ _ETH_P_ALL = 0x0003
 _TCA_BPF_ID = 11
 # Link types whose frames start with an Ethernet header (include/uapi/linux/if_arp.h): Ethernet, loopback.
 _ETHERNET_TYPES = frozenset((1, 772))
-_NATIVE_REFUSALS = frozenset(
-    (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOMEM, errno.ENOSPC, errno.ERANGE, errno.EBUSY)
-)
+_LINK_HINT = "a program that a bpf link holds (`bpftool link`) can only be detached by whoever holds the link"
 
 
 class NetlinkHooks:
@@ -46,8 +43,10 @@ class NetlinkHooks:
 
     def __init__(self) -> None:
         self._netlink = IPRoute(ext_ack=True)
+        self._displaced: tuple[int, int, str] | None = None  # ifindex, descriptor, mode
 
     def close(self) -> None:
+        self.forget_displaced()
         self._netlink.close()
 
     def links(self) -> list[Link]:
@@ -56,54 +55,87 @@ class NetlinkHooks:
     # -- ingress: XDP
 
     def ingress(self, index: int) -> Attached | None:
-        xdp = self._netlink.get_links(index)[0].get_attr("IFLA_XDP")
+        with _netlink_errors(f"reading interface {index}"):
+            xdp = self._netlink.get_links(index)[0].get_attr("IFLA_XDP")
         for attribute, mode in _MODE_ATTRIBUTES.items():
             program_id = xdp.get_attr(attribute) if xdp is not None else None
             if program_id:
                 return _attached(program_id, mode)
         return None
 
-    def attach_ingress(self, link: Link, fd: int, mode: str) -> None:
-        """Puts the program there, or in the place of ours; in between none or both never see a packet.
+    def attach_ingress(self, link: Link, fd: int, mode: str, force: bool = False) -> None:
+        """Puts the program there, or in the place of ours; in between none or both never see a packet. With
+        `force` also in the place of another owner's, which give_back() can undo.
 
         Raises Conflict where another program is, KernelRefused with the driver's words.
         """
         present = self.ingress(link.ifindex)
         if present is not None and not present.is_ours:
-            raise _foreign(link, present)
-        flags = XDP_MODE_FLAGS[mode]
+            if not force:
+                raise _foreign(link, present)
+            self._remember(link, present)
         if present is not None and present.mode != mode:
             # The kernel takes no second mode beside the first, so a change of mode has a moment without.
-            self.detach_ingress(link)
+            self._set_xdp(link, -1, present.mode, f"detaching from {link.name}", present)
             present = None
-        attributes: list[tuple[str, int]] = [("IFLA_XDP_FD", fd)]
-        if present is None:
-            flags |= XDP_FLAGS_UPDATE_IF_NOEXIST
-            self._set_xdp(
-                link, [*attributes, ("IFLA_XDP_FLAGS", flags)], f"attaching in {mode} mode to {link.name}"
-            )
-            return
-        old = bpf.program_by_id(present.program_id)
-        if old is None:
-            raise Conflict(f"the program on {link.name} changed meanwhile", "try again")
+        what = f"attaching in {mode} mode to" if present is None else "replacing the program on"
         try:
-            flags |= XDP_FLAGS_REPLACE
-            attributes += [("IFLA_XDP_FLAGS", flags), ("IFLA_XDP_EXPECTED_FD", old)]
-            self._set_xdp(link, attributes, f"replacing the program on {link.name}")
+            self._set_xdp(link, fd, mode, f"{what} {link.name}", present)
+        except KernelRefused as refusal:
+            if mode == "native":
+                native.explain(refusal, link.name)
+            raise
+
+    def _remember(self, link: Link, present: Attached) -> None:
+        """Keeps a program of another owner loaded, so that it can be put back."""
+        self.forget_displaced()
+        fd = bpf.program_by_id(present.program_id)
+        if fd is not None:
+            self._displaced = (link.ifindex, fd, present.mode)
+
+    def give_back(self, link: Link) -> None:
+        """Undoes an attach with force."""
+        if self._displaced is None or self._displaced[0] != link.ifindex:
+            return
+        _, fd, mode = self._displaced
+        try:
+            self.detach_ingress(link)
+            if self.ingress(link.ifindex) is None:
+                self._set_xdp(link, fd, mode, f"putting back another owner's program on {link.name}", None)
         finally:
-            os.close(old)
+            self.forget_displaced()
+
+    def forget_displaced(self) -> None:
+        if self._displaced is not None:
+            os.close(self._displaced[1])
+            self._displaced = None
 
     def detach_ingress(self, link: Link) -> None:
         present = self.ingress(link.ifindex)
         if present is None or not present.is_ours:
             return
-        flags = XDP_MODE_FLAGS[present.mode]
-        attributes = [("IFLA_XDP_FD", -1), ("IFLA_XDP_FLAGS", flags)]
-        self._set_xdp(link, attributes, f"detaching from {link.name}")
+        self._set_xdp(link, -1, present.mode, f"detaching from {link.name}", present)
 
-    def _set_xdp(self, link: Link, attributes: list[tuple[str, int]], action: str) -> None:
-        with _netlink_errors(action):
-            self._netlink.link("set", index=link.ifindex, IFLA_XDP={"attrs": attributes})
+    def _set_xdp(self, link: Link, fd: int, mode: str, action: str, present: Attached | None) -> None:
+        """`present`: what must be there at that moment, None for nothing."""
+        flags, old = XDP_MODE_FLAGS[mode], None
+        attributes: list[tuple[str, int]] = [("IFLA_XDP_FD", fd)]
+        if present is None:
+            flags |= XDP_FLAGS_UPDATE_IF_NOEXIST
+        else:
+            old = bpf.program_by_id(present.program_id)
+            if old is None:
+                raise Conflict(f"the program on {link.name} changed meanwhile", "try again")
+            flags |= XDP_FLAGS_REPLACE
+            attributes.append(("IFLA_XDP_EXPECTED_FD", old))
+        attributes.append(("IFLA_XDP_FLAGS", flags))
+        hint = _LINK_HINT if present is not None and not present.is_ours else ""
+        try:
+            with _netlink_errors(action, hint):
+                self._netlink.link("set", index=link.ifindex, IFLA_XDP={"attrs": attributes})
+        finally:
+            if old is not None:
+                os.close(old)
 
     # -- egress: clsact
 
@@ -116,6 +148,17 @@ class NetlinkHooks:
                 if found.is_ours:
                     return found
         return None
+
+    def before_ours(self, index: int) -> list[str]:
+        """Programs that a packet at egress meets before our filter: on tcx, and filters that the kernel lists first."""
+        found = [f"tcx {owner.describe(each)}" for each in probe_bpf.tcx_egress_program_ids(index)]
+        for message in self._filters(index, _CLSACT_EGRESS):
+            program_id = _filter_program_id(message.get_attr("TCA_OPTIONS"))
+            if program_id and _attached(program_id, "clsact").is_ours:
+                return found
+            what = owner.describe(program_id) if program_id else message.get_attr("TCA_KIND")
+            found.append(f"clsact prio {message['info'] >> 16} {what}")
+        return []  # ours is not there, which is another finding
 
     def attach_egress(self, link: Link, fd: int, name: str) -> None:
         """Adds our filter, or replaces it at one moment. Raises Conflict where another is in our place."""
@@ -133,14 +176,21 @@ class NetlinkHooks:
             )  # fmt: skip
 
     def detach_egress(self, link: Link) -> None:
-        """Removes our filter, and clsact when that leaves it without any."""
-        if self.egress(link.ifindex) is None:
+        """Removes what is ours, wherever it stands, and clsact when that leaves it without any filter."""
+        ours = [
+            message
+            for message in self._filters(link.ifindex, _CLSACT_EGRESS)
+            if (program := _filter_program_id(message.get_attr("TCA_OPTIONS")))
+            and _attached(program, "clsact").is_ours
+        ]
+        if not ours:
             return
         with _netlink_errors(f"detaching from the egress of {link.name}"):
-            self._netlink.tc(
-                "del-filter", "bpf", link.ifindex, handle=_HANDLE, parent=_CLSACT_EGRESS,
-                prio=_PREFERENCE, protocol=_ETH_P_ALL,
-            )  # fmt: skip
+            for message in ours:
+                self._netlink.tc(
+                    "del-filter", "bpf", link.ifindex, handle=message["handle"], parent=_CLSACT_EGRESS,
+                    prio=message["info"] >> 16, protocol=_ETH_P_ALL,
+                )  # fmt: skip
             if not self._filters(link.ifindex, _CLSACT_EGRESS) and not self._filters(
                 link.ifindex, _CLSACT_INGRESS
             ):
@@ -157,16 +207,11 @@ class NetlinkHooks:
         return any(each.get_attr("TCA_KIND") == "clsact" for each in self._netlink.get_qdiscs(index))
 
     def _filters(self, index: int, parent: int) -> list[Any]:
-        if not self._has_clsact(index):
-            return []
-        return [
-            each for each in self._netlink.get_filters(index, parent=parent) if each.get_attr("TCA_OPTIONS")
-        ]
-
-
-def is_mode_refusal(error: KernelRefused) -> bool:
-    """Whether the driver said no to native mode, so that generic mode is worth a try."""
-    return error.errno in _NATIVE_REFUSALS
+        with _netlink_errors(f"reading the filters of interface {index}"):
+            if not self._has_clsact(index):
+                return []
+            found = self._netlink.get_filters(index, parent=parent)
+            return [each for each in found if each.get_attr("TCA_OPTIONS")]
 
 
 def _link(message: Any) -> Link:
@@ -199,10 +244,17 @@ def _attached(program_id: int, mode: str) -> Attached:
 
 def _foreign(link: Link, present: Attached) -> Conflict:
     return Conflict(
-        f"another XDP program is on {link.name}: id {present.program_id}, name {present.name or '?'}, "
-        f"{present.mode} mode",
-        f"see `bpftool prog show id {present.program_id}` for its owner; detach it with its own tool or with "
-        f"`ip link set dev {link.name} xdp off`",
+        f"another XDP program is on {link.name}: "
+        + ", ".join(
+            [
+                f"id {present.program_id}",
+                f"name {present.name or '?'}",
+                f"{present.mode} mode",
+                *owner.traces(present.program_id),
+            ]
+        ),
+        f"detach it with its owner's own tool, or put ours in its place with "
+        f"`ebpf-fw interface attach {link.name} --force`",
         code="program_conflict",
     )
 
@@ -210,7 +262,7 @@ def _foreign(link: Link, present: Attached) -> Conflict:
 def _foreign_filter(link: Link, present: Attached) -> Conflict:
     return Conflict(
         f"another filter is at the egress of {link.name}, prio {_PREFERENCE}, handle {_HANDLE}, our place: "
-        f"program id {present.program_id}, name {present.name or '?'}",
+        f"{owner.describe(present.program_id)}",
         f"move it to another prio, or remove it with `tc filter delete dev {link.name} egress pref {_PREFERENCE}`",
         code="program_conflict",
     )

@@ -7,19 +7,22 @@ writing of maps is datapath.py's, netlink is hooks.py's.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from firewall.datapath import Attached, Change, Image, Key, Link, MapFill
+from firewall.datapath import Attached, Change, Expected, Happened, Image, Key, LeftOver, Link, MapFill
 from firewall.hits import Hits, InterfaceHits
-from firewall.kernel import bpf, bpffs, program_set
+from firewall.kernel import bpf, bpffs, owner, program_set
 from firewall.kernel.bpf import program_info
 from firewall.kernel.datapath import KernelDatapath
+from firewall.kernel.events import LinkEvents
 from firewall.kernel.hooks import NetlinkHooks
+from firewall.kernel.left_over import left_over, live_slots
 from firewall.kernel.loader import bcc_version
-from firewall.kernel.maps import NAMES
+from firewall.kernel.map_audit import MapAudit
+from firewall.kernel.maps import NAMES, PinnedMaps
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
@@ -43,21 +46,26 @@ class LinuxKernel:
         self._max_rules = max_rules
         self._options = options
         self._hooks = NetlinkHooks()
+        self._events = LinkEvents()
+        self._audit = MapAudit()
         self._offloaded: dict[int, OffloadDevice] = {}
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
         self._is_promoted = True
+        self._superseded: PinnedMaps | None = None
         self._owner = 0
+        self._own_maps: set[int] = set()
         self.bcc = bcc_version()
 
     # -- the program set
 
-    def start(self, owner: int) -> dict[int, int]:
+    def start(self, identity: int) -> dict[int, int]:
         bpf.allow_locked_memory()
         bpffs.ensure(self._pin_root)
         self._lock = bpffs.PinLock(self._pin_root)
-        self._owner = owner
-        pinned = program_set.pinned_capacities(self._pin_root, owner) or self._recover(owner)
+        self._owner = identity
+        self._own_maps |= program_set.pinned_map_ids(self._pin_root)
+        pinned = program_set.pinned_capacities(self._pin_root, identity) or self._recover(identity)
         if pinned is not None and pinned.rules == self._max_rules:
             adopted = program_set.adopt(self._pin_root, pinned)
             if adopted is not None:
@@ -65,18 +73,21 @@ class LinuxKernel:
             else:
                 self._build_over_pinned(pinned)
             self._set.maps.point_at_addresses()
-            return self._live_slots()
+            return live_slots(self._datapath)
+        if pinned is not None:
+            # Laid out in the same way: what they count until the hooks have other programs is not lost.
+            self._superseded = PinnedMaps(self._pin_root)
         self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_INTERVALS), {})
         return {}
 
-    def _recover(self, owner: int) -> Capacities | None:
+    def _recover(self, identity: int) -> Capacities | None:
         """From programs of ours that hooks still run, where the pins are gone."""
         for link in self.links():
             for hook in range(C["HOOK_COUNT"]):
                 present = self.attached(link, hook)
                 if present is not None and present.is_ours:
                     program_set.recover(self._pin_root, present.program_id)
-                    pinned = program_set.pinned_capacities(self._pin_root, owner)
+                    pinned = program_set.pinned_capacities(self._pin_root, identity)
                     if pinned is not None:
                         return pinned
         return None
@@ -93,26 +104,13 @@ class LinuxKernel:
         self._set = chosen
         self._capacities = capacities
         self._datapath = KernelDatapath(chosen.maps, self._options)
+        self._own_maps |= {each.info.id for each in chosen.maps.maps.values()}
 
     def _build(self, capacities: Capacities, keep: Mapping[str, int]) -> None:
         built = program_set.build(self._pin_root, capacities, keep, self._owner)
         self.bcc = built.bcc or self.bcc
         self._is_promoted = False
         self._use(built, capacities)
-
-    def _live_slots(self) -> dict[int, int]:
-        """Slots by handle, from what the live generation says of its bits."""
-        arrays = self._set.maps.arrays
-        generation = self._datapath.epoch & 1
-        room = self._capacities.words * 64
-        slots: dict[int, int] = {}
-        for hook in range(C["HOOK_COUNT"]):
-            scope = generation * C["HOOK_COUNT"] + hook
-            head = arrays["policy_heads"][scope]
-            live = arrays["policy_rules"][scope * room : scope * room + int(head["words"]) * 64]
-            live = live[live["handle"] != 0]
-            slots |= dict(zip(live["handle"].tolist(), live["slot"].tolist(), strict=True))
-        return slots
 
     def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
         self._datapath.reserve(entries, self._pins())
@@ -122,6 +120,7 @@ class LinuxKernel:
         )
         if wanted_sizes != present:
             self._grow_policy(wanted_sizes)
+            self._audit.wrote(self._set.maps, policy=True)
 
     def _pins(self) -> Path:
         return self._pin_root if self._is_promoted else self._pin_root / "next"
@@ -156,35 +155,65 @@ class LinuxKernel:
         for (_, hook), (link, mode) in list(self._attached.items()):
             self._put(link, hook, mode)
 
-    def release(self) -> None:
+    def release(self) -> LeftOver:
+        left = LeftOver()
+        if self._superseded is not None:
+            left = left_over(self._superseded)
+            self._superseded.close()
+            self._superseded = None
         if not self._is_promoted:
             program_set.promote(self._pin_root)
             self._is_promoted = True
+        return left
 
-    def stop(self) -> None:
-        """Unpins the maps and programs."""
+    def stop(self, keep: bool = False) -> None:
+        """Unpins the maps and programs, unless they are to `keep` judging until the next start."""
         self._datapath.close()
         self._set.close()
-        program_set.discard(self._pin_root)
+        if keep:
+            for device in self._offloaded.values():
+                device.let_go()
+        else:
+            program_set.discard(self._pin_root)
         self._lock.close()
         self._hooks.close()
+        self._events.close()
 
     # -- content
 
     def reconcile(self, image: Image) -> None:
-        self._datapath.reconcile(image)
+        with self._noting_writes():
+            self._datapath.reconcile(image)
         self._policy = image.policy
+
+    def set_options(self, options: tuple[int, int]) -> None:
+        self._options = self._datapath.options = options
+        for device in self._offloaded.values():
+            device.options = options[_INGRESS]
 
     def apply(self, change: Change) -> dict[int, Hits]:
         check_change(self._offloaded.values(), change)
-        hits = self._datapath.apply(change)
+        with self._noting_writes(change):
+            hits = self._datapath.apply(change)
         self._policy = change.policy or self._policy
         for device in self._offloaded.values():
             device.apply(change.edits)
         return hits
 
     def settle(self) -> None:
-        self._datapath.settle()
+        if not self._datapath.is_settled:
+            with self._noting_writes():
+                self._datapath.settle()
+
+    @contextmanager
+    def _noting_writes(self, change: Change | None = None) -> Iterator[None]:
+        """For the audit; without a change, or where one fails, anything may be written."""
+        policy = True
+        try:
+            yield
+            policy = change is None or change.policy is not None
+        finally:
+            self._audit.wrote(self._set.maps, policy)
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         hits = self._datapath.address_hits(keys)
@@ -218,6 +247,32 @@ class LinuxKernel:
             *(fill for device in self._offloaded.values() for fill in device.fills()),
         ]
 
+    # -- what others do
+
+    def wait(self, timeout_s: float) -> Happened:
+        return self._events.wait(timeout_s)
+
+    def wake(self) -> None:
+        self._events.wake()
+
+    def missing_pins(self) -> list[str]:
+        return program_set.missing_pins(self._pins(), self._set)
+
+    def pin_again(self) -> None:
+        bpffs.ensure(self._pin_root)
+        if not self._lock.is_of(self._pin_root):
+            self._lock.close()
+            self._lock = bpffs.PinLock(self._pin_root)
+        program_set.pin_again(self._pins(), self._set)
+
+    def audit(self, expected: Expected) -> list[str]:
+        self.settle()
+        return self._audit.look(self._set.maps, expected)
+
+    def restore(self) -> None:
+        self._audit.restore(self._set.maps)
+        self._set.maps.point_at_addresses()
+
     # -- hooks
 
     def links(self) -> list[Link]:
@@ -226,26 +281,32 @@ class LinuxKernel:
     def attached(self, link: Link, hook: int) -> Attached | None:
         return self._hooks.ingress(link.ifindex) if hook == _INGRESS else self._hooks.egress(link.ifindex)
 
-    def attach(self, link: Link, hook: int, mode: str) -> None:
-        self._put(link, hook, mode)
+    def attach(self, link: Link, hook: int, mode: str, force: bool = False) -> None:
+        self._put(link, hook, mode, force)
         self._attached[link.ifindex, hook] = (link, mode)
 
-    def _put(self, link: Link, hook: int, mode: str) -> None:
+    def give_back(self, link: Link) -> None:
+        self._hooks.give_back(link)
+
+    def forget_displaced(self) -> None:
+        self._hooks.forget_displaced()
+
+    def _put(self, link: Link, hook: int, mode: str, force: bool = False) -> None:
         name = _program_name(link, hook)
         if hook != _INGRESS:
             self._hooks.attach_egress(link, self._set.programs[name], name)
         elif mode != "offload":
-            self._hooks.attach_ingress(link, self._set.programs[name], mode)
+            self._hooks.attach_ingress(link, self._set.programs[name], mode, force)
         elif link.ifindex not in self._offloaded:
-            self._offload(link)
+            self._offload(link, force)
 
-    def _offload(self, link: Link) -> None:
+    def _offload(self, link: Link, force: bool) -> None:
         device = OffloadDevice(
             self._pin_root, link, self._options[_INGRESS], self._datapath.ingress_entries()
         )
         try:
             device.check((), self._policy)
-            self._hooks.attach_ingress(link, device.program, "offload")
+            self._hooks.attach_ingress(link, device.program, "offload", force)
         except BaseException:
             device.close()
             raise
@@ -260,6 +321,27 @@ class LinuxKernel:
         else:
             self._hooks.detach_egress(link)
         self._attached.pop((link.ifindex, hook), None)
+
+    def detach_from_others(self, ifindexes: Collection[int]) -> list[tuple[Link, int]]:
+        freed = []
+        for link in self.links():
+            for hook in range(C["HOOK_COUNT"]):
+                if link.ifindex not in ifindexes and self._runs_with_our_maps(self.attached(link, hook)):
+                    self.detach(link, hook)
+                    freed.append((link, hook))
+        return freed
+
+    def _runs_with_our_maps(self, present: Attached | None) -> bool:
+        """Not a program of another ebpf-fw, with another directory of pins."""
+        if present is None or not present.is_ours:
+            return False
+        return not self._own_maps.isdisjoint(bpf.map_ids(present.program_id))
+
+    def before_ours(self, link: Link) -> list[str]:
+        return self._hooks.before_ours(link.ifindex)
+
+    def describe(self, program_id: int) -> str:
+        return owner.describe(program_id)
 
     def expected_program(self, link: Link, hook: int) -> int:
         if hook == _INGRESS and link.ifindex in self._offloaded:

@@ -39,7 +39,7 @@ class OffloadDevice:
         self._link = link
         self._pins = pin_root / "offload" / link.name
         self._entries: dict[Key, Entry] = {}
-        self._options = options
+        self.options = options
         self.capacity = self._load()
         try:
             self._maps = {
@@ -70,10 +70,14 @@ class OffloadDevice:
 
     def close(self) -> None:
         """Unpins. Detach first."""
+        self.let_go()
+        program_set.discard(self._pins)
+
+    def let_go(self) -> None:
+        """What is attached and pinned stays so."""
         for each in self._maps.values():
             each.close()
         os.close(self.program)
-        program_set.discard(self._pins)
 
     def check(self, edits: Sequence[Edit], policy: Policy | None) -> None:
         """Raises where the hardware could not judge the rules as they will be."""
@@ -114,7 +118,7 @@ class OffloadDevice:
         state = np.frombuffer(bytearray(raw), _STATE)
         for name in ("lengths4", "lengths6", "short_lengths6"):
             state[name] = 0
-        state["options"] = self._options
+        state["options"] = self.options
         for key in self._entries:
             if key.version == 4:
                 state["lengths4"][0, key.scope] |= np.uint64(1 << key.length)

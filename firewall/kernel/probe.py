@@ -26,6 +26,7 @@ def probe(interfaces: Sequence[str] | None = None, *, pin_root: Path = PIN_ROOT)
         cpus=len(os.sched_getaffinity(0)),
         page_size=os.sysconf("SC_PAGE_SIZE"),
         ours=probe_bpf.pinned_program_ids(pin_root),
+        release=os.uname().release,
     )
     for name in probe_link.interface_names() if interfaces is None else interfaces:
         link = probe_link.read(name)

@@ -3,11 +3,13 @@
 The limits are those of the kernel and its drivers; each stands beside its source.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from firewall.kernel.finding import Finding, fail, ok, warn
 from firewall.kernel.probe_link import EgressFilter, LinkFacts
+from firewall.kernel.source import OUR_PROGRAMS
 
 _ETHERNET = 1
 _WITHOUT_LINK_HEADER = {0xFFFE, 519}  # ARPHRD_NONE (tun, wireguard), ARPHRD_RAWIP
@@ -33,11 +35,17 @@ _XDP_OFF = {"native": "xdpdrv", "generic": "xdpgeneric", "offload": "xdpoffload"
 
 @dataclass(frozen=True)
 class Host:
-    """What the judgement needs of the machine. `ours`: ids of the programs pinned below our pin root."""
+    """What the judgement needs of the machine. `ours`: ids of the programs pinned below our pin root; `release`: of
+    the kernel."""
 
     cpus: int
     page_size: int
     ours: frozenset[int]
+    release: str = ""
+
+    def is_ours(self, program_id: int | None, name: str | None) -> bool:
+        """By its pin, or by its name, which tells also where the pins are in another directory."""
+        return program_id in self.ours or name in OUR_PROGRAMS
 
 
 def missing(name: str) -> Finding:
@@ -68,13 +76,32 @@ def _interface(link: LinkFacts) -> Iterator[Finding]:
     else:
         header = "Ethernet" if link.link_type == _ETHERNET else "no link header: judged from the IP header on"
         yield ok("interface", f"{kind}up, {header}")
+    if link.ports:
+        yield _master(link)
     if link.port_of is None:
         return
     kind, owner = link.port_of
     if kind in ("bond", "team"):
-        yield warn("port", f"a port of the {kind} {owner}: protect {owner}, or every port of it, not both")
+        detail = f"a port of the {kind} {owner}: protect {owner}, or every port of it, not both"
+        yield warn("port", f"{detail}; a port that runs a program cannot join a {kind} that runs one")
     else:
-        yield ok("port", f"a port of the {kind} {owner}")
+        yield ok(
+            "port", f"a port of the {kind} {owner}: packets from outside meet the filter of the port first"
+        )
+
+
+def _master(link: LinkFacts) -> Finding:
+    ports = ", ".join(link.ports)
+    if link.kind == "bond":
+        detail = (
+            f"of {ports}: native XDP works where every port's driver has it and the mode is balance-rr, "
+            "active-backup, balance-xor or 802.3ad (kernel 5.15), else generic"
+        )
+        programs = f"; no port may run a program of its own: ip link set dev {link.ports[0]} xdp off"
+        return warn("ports", detail + programs)
+    if link.kind == "team":
+        return warn("ports", f"of {ports}: generic mode on the team, or native on every port, not both")
+    return ok("ports", f"of {ports}")
 
 
 def _mode(link: LinkFacts) -> Finding:
@@ -85,6 +112,9 @@ def _mode(link: LinkFacts) -> Finding:
             "mode", f"{driver}: native XDP {'is known to work' if known else 'will be tried, then generic'}"
         )
     if not link.xdp_features & _XDP_BASIC:
+        if link.driver in _NATIVE_DRIVERS:
+            detail = "has native XDP, but not as this interface is set up now"
+            return warn("mode", f"{driver} {detail}: generic mode, slower; what is in the way stands below")
         return warn("mode", f"{driver} has no native XDP: generic mode, slower")
     offload = " and offload" if link.xdp_features & _XDP_HW_OFFLOAD else ""
     return ok("mode", f"{driver} has native XDP{offload}")
@@ -119,6 +149,16 @@ def _queues(link: LinkFacts, host: Host) -> Iterator[Finding]:
         return
     detail = f"{queues.used} in use, {queues.limit} possible, {host.cpus} CPUs"
     useful = min(queues.limit, host.cpus)
+    if link.driver == "virtio_net" and _is_before(host.release, (5, 13)):
+        # virtnet_xdp_set() before Linux 5.13: a transmit queue for each CPU beside those in use.
+        room = queues.limit - host.cpus
+        if queues.used > room:
+            detail += ": before Linux 5.13 virtio_net has native XDP only with a free queue for each CPU"
+            if room > 0:
+                yield warn("queues", detail, f"ethtool -L {link.name} combined {room}")
+            else:
+                yield warn("queues", f"{detail}; give the machine {host.cpus + 1} queues in the hypervisor")
+            return
     if link.driver == "ena":
         # ena_xdp_allowed(): the transmit queues of XDP take the other half.
         useful = max(1, min(useful, queues.limit // 2))
@@ -139,12 +179,13 @@ def _ingress(link: LinkFacts, host: Host) -> Iterator[Finding]:
         yield ok("ingress", "no XDP program attached")
     for found in link.xdp:
         what = f"XDP {_program(found.id, found.name)} is attached, {found.mode}"
-        if found.id in host.ours:
+        if host.is_ours(found.id, found.name):
             yield ok("ingress", f"ebpf-fw's own {what}")
         elif found.name == "xdp_dispatcher":
             yield fail("ingress", f"libxdp's {what}: ours cannot be", f"xdp-loader unload {link.name} --all")
         else:
-            detail = f"another owner's {what}: ours cannot be; stop that owner, then"
+            held = f", {found.owner}" if found.owner else ""
+            detail = f"another owner's {what}{held}: ours cannot be; stop that owner, then"
             yield fail("ingress", detail, f"ip link set dev {link.name} {_XDP_OFF[found.mode]} off")
 
 
@@ -155,7 +196,7 @@ def _egress(link: LinkFacts, host: Host) -> Iterator[Finding]:
     elif not link.egress:
         yield ok("egress", "no filter attached")
     for found in link.egress:
-        if found.program_id is not None and found.program_id in host.ours:
+        if host.is_ours(found.program_id, found.name):
             yield ok("egress", f"ebpf-fw's own {_filter(found)} is attached")
         elif found.direct:
             detail = f"another owner's {_filter(found)}: what it decides may not reach ours"
@@ -164,8 +205,14 @@ def _egress(link: LinkFacts, host: Host) -> Iterator[Finding]:
             yield ok("egress", f"another owner's {_filter(found)} is attached")
 
 
+def _is_before(release: str, version: tuple[int, int]) -> bool:
+    parts = re.match(r"(\d+)\.(\d+)", release)
+    return parts is not None and (int(parts[1]), int(parts[2])) < version
+
+
 def _may_be_native(link: LinkFacts) -> bool:
-    return link.xdp_features is None or bool(link.xdp_features & _XDP_BASIC)
+    is_told = link.xdp_features is None or bool(link.xdp_features & _XDP_BASIC)
+    return is_told or link.driver in _NATIVE_DRIVERS
 
 
 def _program(program_id: int, name: str | None) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from firewall.kernel import probe_bpf, probe_driver
+from firewall.kernel import owner, probe_bpf, probe_driver
+from firewall.kernel.source import OUR_PROGRAMS
 
 _ARPHRD_LOOPBACK = 772
 _IFF_UP = 1
@@ -27,9 +28,12 @@ _XDP_PROGRAMS = {
 
 @dataclass(frozen=True)
 class XdpProgram:
+    """`owner`: where it is pinned and which processes hold it, in words; empty where nothing is found."""
+
     mode: str
     id: int
     name: str | None
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class LinkFacts:
     xdp: tuple[XdpProgram, ...]
     qdiscs: tuple[str, ...]
     egress: tuple[EgressFilter, ...]
+    ports: tuple[str, ...] = ()  # of a bond, team or bridge
 
 
 def interface_names() -> list[str]:
@@ -96,6 +101,7 @@ def read(name: str) -> LinkFacts | None:
             xdp=tuple(_xdp_programs(link)),
             qdiscs=tuple(q.get_attr("TCA_KIND") for q in ip.get_qdiscs(index=indexes[0])),
             egress=(*_tcx(indexes[0]), *_clsact(ip, indexes[0])),
+            ports=tuple(each.get_attr("IFLA_IFNAME") for each in ip.get_links(master=indexes[0])),
         )
 
 
@@ -115,7 +121,9 @@ def _xdp_programs(link: Any) -> Iterator[XdpProgram]:
         return
     for attribute, mode in _XDP_PROGRAMS.items():
         if program_id := xdp.get_attr(attribute):
-            yield XdpProgram(mode, program_id, probe_bpf.program(program_id).name)
+            name = probe_bpf.program(program_id).name
+            found = "" if name in OUR_PROGRAMS else ", ".join(owner.traces(program_id))
+            yield XdpProgram(mode, program_id, name, found)
 
 
 def _tcx(ifindex: int) -> Iterator[EgressFilter]:

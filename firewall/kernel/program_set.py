@@ -12,9 +12,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from firewall.errors import FirewallError
 from firewall.kernel import bpf, bpffs
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.loader import load
@@ -60,6 +62,15 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
         )
     finally:
         maps.close()
+
+
+def pinned_map_ids(pin_root: Path) -> set[int]:
+    """Of whatever is pinned there, also where some are missing or laid out in another way."""
+    ids = set()
+    for path in (pin_root / "maps").glob("*"):
+        with suppress(FirewallError, FileNotFoundError), closing(bpf.Map.pinned(path)) as found:
+            ids.add(found.info.id)
+    return ids
 
 
 def adopt(pin_root: Path, capacities: Capacities) -> ProgramSet | None:
@@ -132,6 +143,37 @@ def _ensure_addresses(beside: Path) -> None:
             bpf.pin(entries.fd, path)
             entries.close()
             outer.close()
+
+
+def missing_pins(pins: Path, current: ProgramSet) -> list[str]:
+    """Paths below `pins` that do not lead to the set's own maps and programs."""
+    missing = []
+    for path, fd in _pins(pins, current):
+        try:
+            pinned = bpf.get(path)
+        except (FileNotFoundError, FirewallError):
+            missing.append(str(path))
+            continue
+        try:
+            if bpf.object_id(pinned) != bpf.object_id(fd):
+                missing.append(str(path))
+        finally:
+            os.close(pinned)
+    return missing
+
+
+def pin_again(pins: Path, current: ProgramSet) -> None:
+    for part in ("maps", "programs"):
+        bpffs.ensure(pins / part)
+    ours = dict(_pins(pins, current))
+    for path in map(Path, missing_pins(pins, current)):
+        path.unlink(missing_ok=True)
+        bpf.pin(ours[path], path)
+
+
+def _pins(pins: Path, current: ProgramSet) -> list[tuple[Path, int]]:
+    maps = [(pins / "maps" / name, each.fd) for name, each in current.maps.maps.items()]
+    return maps + [(pins / "programs" / name, fd) for name, fd in current.programs.items()]
 
 
 def promote(pin_root: Path) -> None:

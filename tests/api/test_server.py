@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from api.listeners import listening
-from api.notify import notify
+from api.systemd import notify
 from firewall.errors import Conflict
 
 ROOT = Path(__file__).parents[2]
@@ -157,11 +157,47 @@ def test_sigterm_while_it_starts_ends_it_after_the_start(service: Service) -> No
     assert not service.socket.exists()
 
 
-def test_sighup_changes_nothing(service: Service) -> None:
-    service.start()
+def reloaded(service: Service, more: str) -> None:
+    """SIGHUP with more in the config; returns when systemd has heard of the end."""
+    service.config.write_text(service.config.read_text() + more)
     service.signal(signal.SIGHUP)
-    assert service.wait_for("/readyz", 200)
-    assert "SIGHUP" in service.log
+    while "READY=1" not in service.told.recv(4096).decode():
+        pass  # STATUS, READY of the start
+    while "RELOADING=1" not in service.told.recv(4096).decode():
+        pass
+    assert service.told.recv(4096).decode().startswith("READY=1")
+
+
+def test_sighup_reads_the_config_again_and_names_what_needs_a_restart(service: Service) -> None:
+    service.start()
+    more = '[filter]\ndefault_ingress = "drop"\n[bpf]\nmax_rules = 64\n[[interfaces]]\nname = "eth*"\n'
+    reloaded(service, more)
+    assert service.http.get("/v1/status").json()["default_actions"]["ingress"] == "drop"
+    assert [each["name"] for each in service.http.get("/v1/interfaces").json()["items"]] == ["eth0", "eth1"]
+    assert "filter.default_ingress, interfaces" in service.log
+    [waiting] = [line for line in service.log.splitlines() if "need a restart" in line]
+    assert "bpf.max_rules" in waiting and "systemctl restart" in waiting
+    maps = {each["name"]: each["capacity"] for each in service.http.get("/v1/status").json()["maps"]}
+    assert maps["policy_rules"] == 4096
+
+
+@pytest.mark.parametrize("more", ["[filter]\nfragments = 1\n", "[filter\n", "[surprise]\n"])
+def test_a_broken_config_changes_nothing(service: Service, more: str) -> None:
+    service.start()
+    before = service.http.get("/v1/interfaces").json()
+    reloaded(service, f'{more}[[interfaces]]\nname = "eth0"\n')
+    assert service.http.get("/v1/interfaces").json() == before
+    assert "all goes on as before" in service.log and str(service.config) in service.log
+    assert "Traceback" not in service.log
+
+
+def test_the_log_level_of_the_config_holds_and_can_be_changed(service: Service) -> None:
+    service.config.write_text(service.config.read_text() + '[service]\nlog_level = "error"\n')
+    service.start()
+    assert "started" not in service.log and "listening" not in service.log
+    service.config.write_text(service.config.read_text().replace('"error"', '"info"'))
+    reloaded(service, "")
+    assert "config read again" in service.log and "service.log_level" in service.log
 
 
 def test_a_change_under_way_is_finished_and_answered(service: Service) -> None:

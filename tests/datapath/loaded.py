@@ -106,6 +106,7 @@ class Loaded:
         self.kernel._datapath.close()
         self.kernel._set.close()
         self.kernel._hooks.close()
+        self.kernel._events.close()
         self.kernel._lock.close()
         self.enforcer._store.close()
 

@@ -6,6 +6,7 @@ Owns one process at a time, known by its id. It must not know the topology beyon
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -44,6 +45,7 @@ class Daemon:
         self.configuration_path = directory / "config.toml"
         self.configure(configuration)
         self.command = [str(PROGRAM)]
+        self.environment: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
         limits = httpx.Limits(max_keepalive_connections=0)
         transport = httpx.HTTPTransport(uds=str(self.socket), limits=limits)
@@ -79,6 +81,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.environment},
             )
 
     def start(self) -> None:

@@ -156,6 +156,27 @@ def test_an_xdp_program_of_another_owner_is_named_and_stays(world: World) -> Non
     assert world.api.get("/v1/interfaces").json()["items"] == []
 
 
+def test_force_puts_ours_in_the_place_of_another_owners(world: World) -> None:
+    put_foreign_programs(world)
+    shown = attach(world, force=True)
+    assert (shown["actual_mode"], shown["hooks"][0]["program_name"]) == ("native", "fw_xdp_ethernet")
+    assert is_blocked(world)
+    assert "pref 5" in links(world) and "pref 9" in links(world)
+    assert "other_xdp" not in links(world)
+
+
+def test_an_xdp_program_that_was_pinned_is_told_with_its_pin(world: World) -> None:
+    pin = Path("/sys/fs/bpf") / f"{world.topology.name}-foreign"
+    put_foreign_programs(world)
+    [link] = json.loads(run("ip", "-n", world.topology.protected, "-j", "link", "show", "dev", "fw0"))
+    run("bpftool", "prog", "pin", "id", str(link["xdp"]["prog"]["id"]), str(pin))
+    try:
+        problem = world.api.put("/v1/interfaces/fw0").json()
+    finally:
+        pin.unlink()
+    assert problem["code"] == "program_conflict" and "--force" in problem["hint"]
+
+
 def test_egress_filters_of_another_owner_stay_beside_ours(world: World) -> None:
     before = put_foreign_programs(world)
     attach(world, ingress=False)

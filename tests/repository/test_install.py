@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.repository.test_docs import is_broken, links
+
 ROOT = Path(__file__).parents[2]
 HOME = "opt/ebpf-fw"
 
@@ -38,6 +40,14 @@ def test_everything_is_where_the_unit_expects_it(installed: Path) -> None:
     assert (installed / "etc/ebpf-fw/config.toml").read_text() == (ROOT / "systemd/config.toml").read_text()
     assert (installed / "var/lib/ebpf-fw").stat().st_mode & 0o777 == 0o700
     assert (installed / HOME / "bpf/xdp_filter.c").is_file()
+
+
+@pytest.mark.xdist_group("install")
+def test_what_the_installed_documents_link_to_is_installed(installed: Path) -> None:
+    documents = [installed / HOME / "README.md", *(installed / HOME / "docs").rglob("*.md")]
+    assert len(documents) > 5
+    for document in documents:
+        assert [link for link in links(document.read_text()) if is_broken(document, link)] == []
 
 
 @pytest.mark.xdist_group("install")

@@ -55,8 +55,10 @@ class HostKernel(MemoryKernel):
         records = [each for image in self.policy.hooks for each in image.rules if each["handle"]]
         return {int(each["handle"]): int(each["slot"]) for each in records}
 
-    def stop(self) -> None:
+    def stop(self, keep: bool = False) -> None:
         self._ask("stop")
+        if keep:
+            return
         self.is_pinned = False
         self.entries, self.policy, self.occupancy = {}, None, Occupancy()
         self.entry_hits, self.slot_hits, self.counted = {}, {}, {}
@@ -118,9 +120,9 @@ class HostKernel(MemoryKernel):
     def interface_hits(self) -> Mapping[int, list[InterfaceHits]]:
         return self.counted
 
-    def attach(self, link: Link, hook: int, mode: str) -> None:
+    def attach(self, link: Link, hook: int, mode: str, force: bool = False) -> None:
         self._ask("attach")
-        super().attach(link, hook, mode)
+        super().attach(link, hook, mode, force)
 
     def detach(self, link: Link, hook: int) -> None:
         self._ask("detach")
@@ -178,9 +180,9 @@ class Host:
         self._running.start()
         return self._running
 
-    def stop(self) -> None:
+    def stop(self, keep: bool = False) -> None:
         if self._running is not None:
-            self._running.stop()
+            self._running.stop(keep)
             self._running = None
 
     def kill(self) -> None:

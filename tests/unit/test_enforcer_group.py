@@ -138,7 +138,7 @@ def test_a_commit_that_fails_takes_all_back_and_refuses_all(furnished: Host, cou
         outcomes = furnished.firewall.together(calls)
     assert errors(outcomes) == [StoreFailed] * (count + 1)
     assert furnished.state() == before
-    assert furnished.firewall.not_ready() == []
+    wait_for(lambda: furnished.firewall.not_ready() == [])  # it found that the store can be written
     assert [furnished.packets(each) for each in ("a", "b", "policy")] == [5, 7, 6]
     assert furnished.firewall.last_error and "COMMIT" not in furnished.firewall.last_error
     # What was owed is saved with the next change, once.
@@ -259,7 +259,8 @@ def test_maps_that_may_differ_are_told_and_mended_before_anything_else(
         else:
             with pytest.raises(StoreFailed):
                 calls[0]()
-    (told,) = furnished.firewall.not_ready()
+    told, unwritable = furnished.firewall.not_ready()
+    assert "cannot be changed" in unwritable
     assert told.startswith("the maps may differ from the rules") and "ENOMEM" in told
     status = furnished.firewall.status()
     assert status.drift == (told,) and not status.ready and status.last_error

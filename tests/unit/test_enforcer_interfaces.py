@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from firewall.datapath import Attached, Link
-from firewall.errors import Conflict, InvalidInput, KernelRefused, NotFound, Problem
+from firewall.errors import Conflict, InvalidInput, KernelRefused, NotFound, Problem, StoreFailed
 from firewall.hits import InterfaceHits
+from tests.unit.failing_database import fail_on
 from tests.unit.host import Host, wait_for
 
 BOTH = {"ingress": "native", "egress": "clsact"}
@@ -296,13 +297,33 @@ def test_an_interface_that_gets_another_name_is_what_that_name_is_asked_to_be(
 
 
 def test_a_program_that_others_took_away_is_told(host: Host) -> None:
+    host.stop()
+    host.start(service={"on_drift": "report"})
     host.firewall.attach("eth0", "auto", True, True)
     del host.kernel.hooks["eth0", 0]
-    assert host.firewall.not_ready() == ["eth0: ingress does not run our program any more"]
+    assert host.firewall.not_ready() == ["eth0: ingress does not run our program any more: it was detached"]
+    wait_for(lambda: host.firewall.status().drift_detected == {"hook": 1})
     status = host.firewall.status()
-    assert not status.ready and status.drift == status.not_ready
+    assert not status.ready and status.drift == status.not_ready and status.drift_healed == {}
     host.firewall.attach("eth0", "auto", True, True)
     assert host.firewall.not_ready() == []
+
+
+def test_force_replaces_a_program_of_another_owner(host: Host) -> None:
+    host.kernel.hooks["eth0", 0] = Attached(99, "other", "native", False)
+    with pytest.raises(Conflict):
+        host.firewall.attach("eth0", "auto", True, True)
+    host.firewall.attach("eth0", "auto", True, True, force=True)
+    assert host.kernel.on("eth0") == BOTH and host.kernel.displaced is None
+
+
+@pytest.mark.parametrize("fails", ["INSERT INTO interfaces", "COMMIT"])
+def test_a_program_that_was_replaced_by_force_comes_back_if_the_change_fails(host: Host, fails: str) -> None:
+    other = host.kernel.hooks["eth0", 0] = Attached(99, "other", "native", False)
+    with fail_on(host.firewall._store, fails), pytest.raises(StoreFailed):
+        host.firewall.attach("eth0", "auto", True, True, force=True)
+    assert host.kernel.hooks == {("eth0", 0): other}
+    assert requested(host) == set()
 
 
 # --- rules that name interfaces

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from firewall.errors import FirewallError
 from firewall.hits import InterfaceHits
+from firewall.in_force import Manner
+from firewall.settings import Interface
 from tests.unit.host import NOW, Host, wait_for
 
 WEB = {"destination_ports": [80]}
@@ -39,6 +42,55 @@ def test_a_stop_leaves_nothing_on_the_host_and_a_start_brings_all_back(host: Hos
     host.start()
     after = host.state()
     assert after == before
+
+
+def test_a_stop_that_keeps_the_filters_leaves_them_and_a_start_goes_on(host: Host) -> None:
+    host.firewall.attach("eth0", "generic", True, True)
+    host.add("a", **HOST_RULE)
+    host.add("b", **WEB)
+    host.hit("10.0.0.1", 5)
+    host.hit_policy("b", 6)
+    before = host.state()
+    host.stop(keep=True)
+    assert host.kernel.on("eth0") == {"ingress": "generic", "egress": "clsact"} and host.kernel.entries
+    host.hit("10.0.0.1", 2)
+    host.start()
+    assert (host.packets("a"), host.packets("b")) == (7, 6)
+    after = host.state()
+    assert {**after, "interfaces": None} == {**before, "interfaces": None}
+
+
+def test_a_start_detaches_from_interfaces_that_nobody_asks_for_any_more(host: Host) -> None:
+    host.stop()
+    host.start(interfaces=[{"name": "eth0"}, {"name": "eth1"}])
+    host.stop(keep=True)
+    host.start(interfaces=[{"name": "eth1", "egress": False}])
+    assert host.kernel.on("eth0") == {} and host.kernel.on("eth1") == {"ingress": "native"}
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_another_config_is_in_force_without_a_restart_or_not_at_all(host: Host, refuses: bool) -> None:
+    host.stop()
+    host.start(interfaces=[{"name": "eth0"}, {"name": "eth1"}])
+    host.add("b", **WEB, interfaces=["eth*"])
+    about = replace(host.firewall._about, default_ingress="drop")
+    wanted = [Interface(name="eth1", mode="generic"), Interface(name="wg*")]
+    before = host.state()
+    if refuses:
+        host.kernel.refuse["apply"] = errno.ENOMEM
+        with pytest.raises(FirewallError):
+            host.firewall.reload(about, Manner((1, 0), True), wanted)
+        assert host.state() == before and host.kernel.options == (0, 0)
+        return
+    host.firewall.reload(about, Manner((1, 0), True), wanted)
+    assert host.kernel.options == (1, 0)
+    assert host.firewall.status().default_ingress == "drop"
+    assert host.kernel.on("eth0") == {}
+    assert host.kernel.on("eth1") == {"ingress": "generic", "egress": "clsact"}
+    assert host.kernel.on("wg0") != {}
+    assert set(host.kernel.counted) == {3, 4}
+    policy = host.kernel.policy
+    assert policy is not None and set(policy.hooks[0].interfaces) == {3}
 
 
 def test_a_service_that_was_killed_leaves_the_filters_and_finds_them_again(host: Host) -> None:

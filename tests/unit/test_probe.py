@@ -154,6 +154,41 @@ def test_a_port_of_a_bond_is_a_warning_and_of_a_bridge_is_not() -> None:
     assert [finding.status for finding in judged("port", port_of=("bridge", "br0"))] == ["ok"]
 
 
+def test_a_master_tells_of_its_ports() -> None:
+    assert judged("ports") == []
+    [bond] = judged("ports", kind="bond", ports=("eth0", "eth1"))
+    assert bond.status == "warn" and "eth0, eth1" in bond.detail and "802.3ad" in bond.detail
+    [team] = judged("ports", kind="team", ports=("eth0",))
+    assert team.status == "warn" and "not both" in team.detail
+    assert [each.status for each in judged("ports", kind="bridge", ports=("eth0",))] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("release", "used", "limit", "mend"),
+    [
+        ("5.10.0-33-amd64", 8, 8, "ethtool -L eth7 combined 4"),
+        ("5.10.0-33-amd64", 4, 8, None),
+        ("5.10.0-33-amd64", 1, 1, None),
+        ("6.1.0-28-amd64", 8, 8, None),
+    ],
+)
+def test_virtio_net_once_needed_a_free_queue_for_each_cpu(
+    release: str, used: int, limit: int, mend: str | None
+) -> None:
+    facts = replace(PLAIN, driver="virtio_net", channels=Channels(used=used, limit=limit))
+    host = replace(HOST, release=release)
+    [finding] = [each for each in probe_interface.findings(facts, host) if each.name == "queues"]
+    assert finding.mend == mend
+    assert ("5.13" in finding.detail) == (release.startswith("5.10") and used > limit - 4)
+
+
+def test_our_programs_are_known_by_their_names_where_the_pins_are_elsewhere() -> None:
+    own = judged("ingress", xdp=(XdpProgram("native", 4711, "fw_xdp_ethernet"),))
+    assert [each.status for each in own] == ["ok"]
+    [other] = judged("ingress", xdp=(XdpProgram("native", 4711, "x", "held by lb (pid 7)"),))
+    assert other.status == "fail" and "held by lb (pid 7)" in other.detail
+
+
 @pytest.mark.parametrize(
     ("features", "driver", "status", "text"),
     [
@@ -176,7 +211,7 @@ def test_an_mtu_that_does_not_fit_in_a_page_is_a_warning_where_native_is_possibl
     assert [finding.status for finding in judged("mtu", mtu=3498)] == ["ok"]
     [large] = judged("mtu", mtu=9000)
     assert (large.status, large.mend) == ("warn", "ip link set dev eth7 mtu 3498")
-    assert [finding.status for finding in judged("mtu", mtu=9000, xdp_features=0)] == ["ok"]
+    assert [finding.status for finding in judged("mtu", mtu=9000, xdp_features=0, driver="e1000e")] == ["ok"]
 
 
 def test_offloads_that_native_xdp_may_not_have_are_named_with_the_command() -> None:
@@ -187,7 +222,9 @@ def test_offloads_that_native_xdp_may_not_have_are_named_with_the_command() -> N
     [fixed] = judged("rx-gro-hw", gro_hw=Feature(on=True, changeable=False))
     assert (fixed.status, fixed.mend) == ("warn", None)
     assert judged("lro", lro=None) == []
-    assert judged("lro", lro=Feature(on=True, changeable=True), xdp_features=0) == []
+    assert judged("lro", lro=Feature(on=True, changeable=True), xdp_features=0, driver="e1000e") == []
+    [in_the_way] = judged("lro", lro=Feature(on=True, changeable=True), xdp_features=0)
+    assert in_the_way.mend == "ethtool -K eth7 lro off"
 
 
 @pytest.mark.parametrize(

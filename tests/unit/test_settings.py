@@ -17,6 +17,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "api": {"listen": ["127.0.0.1:9378"]},
     "state": {"directory": "/var/lib/ebpf-fw"},
     "bpf": {"pin_root": "/sys/fs/bpf/ebpf-fw", "max_addresses": 1048576, "max_rules": 4096},
+    "service": {"on_stop": "detach", "on_drift": "heal", "log_level": "info"},
     "filter": {
         "default_ingress": "allow",
         "default_egress": "allow",

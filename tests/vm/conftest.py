@@ -61,6 +61,19 @@ def offload_in(tmp_path_factory: pytest.TempPathFactory) -> Guest:
     return run
 
 
+@pytest.fixture(scope="session")
+def systemd_in() -> Guest:
+    """`systemd_in("6.1")`: the report of guest_systemd on that kernel."""
+
+    @cache
+    def run(line: str) -> Report:
+        return _report(
+            boot(kernel.prepare(line), ".venv/bin/python -m tests.vm.guest_systemd", None, TIMEOUT_S)
+        )
+
+    return run
+
+
 def _report(result: Result) -> Report:
     if result.status:
         pytest.fail(f"the command ended with {result.status}:\n{result.output}", pytrace=False)

@@ -1,0 +1,172 @@
+"""Makes changes and dies by SIGKILL at some line of code of one, over and over; each start checks what is left.
+
+    python -m tests.datapath.crash_process DIRECTORY CHANGES SEED
+
+DIRECTORY/bpf is on a bpf file system. A child does the changes and says before each what the rules will be, and after
+it that it was acknowledged. The next child starts on what was left: store and maps must hold either exactly what
+was acknowledged, or that and the one change which was under way. Prints how many changes, kills and lines there were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from firewall.address_list import parse_list
+from tests.datapath.contents import assert_exact
+from tests.datapath.loaded import Loaded, to_rule
+
+FIREWALL = str(Path(__file__).parents[2] / "firewall")
+CHANGES_A_LIFE = 8
+MOST_LINES = 4000
+State = list[str]
+
+
+def state_of(rules: list[dict[str, Any]]) -> State:
+    """Comparable, whatever ids the service gave."""
+    return sorted(json.dumps({**each, "id": None}, sort_keys=True, default=str) for each in rules)
+
+
+def present(loaded: Loaded) -> list[dict[str, Any]]:
+    return [rule.fields() for rule in loaded.enforcer.export()[0]]
+
+
+def random_rule(chance: random.Random, rule_id: str) -> dict[str, Any]:
+    address = f"10.0.{chance.randrange(4)}.{chance.randrange(8)}"
+    kinds: list[dict[str, Any]] = [
+        {"sources": [address]},
+        {"sources": [address, "2001:db8::/32"], "direction": "both"},
+        {"destinations": ["10.0.0.0/8"], "action": "allow", "direction": "egress"},
+        {"protocols": ["tcp"], "destination_ports": [chance.randrange(1, 99)]},
+        {"sources": [f"{address}/32"], "protocols": ["udp"]},
+        {"interfaces": ["pretended-interface-0"], "protocols": ["icmp"]},
+    ]
+    return {"id": rule_id, "priority": chance.randrange(3), **chance.choice(kinds)}
+
+
+def random_change(
+    chance: random.Random, loaded: Loaded, number: int
+) -> tuple[list[dict[str, Any]], Callable[[], object]]:
+    """The rules after it, and the change itself."""
+    rules = present(loaded)
+    ids = [each["id"] for each in rules]
+    new = [random_rule(chance, f"c{number}-{n}") for n in range(chance.randrange(1, 5))]
+    made = [to_rule(each).fields() for each in new]
+    gone = chance.sample(ids, min(len(ids), chance.randrange(1, 4)))
+    kind = chance.choice(["add", "delete", "edit", "batch", "batch", "import", "replace", "import"])
+    if len(rules) > 60:
+        kind = "replace"
+    if kind == "delete" and ids:
+        return [each for each in rules if each["id"] != gone[0]], lambda: loaded.delete(gone[0])
+    if kind == "edit" and ids:
+        edited = {**new[0], "id": gone[0]}
+        kept = [each for each in rules if each["id"] != gone[0]]
+        return [*kept, to_rule(edited).fields()], lambda: loaded.put(edited)
+    if kind == "batch":
+        kept = [each for each in rules if each["id"] not in gone]
+        return [*kept, *made], lambda: loaded.batch(new, gone)
+    if kind == "replace":
+        return made, lambda: loaded.rules(*new)
+    if kind == "import":
+        lines = [f"192.0.{number % 250}.{n}" for n in range(9)] + [
+            f"2001:db8:{number:x}::{n:x}" for n in range(1, 9)
+        ]
+        columns = parse_list("\n".join(lines))
+        listed = [to_rule({"id": "x", "sources": [line], "priority": 7}).fields() for line in lines]
+        before = {json.dumps({**each, "id": None}, default=str) for each in rules}
+        fresh = [each for each in listed if json.dumps({**each, "id": None}, default=str) not in before]
+        return [*rules, *fresh], lambda: loaded.enforcer.import_list(columns, "drop", 7, "ingress")
+    return [*rules, made[0]], lambda: loaded.enforcer.add(to_rule(new[0]))
+
+
+class Bomb:
+    """Kills this process at the n-th line that it executes of the firewall."""
+
+    def __init__(self, lines: int) -> None:
+        self._left = lines
+
+    def arm(self) -> None:
+        sys.settrace(self._enter)
+
+    def _enter(self, frame: FrameType, event: str, argument: object) -> Any:
+        return self._line if frame.f_code.co_filename.startswith(FIREWALL) else None
+
+    def _line(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == "line":
+            self._left -= 1
+            if self._left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self._line
+
+
+def live(directory: Path, seed: int, allowed: list[State], say: TextIO) -> None:
+    """One life: check what is left, change, die."""
+    chance = random.Random(seed)
+    loaded = Loaded(directory)
+    found = state_of(present(loaded))
+    if found not in allowed:
+        raise AssertionError(f"lost or too much: {len(found)} rules, not {[len(each) for each in allowed]}")
+    assert_exact(loaded)
+    print(json.dumps({"state": found}), file=say, flush=True)
+    armed_at = chance.randrange(CHANGES_A_LIFE)
+    for number in range(CHANGES_A_LIFE * 3):
+        after, change = random_change(chance, loaded, seed * 100 + number)
+        print(json.dumps({"will": state_of(after)}), file=say, flush=True)
+        if number == armed_at:
+            Bomb(int(MOST_LINES ** chance.random())).arm()
+        change()
+        print(json.dumps({"acknowledged": True}), file=say, flush=True)
+
+
+def one_life(directory: Path, seed: int, allowed: list[State]) -> tuple[list[State], int, bool]:
+    """What may be left, how many changes were acknowledged, whether it was killed."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        status = 1
+        try:
+            with os.fdopen(writer, "w") as say:
+                live(directory, seed, allowed, say)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as heard:
+        told = [json.loads(line) for line in heard if line.endswith("\n")]
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise SystemExit(f"seed {seed}: the child failed")
+    acknowledged, certain, pending = 0, allowed[0], None
+    for each in told:
+        if "state" in each:
+            certain = each["state"]
+        elif "will" in each:
+            pending = each["will"]
+        else:
+            certain, pending, acknowledged = pending or [], None, acknowledged + 1
+    return [certain] + ([pending] if pending is not None else []), acknowledged, os.WIFSIGNALED(status)
+
+
+def main(directory: Path, changes: int, seed: int) -> None:
+    allowed: list[State] = [[]]
+    made = kills = in_flight = 0
+    while made < changes:
+        allowed, acknowledged, was_killed = one_life(directory, seed, allowed)
+        made, kills, seed = made + acknowledged, kills + was_killed, seed + 1
+        in_flight += len(allowed) > 1
+    one_life(directory, seed, allowed)
+    print(json.dumps({"changes": made, "kills": kills, "in_flight": in_flight}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
