@@ -161,7 +161,7 @@ struct policy {
 	__u32 words;		  /* of a vector that are in use */
 	__u32 options;		  /* OPTION_* */
 	__u32 any_interface;	  /* vector for an interface that no rule names */
-	struct span addresses[2]; /* by side: of policy_intervals6 */
+	struct span addresses[2]; /* by side: of policy_ranges6 */
 };
 
 /*

@@ -39,10 +39,10 @@ BPF_TABLE_PINNED("array", __u32, struct policy, policy_heads, GENERATION_COUNT *
 BPF_TABLE_PINNED("array", __u32, struct span, policy_index4,
 		 POLICY_SCOPE_COUNT * (1 << POLICY_INDEX_BITS) + GENERATION_COUNT * INTERVAL_COUNT * POLICY_BLOCK_SHARE,
 		 PIN("policy_index4"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct interval4, policy_intervals4, GENERATION_COUNT * INTERVAL_COUNT,
-		 PIN("policy_intervals4"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct interval6, policy_intervals6, GENERATION_COUNT * INTERVAL_COUNT,
-		 PIN("policy_intervals6"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct interval4, policy_ranges4, GENERATION_COUNT * INTERVAL_COUNT,
+		 PIN("policy_ranges4"), BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct interval6, policy_ranges6, GENERATION_COUNT * INTERVAL_COUNT,
+		 PIN("policy_ranges6"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct vector_number, policy_protocol, GENERATION_COUNT * HOOK_COUNT * PROTOCOL_ROWS,
 		 PIN("policy_protocol"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct port_vectors, policy_port, GENERATION_COUNT * HOOK_COUNT * PORT_ROWS,

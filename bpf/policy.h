@@ -60,8 +60,8 @@ static __always_inline void address_vectors4(const struct packet *packet, __u32 
 		half1 = count1 >> 1;
 		probe0 = at0 + half0;
 		probe1 = at1 + half1;
-		interval0 = policy_intervals4.lookup(&probe0);
-		interval1 = policy_intervals4.lookup(&probe1);
+		interval0 = policy_ranges4.lookup(&probe0);
+		interval1 = policy_ranges4.lookup(&probe1);
 		if (!interval0 || !interval1)
 			return;
 		at0 += half0 & ~if_negative(source - interval0->start);
@@ -72,8 +72,8 @@ static __always_inline void address_vectors4(const struct packet *packet, __u32 
 		if ((count0 | count1) <= 1)
 			break;
 	}
-	interval0 = policy_intervals4.lookup(&at0);
-	interval1 = policy_intervals4.lookup(&at1);
+	interval0 = policy_ranges4.lookup(&at0);
+	interval1 = policy_ranges4.lookup(&at1);
 	if (!interval0 || !interval1)
 		return;
 	vectors[SIDE_SOURCE] = interval0->vector;
@@ -109,8 +109,8 @@ static __always_inline void address_vectors6(const struct packet *packet, const 
 		half1 = count1 >> 1;
 		probe0 = at0 + half0;
 		probe1 = at1 + half1;
-		interval0 = policy_intervals6.lookup(&probe0);
-		interval1 = policy_intervals6.lookup(&probe1);
+		interval0 = policy_ranges6.lookup(&probe0);
+		interval1 = policy_ranges6.lookup(&probe1);
 		if (!interval0 || !interval1)
 			return;
 		at0 += half0 & ~if_before(high0, low0, interval0->start);
@@ -121,8 +121,8 @@ static __always_inline void address_vectors6(const struct packet *packet, const 
 		if ((count0 | count1) <= 1)
 			break;
 	}
-	interval0 = policy_intervals6.lookup(&at0);
-	interval1 = policy_intervals6.lookup(&at1);
+	interval0 = policy_ranges6.lookup(&at0);
+	interval1 = policy_ranges6.lookup(&at1);
 	if (!interval0 || !interval1)
 		return;
 	vectors[SIDE_SOURCE] = interval0->vector;

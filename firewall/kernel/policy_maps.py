@@ -55,7 +55,7 @@ def _write_intervals(
     maps: PinnedMaps, generation: int, policy: Policy, base: int
 ) -> list[list[tuple[int, int]]]:
     """Where the IPv6 ones stand, first and count, by hook and side."""
-    capacity = len(maps.arrays["policy_intervals4"]) // C["GENERATION_COUNT"]
+    capacity = len(maps.arrays["policy_ranges4"]) // C["GENERATION_COUNT"]
     at4 = at6 = generation * capacity
     index = maps.arrays["policy_index4"]
     buckets = 1 << C["POLICY_INDEX_BITS"]
@@ -65,14 +65,14 @@ def _write_intervals(
         mine = []
         for side in range(C["SIDE_COUNT"]):
             four, six = image.intervals4[side], image.intervals6[side]
-            rows = maps.arrays["policy_intervals4"][at4 : at4 + len(four)]
+            rows = maps.arrays["policy_ranges4"][at4 : at4 + len(four)]
             rows["start"], rows["vector"] = four.starts, four.vectors + np.uint32(base)
             scope = (generation * _HOOKS + hook) * C["SIDE_COUNT"] + side
             index_rows, blocks = index_spans(four.starts, at4, blocks_at)
             index[blocks_at : blocks_at + len(blocks)] = blocks
             index[scope * buckets : (scope + 1) * buckets] = index_rows
             blocks_at += len(blocks)
-            rows = maps.arrays["policy_intervals6"][at6 : at6 + len(six)]
+            rows = maps.arrays["policy_ranges6"][at6 : at6 + len(six)]
             rows["start"] = six.starts.view(">u8").reshape(-1, 2)
             rows["vector"] = six.vectors + np.uint32(base)
             mine.append((at6, len(six)))

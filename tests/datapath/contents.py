@@ -197,7 +197,7 @@ def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[st
     for version in (4, 6):
         for side, (_, vectors) in enumerate(written_intervals(maps, scope, version)):
             wanted = image.intervals(version)[side].vectors.astype(np.int64)
-            yield f"policy_intervals{version}, side {side}", wanted, vectors.astype(np.int64)
+            yield f"policy_ranges{version}, side {side}", wanted, vectors.astype(np.int64)
     interfaces: dict[int, int] = {}
     for each_key, each_value in maps["policy_iface"].dump(INTERFACE_KEY, NUMBER):
         mine = each_key["scope"] == scope
@@ -237,7 +237,7 @@ def plain_values(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tu
             wanted = [
                 int.from_bytes(each, "big") for each in big_endian(image.intervals(version)[side].starts)
             ]
-            yield f"policy_intervals{version}, side {side}", wanted, starts
+            yield f"policy_ranges{version}, side {side}", wanted, starts
     words = maps.vectors["word"]
     holds = np.zeros((len(words), maps.vectors["summary"].shape[1] * 64), np.bool_)
     holds[:, : words.shape[1]] = words != 0
@@ -258,7 +258,7 @@ def written_intervals(
     maps: PinnedMaps, scope: int, version: int
 ) -> Iterator[tuple[list[int], npt.NDArray[np.uint32]]]:
     """Starts and vectors of each side; of IPv4 as the index leads to them."""
-    records = maps.arrays[f"policy_intervals{version}"]
+    records = maps.arrays[f"policy_ranges{version}"]
     for side in range(SIDES):
         if version == 4:
             first, last = indexed(maps, scope * SIDES + side)

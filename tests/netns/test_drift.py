@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from firewall.kernel import bpf
@@ -181,9 +182,14 @@ EDITS: dict[str, tuple[str, Callable[[bpf.Map], Any]]] = {
     "an entry gets another rank": ("address4", lambda table: write_first(table, 8, b"\xff" * 8)),
     "an entry waits for a day that never comes": ("address4", lambda table: write_first(table, 0, NEVER)),
     "the epoch is the next": ("control_map", lambda table: advance(table)),
-    "no list is occupied": ("control_map", lambda table: write_first(table, 32, bytes(4))),
+    "no list has prefixes": ("control_map", lambda table: write_first(table, 8, bytes(32))),
+    "the filter is empty": ("address_filter", lambda table: empty(table)),
     "policy prefixes": ("policy_rules", lambda table: [write_rule(table, n) for n in range(2)]),
 }
+
+
+def empty(table: bpf.Map) -> None:
+    table.mapped(np.dtype([("word", "<u8")]))["word"] = 0
 
 
 def write_rule(table: bpf.Map, number: int) -> None:
