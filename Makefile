@@ -14,9 +14,13 @@ c_sources = $(wildcard bpf/*.c bpf/*.h)
 PYTEST_ARGS ?=
 PROPERTY_PAIRS ?= 200000
 SWAPS ?= 5000
+MINUTES ?= 60
+FRAMES ?= 10000000
+SEED ?= 1
 DESTDIR ?=
 PURGE ?=
-export DESTDIR PURGE
+DEB_VERSION ?=
+export DESTDIR PURGE DEB_VERSION
 
 .PHONY: help
 help:  ## Show this list
@@ -55,6 +59,15 @@ test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; instal
 property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets and packets (root)
 	PROPERTY_PAIRS=$(PROPERTY_PAIRS) $(pytest) tests/datapath -k property $(PYTEST_ARGS)
 
+.PHONY: fuzz
+fuzz: setup  ## Fuzz the packet parser with FRAMES=10000000 frames, and the import formats (root; SEED=1)
+	FUZZ_FRAMES=$(FRAMES) FUZZ_SEED=$(SEED) $(pytest) -s tests/datapath/test_fuzz.py $(PYTEST_ARGS)
+	IMPORT_FUZZ_SECONDS=60 FUZZ_SEED=$(SEED) $(pytest) -n 2 tests/api/test_fuzz_imports.py $(PYTEST_ARGS)
+
+.PHONY: soak
+soak: setup  ## Change, read, flood and kill the service for MINUTES=60, in a namespace; then compare everything (root)
+	SOAK_MINUTES=$(MINUTES) $(pytest) -s tests/netns/test_soak.py $(PYTEST_ARGS)
+
 .PHONY: swap
 swap: setup  ## Swap two rule sets SWAPS=5000 times while packets are judged: none may meet a mixture (root)
 	SWAPS=$(SWAPS) $(pytest) tests/datapath/test_changes.py -k mixture $(PYTEST_ARGS)
@@ -81,6 +94,10 @@ install:  ## Install to /opt/ebpf-fw with a systemd unit (root; DESTDIR=DIR inst
 .PHONY: uninstall
 uninstall:  ## Remove the installation; PURGE=1 removes configuration and state as well (root)
 	@scripts/uninstall.sh
+
+.PHONY: deb
+deb:  ## Build the Debian package for this host's release into build/ (DEB_VERSION=VERSION)
+	@scripts/deb.sh
 
 .PHONY: clean
 clean:  ## Remove .venv and all caches
