@@ -228,7 +228,8 @@ def same_meaning(rng: random.Random, asked: list[Rule], kept: list[Rule]) -> str
         frame, direction = random_frame(rng), rng.choice(("ingress", "egress"))
         verdicts = []
         for rules in (asked, kept):
-            known = [{**rule, "labels": {}} for rule in rules]
+            # null means the default, as if the field were not there
+            known = [{field: value for field, value in rule.items() if value is not None} for rule in rules]
             found = oracle.judge(known, frame, direction=direction, interface="eth0")
             verdicts.append((found.verdict, found.reason))
         if verdicts[0] != verdicts[1]:

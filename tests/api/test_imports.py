@@ -58,11 +58,9 @@ def test_a_bad_line_is_named_and_nothing_is_imported(api: ApiClient, kernel: Mem
 
 
 def test_a_comment_ends_with_its_line_whatever_ends_that(api: ApiClient) -> None:
-    for end in ("\n", "\r\n", "\r"):
-        lines = [f"203.0.113.{ord(end[0])} # one", "# nothing", f"198.51.100.{len(end)} ; another", ""]
-        assert (
-            post(api, end.join(lines)).json()["added"] + post(api, end.join(lines)).json()["unchanged"] == 4
-        )
+    for number, end in enumerate(("\n", "\r\n", "\r")):
+        lines = [f"203.0.113.{number} # one", "# nothing", f"198.51.100.{number} ; another", ""]
+        assert post(api, end.join(lines)).json() == {"added": 2, "unchanged": 0}
     assert pointers(post(api, "203.0.113.7 # fine\r10.0.0.1/8\r")) == ["/line/2"]
 
 
