@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from api import docs, errors, imports, interfaces, metrics, openapi, rules, ruleset, status
 from api.guard import MOST_BODY_BYTES, Guard
 from api.running import Phase, Running
+from api.short_way import ShortWay
 from api.wiring import version
 from firewall.enforcer import Enforcer
 
@@ -35,6 +36,7 @@ def create_app(
     for part in (imports, rules, ruleset, interfaces, status, metrics, docs):
         app.include_router(part.router)
     errors.install(app)
+    app.add_middleware(ShortWay, running=app.state.running)
     app.add_middleware(Guard, most_body_bytes=most_body_bytes)
     _document(app)
     return app

@@ -11,6 +11,7 @@ import ipaddress
 
 import structlog
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import RequestRefused, internal_error_response
@@ -47,6 +48,8 @@ class Guard:
             await self._app(scope, self._limited(receive), send_answer)
         except RequestRefused as refusal:
             await refusal.response(path)(scope, receive, send)
+        except ClientDisconnect:
+            log.info("client went away before its request was whole", method=scope["method"], path=path)
         except Exception:
             log.exception("request failed", method=scope["method"], path=path)
             if is_answered:

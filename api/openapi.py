@@ -31,7 +31,7 @@ PROBLEMS = {
     404: "There is no such thing.",
     409: "The id belongs to another rule, or the host is in a state that forbids it.",
     412: "The rule set is not the one that If-Match names.",
-    413: "The body is too large.",
+    413: "The body is too large, or has too many rules.",
     415: "The body is not application/json.",
     421: "The Host header is a name other than localhost.",
     422: "The request breaks the contract; `errors` point at each fault. Nothing was changed.",

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import rule_body, schemas
+from api.errors import RequestRefused
 from api.json_body import JsonResponse, JsonRoute
 from api.openapi import CHANGE_PROBLEMS, READ_PROBLEMS, problems
 from api.running import NO_QUERY, InService
@@ -23,6 +24,7 @@ from firewall.rule import Action, Direction, format_time
 from firewall.view import RuleQuery, RuleView
 
 router = APIRouter(prefix="/v1/rules", tags=["rules"], route_class=JsonRoute)
+MOST_RULES = 200_000  # of one batch: half a gigabyte while it is made
 FEW_RULES = 100  # read on the event loop; more of them in a thread
 
 
@@ -116,6 +118,13 @@ async def add_rule(running: InService, fields: schemas.RuleBody) -> Response:
 )
 async def change_rules(running: InService, body: schemas.BatchRequest) -> Response:
     """All or nothing, and for packets at one moment. Deletes come before adds."""
+    if len(body.add) + len(body.delete) > MOST_RULES:
+        raise RequestRefused(
+            413,
+            "too_many_rules",
+            f"the batch has {len(body.add) + len(body.delete):,} rules; {MOST_RULES:,} are the most",
+            "send several batches, or a plain list of addresses to /v1/rules/import",
+        )
     arguments = body.add, "/add", running.firewall.new_rule_id, time.time()
     if len(body.add) <= FEW_RULES:
         rules = rule_body.read_many(*arguments)

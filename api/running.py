@@ -1,26 +1,39 @@
 """The firewall as requests may use it: whether it has started, and its only writer.
 
-Owns the writer thread: changes queue there one behind the other, so that the event loop never waits for a
-lock, the disk or the kernel. It must not know what a change does.
+Owns the writer thread, so that the event loop never waits for a lock, the disk or the kernel. Changes queue there;
+those that came while it was busy are made together. It must not know what a change does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
-from typing import Annotated, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar
 
+import structlog
 from fastapi import Depends, Request
 
 from api.errors import RequestRefused
+from firewall.commit import Outcome
 from firewall.enforcer import Enforcer
 from firewall.errors import InvalidInput, Problem
 
 Phase = Literal["starting", "running", "stopping"]
 P = ParamSpec("P")
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class _Asked(NamedTuple):
+    """A change that a request waits for."""
+
+    call: Callable[[], object]
+    answer: asyncio.Future[Any]
 
 
 class Running:
@@ -30,6 +43,9 @@ class Running:
         self.enforcer = enforcer
         self.phase = phase
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._lock = threading.Lock()
+        self._asked: list[_Asked] = []
+        self._is_writing = False
 
     @property
     def firewall(self) -> Enforcer:
@@ -43,9 +59,38 @@ class Running:
         return self.enforcer
 
     async def change(self, call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
-        """Calls it in the writer thread. A client that goes away does not stop a change under way."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, partial(call, *arguments, **keywords))
+        """Calls it in the writer thread, together with the others that wait there. A client that goes away does not
+        stop a change under way."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._asked.append(_Asked(partial(call, *arguments, **keywords), answer))
+            if not self._is_writing:
+                self._is_writing = True
+                self._writer.submit(self._write)
+        return await answer
+
+    def _write(self) -> None:
+        """In the writer thread, until nobody waits."""
+        while asked := self._take():
+            try:
+                outcomes = self.enforcer.together([each.call for each in asked])
+            except BaseException as error:
+                outcomes = [Outcome(error=RuntimeError(f"the change ended: {error!r}"))] * len(asked)
+                log.exception("changes failed")
+            for loop in {each.answer.get_loop() for each in asked}:
+                mine = [
+                    (each.answer, outcome)
+                    for each, outcome in zip(asked, outcomes, strict=True)
+                    if each.answer.get_loop() is loop
+                ]
+                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(_answer, mine)
+
+    def _take(self) -> list[_Asked]:
+        with self._lock:
+            asked, self._asked = self._asked, []
+            self._is_writing = bool(asked)
+        return asked
 
     def close(self) -> None:
         """Returns when the last change has ended."""
@@ -56,6 +101,16 @@ async def running_of(request: Request) -> Running:
     running: Running = request.app.state.running
     _ = running.firewall  # refuses here, before the handler reads anything
     return running
+
+
+def _answer(outcomes: list[tuple[asyncio.Future[Any], Outcome]]) -> None:
+    for answer, outcome in outcomes:
+        if answer.done():  # its client went away
+            continue
+        if outcome.error is None:
+            answer.set_result(outcome.value)
+        else:
+            answer.set_exception(outcome.error)
 
 
 InService = Annotated[Running, Depends(running_of)]

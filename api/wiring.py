@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from firewall.datapath import Kernel
-from firewall.enforcer import About, Enforcer, Limits
+from firewall.enforcer import Enforcer
+from firewall.in_force import About, Limits
 from firewall.interfaces import Interfaces
 from firewall.kernel.linux import LinuxKernel
 from firewall.layout import C

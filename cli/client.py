@@ -1,6 +1,6 @@
 """Owns talking to the service: where it listens, and one request. It prints nothing: it raises `Failure`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -70,6 +70,16 @@ class Client:
     def post(self, path: str, body: Json) -> Json:
         return _document(self.send("POST", path, body=body))
 
+    def upload(
+        self, path: str, parts: Iterable[bytes], size: int, media_type: str, query: Query | None = None
+    ) -> Json:
+        """POST of a body of `size` bytes in parts."""
+        headers = {"Content-Type": media_type, "Content-Length": str(size)}
+        with self.stream("POST", path, content=parts, query=query, headers=headers) as response:
+            with self._unreachable():
+                response.read()
+            return _document(response)
+
     def delete(self, path: str) -> None:
         self.send("DELETE", path)
 
@@ -95,17 +105,21 @@ class Client:
         path: str,
         *,
         body: Json | None = None,
+        content: Iterable[bytes] | None = None,
         query: Query | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Iterator[httpx.Response]:
-        """The answer with its body still to come. Whoever iterates the body does it inside the `with`."""
-        content = None if body is None else orjson.dumps(body)
+        """The answer with its body still to come. Whoever iterates the body does it inside the `with`. `body`: sent as
+        JSON; `content`: sent as it is."""
+        sent: bytes | Iterable[bytes] | None = content
+        if body is not None:
+            sent, headers = orjson.dumps(body), {"Content-Type": "application/json", **(headers or {})}
         request = self._http.build_request(
             method,
             path,
-            content=content,
+            content=sent,
             params={key: value for key, value in (query or {}).items() if value is not None},
-            headers={**({"Content-Type": "application/json"} if content else {}), **(headers or {})},
+            headers=headers,
         )
         with self._unreachable():
             response = self._http.send(request, stream=True)

@@ -13,6 +13,7 @@ import typer
 from cli import address_list, output
 from cli.choices import Action, Direction
 from cli.failure import EXIT_REFUSED, Failure, Json, failure
+from cli.import_list import send_list
 from cli.session import Session
 
 CHUNK = 10_000  # rules in one request: one atomic change each
@@ -35,37 +36,51 @@ def import_rules(
         Direction, typer.Option(help="Of the rules from an address list.")
     ] = Direction.ingress,
     id_prefix: Annotated[
-        str, typer.Option(help="Begins the ids of the rules from an address list.")
-    ] = "import",
+        str | None,
+        typer.Option(help="Makes the ids of the rules from an address list: this, and the address."),
+    ] = None,
 ) -> None:
-    """Import a rule set (JSON, as export writes it) or a list of addresses (plain text, one a line).
+    """Import a rule set (JSON, as export writes it, or a rule a line) or a list of addresses (plain text, one a line).
 
-    Rules are added to those that are there, 10,000 in one atomic change. The same rule again changes nothing.
+    Rules are added to those that are there. The same rule again changes nothing. A list of addresses is one atomic
+    change, unless --id-prefix or both directions make it rules of their own: then, as rule sets are, it is added
+    10,000 rules in one change.
     """
     if if_match is not None and not replace:
         raise typer.BadParameter("--if-match needs --replace")
-    if len(id_prefix) > address_list.PREFIX_LIMIT:
+    if len(id_prefix or "") > address_list.PREFIX_LIMIT:
         raise typer.BadParameter(f"--id-prefix has at most {address_list.PREFIX_LIMIT} characters")
     content = _read(file)
     rules: Iterable[Json]
     if content.lstrip()[:1] in (b"{", b"["):
         rules = _rules_of_json(file, content)
         count, duplicates = len(rules), 0
+    elif not replace and id_prefix is None and direction is not Direction.both:
+        _tell(session, send_list(session, str(file), content, action, priority, direction))
+        return
     else:
         listed = _addresses(file, content, may_be_empty=not replace)
         hooks = 2 if direction is Direction.both else 1
         count, duplicates = hooks * len(listed.addresses), listed.duplicates
         rules = address_list.rules(
-            listed.addresses, action=action, priority=priority, direction=direction, prefix=id_prefix
+            listed.addresses,
+            action=action,
+            priority=priority,
+            direction=direction,
+            prefix="import" if id_prefix is None else id_prefix,
         )
     answer = _replace(session, rules, if_match) if replace else _add(session, rules, count)
-    if session.as_json:
-        output.json_document(answer)
-        return
-    output.line(", ".join(f"{name} {answer[name]:,}" for name in ("added", "deleted", "unchanged")))
-    if duplicates:
+    _tell(session, answer)
+    if duplicates and not session.as_json:
         lines = "1 line of {} names" if duplicates == 1 else f"{duplicates:,} lines of {{}} name"
         output.note(f"{lines.format(file)} an address a second time")
+
+
+def _tell(session: Session, answer: Json) -> None:
+    if session.as_json:
+        output.json_document(answer)
+    else:
+        output.line(", ".join(f"{name} {answer[name]:,}" for name in ("added", "deleted", "unchanged")))
 
 
 def _add(session: Session, rules: Iterable[Json], count: int) -> Json:
@@ -125,7 +140,9 @@ def _rules_of_json(file: Path, content: bytes) -> list[Json]:
     try:
         document: Any = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise failure(EXIT_REFUSED, "invalid_json", "Not JSON", f"{file}: {error}") from None
+        document = _rules_of_lines(content)
+        if document is None:
+            raise failure(EXIT_REFUSED, "invalid_json", "Not JSON", f"{file}: {error}") from None
     rules = document.get("rules") if isinstance(document, dict) else document
     if not isinstance(rules, list):
         detail = f'{file}: expected {{"rules": [...]}} or a list of rules'
@@ -133,6 +150,15 @@ def _rules_of_json(file: Path, content: bytes) -> list[Json]:
             EXIT_REFUSED, "not_a_ruleset", "Not a rule set", detail, hint="one rule: ebpf-fw rule add --file"
         )
     return cast("list[Json]", rules)
+
+
+def _rules_of_lines(content: bytes) -> list[Any] | None:
+    """Of a rule a line; None where that is not what it is."""
+    try:
+        rules = [orjson.loads(line) for line in content.splitlines() if line.strip()]
+    except orjson.JSONDecodeError:
+        return None
+    return rules if all(isinstance(rule, dict) for rule in rules) else None
 
 
 def _addresses(file: Path, content: bytes, *, may_be_empty: bool) -> address_list.AddressList:

@@ -5,6 +5,7 @@ control characters cannot reach the terminal.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Never
@@ -16,6 +17,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -103,7 +105,7 @@ def problem(document: dict[str, Any], *, as_json: bool) -> None:
         return
     error = console(stderr=True)
     error.print(Text("error: ", "bold red") + plain(document.get("title") or "failed"), soft_wrap=True)
-    if detail := document.get("detail"):
+    if (detail := document.get("detail")) and not _is_said_by_errors(document):
         error.print(plain(f"  {detail}"), soft_wrap=True)
     for entry in document.get("errors") or []:
         pointer = entry.get("pointer")
@@ -113,15 +115,28 @@ def problem(document: dict[str, Any], *, as_json: bool) -> None:
         error.print(Text("  hint: ", "cyan") + plain(hint), soft_wrap=True)
 
 
-def progress() -> Progress:
-    """A progress bar on stderr, silent where stderr is no terminal."""
-    return Progress(
+def _is_said_by_errors(document: dict[str, Any]) -> bool:
+    """Whether the detail is no more than the first fault and how many more there are."""
+    errors = document.get("errors") or []
+    if not errors:
+        return False
+    first, pointer = str(errors[0].get("detail")), errors[0].get("pointer")
+    detail = re.sub(r" \(and \d+ more\)$", "", str(document.get("detail")))
+    return detail in (first, f"{pointer}: {first}", f"body{pointer}: {first}")
+
+
+def progress(*columns: ProgressColumn) -> Progress:
+    """A progress bar on stderr, silent where stderr is no terminal; of rules where no columns are given."""
+    of_rules = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("rules"),
         TimeRemainingColumn(),
+    )
+    return Progress(
+        *(columns or of_rules),
         console=console(stderr=True),
         disable=not sys.stderr.isatty(),
         transient=True,

@@ -167,14 +167,19 @@ def decode(rule_id: str, fields: str, expires_at: float | None) -> Rule:
     return replace(rule, expires_at=expires_at)
 
 
+_DISK_HINT = "check the disk and the state directory's permissions"
+
+
+class TransactionLost(StoreFailed):
+    """The database gave up the transaction as a whole, as it does where the disk is full or broken."""
+
+
 @contextmanager
 def _failures(action: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreFailed(
-            f"{action} failed: {error}", "check the disk and the state directory's permissions"
-        ) from error
+        raise StoreFailed(f"{action} failed: {error}", _DISK_HINT) from error
 
 
 class Store:
@@ -195,8 +200,9 @@ class Store:
             self._writer.execute("PRAGMA synchronous = FULL")
             self._migrate()
             self.identity = str(self._meta("identity"))
-            self.revision = int(str(self._meta("revision")))
-            self.next_handle = int(str(self._meta("next_handle")))
+            self._revision = self._durable_revision = int(str(self._meta("revision")))
+            self.next_handle = self._durable_handle = int(str(self._meta("next_handle")))
+            self._writing_thread: int | None = None
             self._blocks = self._load_blocks()  # what readers see: a block is there once it is durable
             self._written_blocks: list[Block] = []
 
@@ -204,8 +210,20 @@ class Store:
         return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
 
     @property
+    def revision(self) -> int:
+        """The durable one; inside a transaction, for the thread that writes, what it will be."""
+        return self._revision if self._is_writing else self._durable_revision
+
+    @property
+    def _is_writing(self) -> bool:
+        return self._writing_thread == threading.get_ident()
+
+    @property
     def _reader(self) -> sqlite3.Connection:
-        """A connection of the calling thread, so that reading never waits for the writer."""
+        """A connection of the calling thread, so that reading never waits for the writer. Inside a transaction the
+        thread that writes sees what it wrote; no other does before it is durable."""
+        if self._is_writing:
+            return self._writer
         if not hasattr(self._readers, "connection"):
             self._readers.connection = self._connect()
         connection: sqlite3.Connection = self._readers.connection
@@ -241,19 +259,55 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Durable when it ends; nothing of it is there when it raises."""
-        before = self.revision, self.next_handle
-        self._written_blocks = []
+        self.begin()
         try:
-            with _failures("writing the rules"):
-                self._writer.execute("BEGIN IMMEDIATE")
             yield
-            with _failures("making the change durable"):
-                self._writer.execute("COMMIT")
-            self._blocks = [*self._blocks, *self._written_blocks]
+            self.commit()
         except BaseException:
-            self.revision, self.next_handle = before
-            if self._writer.in_transaction:
+            self.rollback()
+            raise
+
+    def begin(self) -> None:
+        """commit() or rollback() ends it, in the same thread."""
+        with _failures("writing the rules"):
+            self._writer.execute("BEGIN IMMEDIATE")
+        self._writing_thread = threading.get_ident()
+        self._written_blocks = []
+
+    def commit(self) -> None:
+        """What was written is durable when it returns: WAL with synchronous FULL syncs the log before that, and shows
+        other connections nothing earlier. Where it raises, rollback() is still to be called."""
+        with _failures("making the change durable"):
+            self._writer.execute("COMMIT")
+        self._durable_revision, self._durable_handle = self._revision, self.next_handle
+        self._writing_thread = None
+        self._blocks = [*self._blocks, *self._written_blocks]
+
+    def rollback(self) -> None:
+        self._writing_thread = None
+        self._revision, self.next_handle = self._durable_revision, self._durable_handle
+        if self._writer.in_transaction:
+            with _failures("taking the change back"):
                 self._writer.execute("ROLLBACK")
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Inside a transaction: nothing of it is there when it raises, and what was written before it stays. Raises
+        TransactionLost where that cannot be: then nothing of the whole transaction can become durable."""
+        before = self._revision, self.next_handle
+        with _failures("writing the rules"):
+            self._writer.execute("SAVEPOINT change")
+        try:
+            yield
+            with _failures("writing the rules"):
+                self._writer.execute("RELEASE change")
+        except BaseException as error:
+            self._revision, self.next_handle = before
+            try:
+                self._writer.execute("ROLLBACK TO change")
+                self._writer.execute("RELEASE change")
+            except sqlite3.Error as lost:
+                raise TransactionLost(f"{error}; and taking it back: {lost}", _DISK_HINT) from error
             raise
 
     def write_rules(self, deleted: Sequence[int], written: Sequence[Record]) -> None:
@@ -267,7 +321,7 @@ class Store:
              each.created_at, each.updated_at, each.rule.expires_at)
             for each in written
         ]  # fmt: skip
-        self.revision += 1
+        self._revision += 1
         self.next_handle = max([self.next_handle, *(each.handle + 1 for each in written)])
         with _failures("writing the rules"):
             self._writer.executemany("DELETE FROM rules WHERE handle = ?", handles)
@@ -279,14 +333,14 @@ class Store:
     def _write_meta(self) -> None:
         self._writer.executemany(
             "UPDATE meta SET value = ? WHERE key = ?",
-            [(self.revision, "revision"), (self.next_handle, "next_handle")],
+            [(self._revision, "revision"), (self.next_handle, "next_handle")],
         )
 
     def write_block(
         self, block: Block, lengths: npt.NDArray[np.uint8], addresses: npt.NDArray[np.uint8]
     ) -> None:
         """Inside a transaction."""
-        self.revision += 1
+        self._revision += 1
         self.next_handle = block.first_handle + block.count
         with _failures("writing the rules"):
             row = (
@@ -360,12 +414,15 @@ class Store:
 
     def add_hits(self, hits: Iterable[tuple[int, Hits]]) -> None:
         """To what is saved for these handles."""
+        rows = [(handle, *each) for handle, each in hits if each.packets]
+        if not rows:
+            return
         with _failures("saving counters"):
             self._writer.executemany(
                 "INSERT INTO hits VALUES (?,?,?,?) ON CONFLICT (handle) DO UPDATE SET"
                 " packets = packets + excluded.packets, bytes = bytes + excluded.bytes,"
                 " last_hit = max(last_hit, excluded.last_hit)",
-                [(handle, *each) for handle, each in hits if each.packets],
+                rows,
             )
 
     def add_interface_hits(self, totals: Iterable[InterfaceTotal]) -> None:
@@ -467,17 +524,24 @@ class Store:
             return block.count - int(self._reader.execute(query, (block.first_handle, end)).fetchone()[0])
 
     def _block_page(self, block: Block, skip: int, limit: int) -> list[Record]:
-        """Walks forward from where the page would start if nothing before it were gone."""
-        gone = self._gone(block.first_handle, block.first_handle + block.count)
-        number, behind = skip, -1
-        while behind != (behind := sum(each - block.first_handle <= number for each in gone)):
-            number = skip + behind
-        records: list[Record] = []
-        while len(records) < limit and number < block.count:
-            record = self._block_record(block, number)
-            records += [record] if record else []
-            number += 1
-        return records
+        """Those that are left, after the first `skip` of them."""
+        gone = np.array(self._gone(block.first_handle, block.first_handle + block.count), np.int64)
+        # Rank among those that are left of the first that stands behind each gone one.
+        left_before = np.sort(gone) - block.first_handle - np.arange(len(gone))
+        first = skip + int(np.searchsorted(left_before, skip, "right"))
+        end = skip + limit + int(np.searchsorted(left_before, skip + limit - 1, "right"))
+        end = min(end, block.count)
+        missing = set((gone - block.first_handle).tolist())
+        size = 4 if block.version == 4 else 16
+        query = "SELECT substr(lengths, ?, ?), substr(addresses, ?, ?) FROM blocks WHERE first_handle = ?"
+        parameters = (first + 1, end - first, first * size + 1, (end - first) * size, block.first_handle)
+        with _failures("reading the rules"):
+            lengths, addresses = self._reader.execute(query, parameters).fetchone()
+        return [
+            block.record(number, addresses[at * size : (at + 1) * size], lengths[at])
+            for at, number in enumerate(range(first, end))
+            if number not in missing
+        ]
 
     def disabled(self) -> list[Record]:
         return self._records("WHERE NOT enabled")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from api import rules
 from api.schemas import RuleFields
 from tests.api.client import ApiClient, pointers
 from tests.memory_kernel import MemoryKernel
@@ -403,3 +404,14 @@ def test_changes_at_the_same_time_are_all_made(api: ApiClient) -> None:
     requests = [("POST", "/v1/rules", {"id": f"r{number}"}) for number in range(30)]
     assert {answer.status_code for answer in api.together(*requests, *requests)} == {200, 201}
     assert api("GET", "/v1/rules").json()["total"] == 30
+
+
+def test_a_batch_of_too_many_rules_is_refused_whole(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MOST_RULES", 3)
+    assert api("POST", "/v1/rules", {"id": "a"}).status_code == 201
+    adds = [{"id": f"r{n}", "sources": f"192.0.2.{n}"} for n in range(3)]
+    response = api("POST", "/v1/rules/batch", {"add": adds, "delete": ["a"]})
+    assert response.status_code == 413
+    assert response.json()["code"] == "too_many_rules"
+    assert api("GET", "/v1/rules").json()["total"] == 1
+    assert api("POST", "/v1/rules/batch", {"add": adds}).status_code == 200

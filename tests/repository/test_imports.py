@@ -30,10 +30,22 @@ CLI_MAY_IMPORT = (
 )
 # Within the firewall: who must not know whom. The compilers are pure, the store keeps rules and knows no map.
 COMPILERS = ("firewall.policy", "firewall.addresses", "firewall.lengths")
-ABOVE_COMPILERS = ("firewall.store", "firewall.enforcer")
+ENFORCER = tuple(
+    f"firewall.{name}"
+    for name in (
+        "in_force",
+        "commit",
+        "reads",
+        "rule_changes",
+        "list_import",
+        "interface_changes",
+        "enforcer",
+    )
+)
+ABOVE_COMPILERS = ("firewall.store", *ENFORCER)
 STRANGERS = {
     "firewall.kernel": ("firewall.rule", *ABOVE_COMPILERS),
-    "firewall.store": (*COMPILERS, "firewall.datapath", "firewall.layout", "firewall.enforcer"),
+    "firewall.store": (*COMPILERS, "firewall.datapath", "firewall.layout", *ENFORCER),
     "firewall.rule": (*COMPILERS, *ABOVE_COMPILERS),
     **dict.fromkeys(COMPILERS, ABOVE_COMPILERS),
 }

@@ -45,6 +45,13 @@ class FakeService:
         return scripted.pop(0) if len(scripted) > 1 else scripted[0]
 
 
+def _content(raw: bytes, media_type: str) -> Any:
+    """JSON, but text where it says so."""
+    if not raw:
+        return None
+    return raw.decode() if media_type.startswith("text/plain") else json.loads(raw)
+
+
 def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do(self) -> None:
@@ -56,7 +63,7 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
                 parts.path,
                 parse_qs(parts.query),
                 dict(self.headers.items()),
-                json.loads(raw) if raw else None,
+                _content(raw, self.headers.get("Content-Type") or ""),
             )
             status, headers, body = service.answer_to(request)
             self.send_response(status)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from cli import address_list, import_rules
+from cli import address_list, import_list, import_rules
 from cli.__main__ import app
 from tests.unit.fake_service import FakeService, fake_service
 
@@ -91,21 +91,60 @@ def test_ids_come_from_the_addresses_and_fit_the_contract() -> None:
 # import
 
 
-def test_an_address_list_becomes_a_drop_rule_an_address(service: FakeService, tmp_path: Path) -> None:
-    service.answers("POST", "/v1/rules/batch", 200, DONE)
+ADDED = {"added": 2, "unchanged": 1}
+
+
+def test_an_address_list_goes_to_the_service_as_it_is(service: FakeService, tmp_path: Path) -> None:
+    service.answers("POST", "/v1/rules/import", 200, ADDED)
     file = tmp_path / "list.txt"
-    file.write_bytes(b"\xef\xbb\xbf192.0.2.1\r\n2001:db8::/32\r\n192.0.2.1\r\n")
+    file.write_bytes(b"\xef\xbb\xbf192.0.2.1\r\n2001:db8::/32\r\n192.0.2.1 # again\r\n")
     result = run("import", str(file))
     assert result.exit_code == 0
     assert result.stdout == "added 2, deleted 0, unchanged 1\n"
-    assert result.stderr == f"1 line of {file} names an address a second time\n"
-    rule = {"action": "drop", "priority": 1000, "direction": "ingress"}
-    assert service.requests[0].body == {
-        "add": [
-            {"id": "import:in:192.0.2.1", **rule, "sources": ["192.0.2.1"]},
-            {"id": "import:in:2001:db8::-32", **rule, "sources": ["2001:db8::/32"]},
-        ]
-    }
+    (request,) = service.requests
+    assert request.body == "\ufeff192.0.2.1\r\n2001:db8::/32\r\n192.0.2.1 # again\r\n"
+    assert request.query == {"action": ["drop"], "priority": ["1000"], "direction": ["ingress"]}
+    assert request.headers["Content-Length"] == str(file.stat().st_size)
+
+
+def test_the_options_of_a_list_go_with_it(service: FakeService) -> None:
+    service.answers("POST", "/v1/rules/import", 200, ADDED)
+    options = ("--action", "allow", "--priority", "5", "--direction", "egress", "--json")
+    result = run("import", "-", *options, stdin="192.0.2.1\n")
+    assert json.loads(result.stdout) == {"added": 2, "deleted": 0, "unchanged": 1}
+    assert service.requests[0].query == {"action": ["allow"], "priority": ["5"], "direction": ["egress"]}
+
+
+def test_a_list_longer_than_one_part_arrives_whole(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_list, "CHUNK_BYTES", 7)
+    service.answers("POST", "/v1/rules/import", 200, ADDED)
+    text = "\n".join(f"192.0.2.{n}" for n in range(100))
+    assert run("import", "-", stdin=text).exit_code == 0
+    assert service.requests[0].body == text
+
+
+def test_lines_that_the_service_refuses_are_named_once(service: FakeService) -> None:
+    errors = [
+        {"pointer": "/line/2", "detail": "'10.0.0.1/8' has host bits set"},
+        {"pointer": "/line/3", "detail": "'nonsense' is no address"},
+    ]
+    detail = "line 2: '10.0.0.1/8' has host bits set (and 1 more)"
+    service.refuses("POST", "/v1/rules/import", 422, "invalid_list", detail=detail, errors=errors)
+    result = run("import", "-", stdin="192.0.2.1\n10.0.0.1/8\nnonsense\n")
+    assert result.exit_code == 4
+    assert result.stderr.count("line 2") == 1
+    assert "line 2: '10.0.0.1/8' has host bits set" in result.stderr
+    assert "line 3: 'nonsense' is no address" in result.stderr
+    as_json = json.loads(run("import", "-", "--json", stdin="nonsense\n").stdout)
+    assert [each["pointer"] for each in as_json["errors"]] == ["line 2", "line 3"]
+
+
+def test_rules_a_line_are_a_rule_set(service: FakeService) -> None:
+    service.answers("POST", "/v1/rules/batch", 200, DONE)
+    assert run("import", "-", stdin='{"id": "a"}\n\n{"id": "b"}\n').exit_code == 0
+    assert service.requests[0].body == {"add": [{"id": "a"}, {"id": "b"}]}
 
 
 def test_the_options_shape_the_rules_of_a_list(service: FakeService) -> None:
@@ -124,12 +163,12 @@ def test_the_options_shape_the_rules_of_a_list(service: FakeService) -> None:
 
 
 def test_bad_lines_are_reported_before_anything_is_sent(service: FakeService) -> None:
-    result = run("import", "-", stdin="192.0.2.1\n10.0.0.1/8\nnonsense\n")
+    result = run("import", "-", "--id-prefix", "feed", stdin="192.0.2.1\n10.0.0.1/8\nnonsense\n")
     assert result.exit_code == 4
     assert service.requests == []
     assert "line 2: 10.0.0.1/8: host bits are set; the network is 10.0.0.0/8" in result.stderr
     assert "line 3: nonsense: not an address or CIDR" in result.stderr
-    as_json = run("import", "-", "--json", stdin="nonsense\n")
+    as_json = run("import", "-", "--id-prefix", "feed", "--json", stdin="nonsense\n")
     assert json.loads(as_json.stdout)["errors"] == [
         {"pointer": "line 1", "detail": "nonsense: not an address or CIDR"}
     ]
@@ -138,7 +177,9 @@ def test_bad_lines_are_reported_before_anything_is_sent(service: FakeService) ->
 def test_a_long_list_goes_out_in_chunks(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_rules, "CHUNK", 2)
     service.answers("POST", "/v1/rules/batch", 200, DONE)
-    result = run("import", "-", "--json", stdin="\n".join(f"192.0.2.{n}" for n in range(5)))
+    result = run(
+        "import", "-", "--id-prefix", "feed", "--json", stdin="\n".join(f"192.0.2.{n}" for n in range(5))
+    )
     assert [len(request.body["add"]) for request in service.requests] == [2, 2, 1]
     assert json.loads(result.stdout) == {"added": 6, "deleted": 0, "unchanged": 3}
 
@@ -150,7 +191,7 @@ def test_a_chunk_that_is_refused_tells_what_is_in(
     service.answers("POST", "/v1/rules/batch", 200, DONE)
     errors = [{"pointer": "/add/1/priority", "detail": "too high"}, {"pointer": "", "detail": "no"}]
     service.refuses("POST", "/v1/rules/batch", 507, "table_full", detail="addresses is full.", errors=errors)
-    result = run("import", "-", stdin="\n".join(f"192.0.2.{n}" for n in range(5)))
+    result = run("import", "-", "--id-prefix", "feed", stdin="\n".join(f"192.0.2.{n}" for n in range(5)))
     assert result.exit_code == 4
     assert "addresses is full. 2 of 5 rules were added before this." in result.stderr
     assert "/add/3/priority: too high" in result.stderr

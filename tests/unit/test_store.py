@@ -250,7 +250,7 @@ def test_readers_see_the_state_before_while_a_change_is_written(path: Path, stor
     with store.transaction():
         store.write_rules([1], [record(2)])
         assert in_another_thread() == [1]
-        assert handles(list(store.all())) == [1]
+        assert handles(list(store.all())) == [2], "the thread that writes sees what it wrote"
         with sqlite3.connect(path, timeout=0.1) as other:
             assert other.execute("SELECT handle FROM rules").fetchall() == [(1,)]
     assert in_another_thread() == [2]

@@ -1,0 +1,117 @@
+"""What the parts of the enforcer share: the store, the kernel, the compiled rules, and the one lock over them.
+
+Owns making the kernel hold just what the store says. No change and no answer is made here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.address import BITS
+from firewall.address_index import encode_many
+from firewall.address_list import PrefixColumns
+from firewall.datapath import Entries, Image, Kernel
+from firewall.hits import Hits
+from firewall.interfaces import Interfaces
+from firewall.layout import C
+from firewall.policy import Policy
+from firewall.ruleset import Ruleset
+from firewall.store import Block, Store
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`addresses`: entries a table, `rules`: policy rules."""
+
+    addresses: int
+    rules: int
+
+    @property
+    def words(self) -> int:
+        return -(-self.rules // 64)
+
+
+@dataclass(frozen=True)
+class About:
+    """What the status tells of the settings."""
+
+    version: str
+    pin_root: str
+    default_ingress: str
+    default_egress: str
+
+
+class InForce:
+    """`_adrift`: why maps and store may differ, None where they do not. `_owed`: hits by handle that the maps have no
+    more and the store has not yet. All under `_lock`."""
+
+    def __init__(
+        self,
+        store: Store,
+        kernel: Kernel,
+        interfaces: Interfaces,
+        limits: Limits,
+        about: About,
+        clock: Callable[[], float],
+    ) -> None:
+        """`clock`: seconds since 1970."""
+        self._store = store
+        self._kernel = kernel
+        self._interfaces = interfaces
+        self._limits = limits
+        self._about = about
+        self._clock = clock
+        self._started_at = clock()
+        self._lock = threading.RLock()
+        self._ruleset = self._empty_ruleset({})
+        self._is_started = False
+        self._adrift: str | None = None
+        self._owed: dict[int, Hits] = {}
+        self._last_seen: dict[str, object] = {}
+        self.last_error: str | None = None
+
+    def _empty_ruleset(self, slots: dict[int, int]) -> Ruleset:
+        return Ruleset(self._limits.words, 2 * self._limits.rules, slots)
+
+    def _load(self, slots: dict[int, int], protected: dict[str, int]) -> None:
+        """The stored rules become those in force. `slots`: of policy rules, by handle, that count already."""
+        ruleset = self._empty_ruleset(slots)
+        imported = [self._block_entries(block) for block in self._store.blocks()]
+        fresh_slots = ruleset.load(self._store.loose(), imported, protected)
+        addresses = ruleset.addresses
+        self._reserve(addresses.sizes(), ruleset.policy)
+        self._kernel.reconcile(
+            Image(
+                {version: addresses.winners(version) for version in BITS},
+                addresses.length_words(),
+                addresses.occupancy,
+                ruleset.policy,
+                fresh_slots,
+            )
+        )
+        self._ruleset = ruleset
+
+    def _reserve(self, sizes: dict[int, int], policy: Policy) -> None:
+        self._kernel.reserve(sizes, len(policy.vectors), policy.prefix_count)
+
+    def _block_entries(self, block: Block) -> Entries:
+        left = self._store.block_rules(block)
+        return block_entries(block, PrefixColumns(block.version, left.lengths, left.addresses), left.numbers)
+
+
+def block_scope(block: Block) -> int:
+    is_ingress = block.direction == "ingress"
+    hook = C["HOOK_INGRESS"] if is_ingress else C["HOOK_EGRESS"]
+    return hook << C["SCOPE_HOOK_BIT"] | (C["SIDE_SOURCE"] if is_ingress else C["SIDE_DESTINATION"])
+
+
+def block_entries(block: Block, columns: PrefixColumns, numbers: npt.NDArray[np.int64]) -> Entries:
+    """What a block's rules are in the address tables; `columns` as sorted as they were stored."""
+    keys = encode_many(block.version, block_scope(block), columns.lengths, columns.addresses)
+    ranks = np.full(len(keys), block.rank, np.uint32)
+    return Entries(block.version, keys, ranks, (block.first_handle + numbers).astype(np.uint32))

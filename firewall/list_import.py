@@ -1,0 +1,77 @@
+"""Addresses by the million become rules as one change.
+
+Owns which of them are new. Reading the text is firewall.address_list's.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from firewall.address_index import decoded, encode_many
+from firewall.address_list import PrefixColumns
+from firewall.commit import Commits
+from firewall.in_force import block_entries, block_scope
+from firewall.ruleset import RulesetPlan
+from firewall.store import Block
+from firewall.view import ImportOutcome
+
+
+class ListImport(Commits):
+    """May be called from any thread."""
+
+    def import_list(
+        self, columns: Sequence[PrefixColumns], action: str, priority: int, direction: str
+    ) -> ImportOutcome:
+        """One rule for each prefix, all as one change: sources at ingress, destinations at egress. Prefixes that
+        have a rule of this action and priority already are left as they are."""
+        with self._changing_alone():
+            first, added, unchanged = self._store.next_handle, 0, 0
+            arriving, blocks = [], []
+            for each in columns:
+                block = Block(
+                    first + added,
+                    0,
+                    secrets.token_hex(4),
+                    each.version,
+                    action,
+                    priority,
+                    direction,
+                    self._clock(),
+                )
+                fresh, known = self._fresh(each, block)
+                unchanged += known
+                if len(fresh):
+                    block = replace(block, count=len(fresh))
+                    blocks.append((block, fresh))
+                    arriving.append(block_entries(block, fresh, np.arange(len(fresh))))
+                    added += len(fresh)
+            if arriving:
+                self._import(self._ruleset.plan_import(arriving), blocks)
+            return ImportOutcome(added, unchanged)
+
+    def _fresh(self, columns: PrefixColumns, block: Block) -> tuple[PrefixColumns, int]:
+        """The distinct prefixes, sorted, that have no rule of the block's rank yet; and how many were left out."""
+        keys, at = np.unique(
+            encode_many(block.version, block_scope(block), columns.lengths, columns.addresses),
+            return_index=True,
+        )
+        tables = self._ruleset.addresses
+        known = tables.find(block.version, keys)
+        same = known.ranks == block.rank
+        others = known.only(~same)
+        held = [any(entry.rank == block.rank for entry in tables.entries(key)) for key, _ in decoded(others)]
+        left_out = np.concatenate((known.keys[same], others.keys[np.array(held, np.bool_)]))
+        at = at[~np.isin(keys, left_out)]
+        fresh = PrefixColumns(columns.version, columns.lengths[at], columns.addresses[at])
+        return fresh, len(columns) - len(fresh)
+
+    def _import(self, plan: RulesetPlan, blocks: Sequence[tuple[Block, PrefixColumns]]) -> None:
+        def write() -> None:
+            for block, columns in blocks:
+                self._store.write_block(block, columns.lengths, columns.addresses)
+
+        self._perform(plan, write, set(), [])

@@ -1,0 +1,211 @@
+"""What the firewall tells: rules with their hits, interfaces, counters, status.
+
+Answers from what is durable and in force. Reads nothing that a change has not finished; where a long change holds the
+lock, status, readiness and counters are told as they were last seen.
+"""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, cast
+
+from firewall.address import Prefix
+from firewall.addresses import address_keys
+from firewall.errors import NotFound
+from firewall.hits import NO_HITS, Hits
+from firewall.in_force import InForce
+from firewall.layout import HOOKS, REASONS, VERDICTS
+from firewall.rule import Rule
+from firewall.ruleset import is_policy
+from firewall.store import InterfaceTotal, Record
+from firewall.view import CounterView, InterfaceView, MapView, RuleQuery, RuleView, StatusView
+
+T = TypeVar("T")
+_PATIENCE_S = 0.1
+
+
+class Reads(InForce):
+    """Every method may be called from any thread."""
+
+    def etag(self) -> str:
+        return f'"{self._store.identity}-{self._store.revision}"'
+
+    @property
+    def revision(self) -> int:
+        return self._store.revision
+
+    def new_rule_id(self) -> str:
+        """Ids that sort by the time they were made."""
+        return f"r-{int(self._clock() * 1000):011x}-{secrets.token_hex(4)}"
+
+    def rule(self, rule_id: str) -> RuleView:
+        return self._view(self._present(rule_id))
+
+    def rules(self, query: RuleQuery, offset: int, limit: int) -> tuple[list[RuleView], int]:
+        among = None if query.address is None else self._covering(query.address)
+        records, total = self._store.page(query, offset, limit, among)
+        return self._views(records), total
+
+    def _covering(self, prefix: Prefix) -> list[int]:
+        """Handles of rules whose sources or destinations cover a prefix."""
+        with self._lock:
+            entries = self._ruleset.addresses.covering(prefix.version, prefix.address, prefix.length)
+            handles = {entry.handle for entry in entries}
+            handles |= {
+                each.handle for each in self._ruleset.policy_rules.values() if _covers(each.rule, prefix)
+            }
+        handles |= {each.handle for each in self._store.disabled() if _covers(each.rule, prefix)}
+        return sorted(handles)
+
+    def export(self) -> tuple[Iterator[Rule], str]:
+        with self._lock:
+            etag = self.etag()
+            records = list(self._store.all())
+        return (each.rule for each in records), etag
+
+    def count(self) -> int:
+        return self._store.count()
+
+    def _view(self, record: Record) -> RuleView:
+        return self._views([record])[0]
+
+    def _views(self, records: Sequence[Record]) -> list[RuleView]:
+        with self._lock:
+            saved = self._store.hits([each.handle for each in records])
+            live = [self._live_hits(each) for each in records]
+            owed = [self._owed.get(each.handle, NO_HITS) for each in records]
+        views = []
+        for record, hits, more in zip(records, live, owed, strict=True):
+            hits = hits.plus(saved.get(record.handle, NO_HITS)).plus(more)
+            views.append(
+                RuleView(
+                    record.rule,
+                    record.created_at,
+                    record.updated_at,
+                    hits.packets,
+                    hits.bytes,
+                    hits.last_hit or None,
+                )
+            )
+        return views
+
+    def _live_hits(self, record: Record) -> Hits:
+        if not self._is_started or not record.rule.enabled:
+            return NO_HITS
+        if is_policy(record):
+            compiled = self._ruleset.policy_rules.get(record.handle)
+            return NO_HITS if compiled is None else self._kernel.policy_hits([compiled.slot])[0]
+        tables = self._ruleset.addresses
+        keys = [
+            key
+            for key in dict.fromkeys(address_keys(record.rule))
+            if (winner := tables.winner(key)) and winner.handle == record.handle
+        ]
+        total = NO_HITS
+        for hits in self._kernel.address_hits(keys):
+            total = total.plus(hits)
+        return total
+
+    # -- the host: now, or while a change holds the lock, as last seen
+
+    def _seen_now(self, name: str, look: Callable[[], T], unseen: T) -> T:
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            return cast("T", self._last_seen.get(name, unseen))
+        try:
+            self._last_seen[name] = seen = look()
+        finally:
+            self._lock.release()
+        return seen
+
+    def _look_around(self) -> None:
+        """So that there is something to tell whenever it is asked."""
+        self.interfaces(), self.counters(), self.fills(), self.not_ready()
+
+    def interfaces(self) -> list[InterfaceView]:
+        return self._seen_now("interfaces", self._interfaces.views, [])
+
+    def interface(self, name: str) -> InterfaceView:
+        for view in self.interfaces():
+            if view.name == name:
+                return view
+        raise NotFound(
+            f"{name!r} is not protected",
+            "GET /v1/interfaces lists those that are",
+            code="interface_not_found",
+        )
+
+    def counters(self) -> list[CounterView]:
+        """Saved and live, by interface name."""
+        return self._seen_now("counters", self._counters, [])
+
+    def _counters(self) -> list[CounterView]:
+        names = {ifindex: name for name, ifindex in self._interfaces.protected().items()}
+        live = self._kernel.interface_hits() if self._is_started else {}
+        totals = self._store.interface_totals()
+        totals += [InterfaceTotal(names.get(i, f"#{i}"), *each) for i, hits in live.items() for each in hits]
+        packets: Counter[tuple[str, int, int, int]] = Counter()
+        size: Counter[tuple[str, int, int, int]] = Counter()
+        for each in totals:
+            packets[each[:4]] += each.packets
+            size[each[:4]] += each.bytes
+        return [
+            CounterView(
+                HOOKS[hook],
+                name,
+                VERDICTS[verdict],
+                REASONS[reason],
+                count,
+                size[name, hook, verdict, reason],
+            )
+            for (name, hook, verdict, reason), count in sorted(packets.items())
+        ]
+
+    def fills(self) -> list[MapView]:
+        return self._seen_now("fills", self._fills, [])
+
+    def _fills(self) -> list[MapView]:
+        sizes = self._ruleset.addresses.sizes()
+        return [MapView(*each) for each in self._kernel.fills(len(self._ruleset.policy_rules), sizes)]
+
+    def not_ready(self) -> list[str]:
+        """Why packets may not be judged as asked; empty when all is well."""
+        if not self._is_started:
+            return ["starting"]
+        adrift = self._adrift
+        faults: list[str] = self._seen_now("faults", self._interfaces.faults, [])
+        return faults if adrift is None else [adrift, *faults]
+
+    def status(self) -> StatusView:
+        now = self._clock()
+        not_ready = tuple(self.not_ready())
+        return StatusView(
+            version=self._about.version,
+            ready=not not_ready,
+            not_ready=not_ready,
+            started_at=self._started_at,
+            uptime_s=max(0.0, now - self._started_at),
+            kernel=platform.release(),
+            bcc=self._kernel.bcc,
+            pin_root=self._about.pin_root,
+            rules=self._store.count(),
+            revision=self._store.revision,
+            default_ingress=self._about.default_ingress,
+            default_egress=self._about.default_egress,
+            interfaces=tuple(self.interfaces()),
+            maps=tuple(self.fills()) if self._is_started else (),
+            drift=tuple(reason for reason in not_ready if "any more" in reason or reason == self._adrift),
+            last_error=self.last_error,
+        )
+
+    def _present(self, rule_id: str) -> Record:
+        record = self._store.by_id(rule_id)
+        if record is None:
+            raise NotFound(f"there is no rule {rule_id!r}", "list the rules with GET /v1/rules")
+        return record
+
+
+def _covers(rule: Rule, prefix: Prefix) -> bool:
+    return any(each.covers(prefix) for each in (*rule.sources, *rule.destinations))
