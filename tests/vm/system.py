@@ -37,7 +37,7 @@ CARDS = (
     "-netdev", "hubport,id=h2,hubid=1",
     "-device", "virtio-net-pci,netdev=h2,mac=02:00:00:00:00:03,ctrl_guest_offloads=off",
 )  # fmt: skip
-TIMEOUT_S = 900
+TIMEOUT_S = 1800
 Report = dict[str, dict[str, object]]
 
 
