@@ -55,6 +55,11 @@ test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; instal
 	@tests/vm/packages.sh
 	$(pytest) tests/vm $(PYTEST_ARGS)
 
+.PHONY: test-vm-short
+test-vm-short: setup  ## The part of it that takes five minutes: the package installed, upgraded, rebooted, removed (root)
+	@tests/vm/packages.sh
+	SYSTEM_SHORT=1 $(pytest) tests/vm/test_system.py $(PYTEST_ARGS)
+
 .PHONY: property
 property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets and packets (root)
 	PROPERTY_PAIRS=$(PROPERTY_PAIRS) $(pytest) tests/datapath -k property $(PYTEST_ARGS)

@@ -3,14 +3,14 @@
 #
 # The package holds what `make install` installs, below /usr/lib/ebpf-fw: the code and a private virtual environment
 # with the packages from PyPI, which Debian has not or has in other versions (docs/adr/0010). bcc stays Debian's.
-# DEB_VERSION=VERSION overrides the package's version.
+# DEB_VERSION=VERSION overrides the package's version, DEB_DIRECTORY=DIR where it is put.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 home=/usr/lib/ebpf-fw
 python=/usr/bin/python3
-build=$PWD/build/deb
-root=$build/root
+output=${DEB_DIRECTORY:-build}
+build=
 
 fail() {
     printf 'ebpf-fw: %s\n' "$@" >&2
@@ -28,7 +28,6 @@ newest_glibc_symbol() {
 }
 
 install_files() {
-    rm -rf "$build"
     install -d "$root"
     DESTDIR=$root EBPF_FW_HOME=$home scripts/install.sh
     rmdir "$root/var/lib/ebpf-fw" "$root/var/lib" "$root/var" # the unit's StateDirectory makes it
@@ -73,15 +72,18 @@ main() {
     version=${DEB_VERSION:-$(project_version)-1}
     architecture=$(dpkg --print-architecture)
     umask 022
+    install -d "$output"
+    build=$(mktemp -d "$output/.deb-XXXXXX")
+    trap 'rm -rf "$build"' EXIT
+    root=$(realpath "$build")/root
     install_files
     leave_out_what_never_runs
     install_documentation
     write_control
     chmod -R go-w,a+rX "$root"
-    local package=build/ebpf-fw_${version}_$architecture.deb
-    dpkg-deb --root-owner-group -Zxz -z4 --build "$root" "$package" >/dev/null
-    rm -rf "$build"
-    echo "ebpf-fw: built $package; install it with: sudo apt install ./$package"
+    local package=$output/ebpf-fw_${version}_$architecture.deb
+    dpkg-deb --root-owner-group -Zxz "-z${DEB_COMPRESSION:-4}" --build "$root" "$package" >/dev/null
+    echo "ebpf-fw: built $package; install it with: sudo apt install $(realpath "$package")"
 }
 
 main "$@"

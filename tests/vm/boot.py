@@ -1,7 +1,8 @@
 """Boots a kernel on the root image under QEMU, runs one command in it and brings back its output and status.
 
 Owns the machine's command line, the share and noticing that a machine died. It must not know what the
-command does. Nothing that the machine writes survives it (snapshot=on); this host's network is not involved.
+command does. Nothing that the machine writes survives it, but on a disk that a test gives; its
+network is a namespace that ends with it.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def _qemu(
         )
     ]  # fmt: skip
     return [
-        "nice", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", *_accelerator(),
+        "nice", "unshare", "--net", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot",
+        *_accelerator(),
         "-smp", str(CPUS), "-m", str(MEMORY_MB),
         "-kernel", str(kernel.image), "-initrd", str(kernel.initrd), "-append", " ".join(append),
         "-chardev", f"file,id=console,path={scratch / 'console'}", "-serial", "chardev:console",
