@@ -22,6 +22,7 @@ from api.app import create_app
 from api.log import fields_of
 from api.notify import notify
 from api.running import Running
+from api.watchdog import beat
 from firewall.enforcer import Enforcer
 from firewall.errors import FirewallError
 
@@ -61,12 +62,14 @@ async def _live(app: FastAPI, running: Running, sockets: Sequence[socket.socket]
         )
     )
     serving = asyncio.create_task(server.serve(sockets=list(sockets)))
+    beating = asyncio.create_task(beat(notify))
     status = 1
     try:
         if await _start(running) and await _is_told_to_stop(stop, serving):
             status = 0
     finally:
         is_started = running.phase == "running"
+        beating.cancel()
         running.phase = "stopping"
         notify("STOPPING=1", "STATUS=stopping")
         server.should_exit = True

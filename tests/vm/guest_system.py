@@ -178,6 +178,20 @@ def kill() -> dict[str, Any]:
     return during(kill_and_wait)
 
 
+def hang() -> dict[str, Any]:
+    """The process stops running without ending; the unit's watchdog notices."""
+    process = shown("MainPID")
+
+    def hang_and_wait() -> None:
+        os.kill(int(process), signal.SIGSTOP)
+        eventually(lambda: shown("MainPID") not in (process, "0"), "systemd ends it and starts it again", 180)
+        eventually(lambda: shown("ActiveState") == "active", "it is active again", 180)
+
+    facts = during(hang_and_wait)
+    assert "Watchdog timeout" in run(f"journalctl --no-pager -u {UNIT}")
+    return facts
+
+
 def upgrade() -> dict[str, Any]:
     programs = program_ids()
     facts = during(partial(run, "dpkg -i /share/second.deb"))
@@ -326,7 +340,7 @@ def make_uninstall() -> dict[str, Any]:
 
 CHECKS: tuple[Check, ...] = (
     install_package, make_install, protect_by_config, native_mode, refused_native_mode, restart, reload,
-    a_broken_config_is_refused_by_a_reload, kill, upgrade, make_install_again, stop_and_start,
+    a_broken_config_is_refused_by_a_reload, kill, hang, upgrade, make_install_again, stop_and_start,
     an_upgrade_leaves_a_stopped_service_alone, prepare_reboot, after_reboot, remove, purge, make_uninstall,
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ from tests.vm.boot import boot
 # A life's boots; each ends with an orderly reboot.
 PACKAGE_LIFE = (
     ("install_package", "protect_by_config", "native_mode", "refused_native_mode", "restart", "reload",
-     "a_broken_config_is_refused_by_a_reload", "kill", "upgrade", "stop_and_start",
+     "a_broken_config_is_refused_by_a_reload", "kill", "hang", "upgrade", "stop_and_start",
      "an_upgrade_leaves_a_stopped_service_alone", "prepare_reboot"),
     ("after_reboot", "remove", "purge"),
 )  # fmt: skip
