@@ -14,9 +14,13 @@ c_sources = $(wildcard bpf/*.c bpf/*.h)
 PYTEST_ARGS ?=
 PROPERTY_PAIRS ?= 200000
 SWAPS ?= 5000
+MINUTES ?= 60
+FRAMES ?= 10000000
+SEED ?= 1
 DESTDIR ?=
 PURGE ?=
-export DESTDIR PURGE
+DEB_VERSION ?=
+export DESTDIR PURGE DEB_VERSION
 
 .PHONY: help
 help:  ## Show this list
@@ -51,6 +55,11 @@ test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; instal
 	@tests/vm/packages.sh
 	$(pytest) tests/vm $(PYTEST_ARGS)
 
+.PHONY: test-vm-short
+test-vm-short: setup  ## The part of it that takes five minutes: the package installed, upgraded, rebooted, removed (root)
+	@tests/vm/packages.sh
+	SYSTEM_SHORT=1 $(pytest) tests/vm/test_system.py $(PYTEST_ARGS)
+
 .PHONY: property
 property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets and packets (root)
 	PROPERTY_PAIRS=$(PROPERTY_PAIRS) $(pytest) tests/datapath -k property $(PYTEST_ARGS)
@@ -58,6 +67,15 @@ property: setup  ## Run the long property test, PROPERTY_PAIRS=200000 rule sets 
 .PHONY: no-gap
 no-gap: setup  ## Flood the service through 100 restarts and 100 kills, kill it at each step of changes (root)
 	NO_GAP_ROUNDS=100 CRASH_CHANGES=3000 $(pytest) -n0 tests/netns/test_no_gap.py tests/datapath/test_crash.py $(PYTEST_ARGS)
+
+.PHONY: fuzz
+fuzz: setup  ## Fuzz the packet parser with FRAMES=10000000 frames, and the import formats (root; SEED=1)
+	FUZZ_FRAMES=$(FRAMES) FUZZ_SEED=$(SEED) $(pytest) -s tests/datapath/test_fuzz.py $(PYTEST_ARGS)
+	IMPORT_FUZZ_SECONDS=60 FUZZ_SEED=$(SEED) $(pytest) -n 2 tests/api/test_fuzz_imports.py $(PYTEST_ARGS)
+
+.PHONY: soak
+soak: setup  ## Change, read, flood and kill the service for MINUTES=60, in a namespace; then compare everything (root)
+	SOAK_MINUTES=$(MINUTES) $(pytest) -s tests/netns/test_soak.py $(PYTEST_ARGS)
 
 .PHONY: swap
 swap: setup  ## Swap two rule sets SWAPS=5000 times while packets are judged: none may meet a mixture (root)
@@ -85,6 +103,10 @@ install:  ## Install to /opt/ebpf-fw with a systemd unit (root; DESTDIR=DIR inst
 .PHONY: uninstall
 uninstall:  ## Remove the installation; PURGE=1 removes configuration and state as well (root)
 	@scripts/uninstall.sh
+
+.PHONY: deb
+deb:  ## Build the Debian package for this host's release into build/ (DEB_VERSION=VERSION)
+	@scripts/deb.sh
 
 .PHONY: clean
 clean:  ## Remove .venv and all caches

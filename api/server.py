@@ -23,6 +23,7 @@ from api.log import fields_of
 from api.reload import Configuration
 from api.running import Running
 from api.systemd import filters_stay, notify, reloading
+from api.watchdog import beat
 from firewall.enforcer import Enforcer
 from firewall.errors import FirewallError
 
@@ -73,6 +74,7 @@ async def _live(
         )
     )
     serving = asyncio.create_task(server.serve(sockets=list(sockets)))
+    beating = asyncio.create_task(beat(notify))
     status = 1
     reloader: asyncio.Task[None] | None = None
     try:
@@ -84,6 +86,7 @@ async def _live(
         if reloader is not None:
             reloader.cancel()
         is_started = running.phase == "running"
+        beating.cancel()
         running.phase = "stopping"
         notify("STOPPING=1", "STATUS=stopping")
         server.should_exit = True

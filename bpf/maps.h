@@ -25,8 +25,13 @@ BPF_TABLE_PINNED("array", __u32, struct control, control_map, 1, PIN("control_ma
  * as address4, address6) and a larger one when it must grow, fills it and puts it here in the place of the
  * other. address*_kind are never used: they say what kind of map stands here.
  */
+#pragma push_macro("BPF_ANNOTATE_KV_PAIR")
+#undef BPF_ANNOTATE_KV_PAIR
+/* Kinds without type information (BTF): the service makes its maps without, and Linux 5.15 to 6.1 want both alike. */
+#define BPF_ANNOTATE_KV_PAIR(name, key, value)
 BPF_TABLE("hash", struct prefix4, struct address_entry, address4_kind, 1);
 BPF_TABLE("hash", struct prefix6, struct address_entry, address6_kind, 1);
+#pragma pop_macro("BPF_ANNOTATE_KV_PAIR")
 BPF_TABLE_PINNED("array_of_maps$address4_kind", __u32, __u32, address4_maps, 1, PIN("address4_maps"));
 BPF_TABLE_PINNED("array_of_maps$address6_kind", __u32, __u32, address6_maps, 1, PIN("address6_maps"));
 

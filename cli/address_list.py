@@ -66,18 +66,21 @@ def _normal(text: str) -> str:
         return text
     except (OSError, ValueError):
         pass
+    if "%" in text:
+        raise ValueError(f"{text}: an address in a rule has no zone")
     if "/" not in text:
         try:
-            address = ip_address(text)
+            return str(ip_address(text))
         except ValueError:
             raise ValueError(f"{text}: not an address or CIDR") from None
-        if "%" in text:
-            raise ValueError(f"{text}: an address in a rule has no zone")
-        return str(address)
+    address, _, length = text.partition("/")
     try:
+        # ipaddress takes netmasks and host masks as well, the service takes neither.
+        if not (length.isascii() and length.isdecimal() and len(length) <= 3):
+            raise ValueError
         network = ip_network(text, strict=False)
     except ValueError:
         raise ValueError(f"{text}: not an address or CIDR") from None
-    if network.network_address != ip_address(text.partition("/")[0]):
+    if network.network_address != ip_address(address):
         raise ValueError(f"{text}: host bits are set; the network is {network}")
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)

@@ -35,8 +35,10 @@ class PrefixColumns:
 
 def parse_list(text: str) -> list[PrefixColumns]:
     """Columns by IP version, in the list's order. Raises InvalidInput that names every bad line."""
+    if "\r" in text:  # of Windows, and of old Macs: a comment must not reach into the next line
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     plain = _COMMENT.sub("", text) if "#" in text or ";" in text else text
-    tokens = plain.split()
+    tokens = [stripped for line in plain.split("\n") if (stripped := line.strip())]
     try:
         six = [token for token in tokens if ":" in token]
         four = tokens if not six else [token for token in tokens if ":" not in token]
@@ -56,7 +58,7 @@ def _columns(version: int, tokens: list[str]) -> PrefixColumns:
     packed += b"".join([socket.inet_pton(family, address) for address, _ in pairs])
     lengths = np.full(len(tokens), BITS[version], np.int64)
     if pairs:
-        if not all(length.isdecimal() and len(length) <= 3 for _, length in pairs):
+        if not all(length.isascii() and length.isdecimal() and len(length) <= 3 for _, length in pairs):
             raise ValueError("a prefix length is not a number")
         lengths[len(alone) :] = [int(length) for _, length in pairs]
     if len(lengths) and lengths.max() > BITS[version]:
@@ -75,8 +77,8 @@ def _masks(lengths: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.uint8]:
 
 def _bad_lines(plain: str) -> InvalidInput:
     problems = []
-    for number, line in enumerate(plain.splitlines(), start=1):
-        for token in line.split():
+    for number, line in enumerate(plain.split("\n"), start=1):
+        if token := line.strip():
             try:
                 parse_prefix(token)
             except ValueError as error:

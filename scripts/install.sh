@@ -2,13 +2,15 @@
 # Installs ebpf-fw for real use: code and its own virtual environment in /opt/ebpf-fw, the command in /usr/bin,
 # a systemd unit, a configuration. Installing again upgrades; the configuration is never overwritten.
 #
-# DESTDIR=DIR installs below DIR and touches nothing else (for packages and tests).
+# DESTDIR=DIR installs below DIR and touches nothing else (for packages and tests). EBPF_FW_HOME is where the code
+# goes in the installed system; scripts/deb.sh chooses another place than /opt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 destination=${DESTDIR:-}
 destination=${destination%/}
-home=/opt/ebpf-fw
+default_home=/opt/ebpf-fw
+home=${EBPF_FW_HOME:-$default_home}
 target=$destination$home
 staging=$target.new
 configuration=$destination/etc/ebpf-fw/config.toml
@@ -22,6 +24,13 @@ fail() {
 
 # The state directory is the one thing here that tells whether systemd runs this machine.
 systemd_runs() { [[ -z $destination && -d /run/systemd/system ]]; }
+
+# Both would own /usr/bin/ebpf-fw and the unit, and removing one would break the other.
+refuse_beside_package() {
+    [[ -z $destination ]] && command -v dpkg-query >/dev/null || return 0
+    [[ $(dpkg-query -W -f '${db:Status-Status}' ebpf-fw 2>/dev/null) != installed ]] ||
+        fail "the Debian package ebpf-fw is installed here; upgrade that, or remove it first: apt-get remove ebpf-fw"
+}
 
 copy_code() {
     local part
@@ -52,7 +61,8 @@ relocate_environment() {
     local -a named
     mapfile -t named < <(grep -rlIF --exclude='*.pyc' "$staging" "$staging"/.venv/{pyvenv.cfg,bin,lib/python*/site-packages/*ebpf_fw*})
     sed -i "s|$staging|$home|g" "${named[@]}"
-    /usr/bin/python3 -m compileall -q -s "$staging" -p "$home" \
+    # By hash, not by time: an archive may change the files' times, and nothing may be compiled anew when it runs.
+    /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash -s "$staging" -p "$home" \
         "$staging"/{firewall,api,cli} "$staging"/.venv/lib/python*/site-packages >/dev/null || true
 }
 
@@ -79,7 +89,9 @@ install_configuration() {
 }
 
 install_unit() {
-    install -D -m 0644 systemd/ebpf-fw.service "$unit"
+    install -d "$(dirname "$unit")"
+    sed "s|$default_home|$home|g" systemd/ebpf-fw.service >"$unit"
+    chmod 0644 "$unit"
     install -d -m 0700 "$destination/var/lib/ebpf-fw"
 }
 
@@ -100,6 +112,7 @@ say_what_is_next() {
 main() {
     [[ -n $destination || $EUID -eq 0 ]] || fail "make install needs root: sudo make install"
     [[ -z $destination || $destination == /* ]] || fail "DESTDIR must be an absolute path, not '$destination'"
+    refuse_beside_package
     scripts/packages.sh runtime
     trap 'rm -rf "$staging"' EXIT
     copy_code

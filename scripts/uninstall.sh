@@ -18,6 +18,13 @@ fail() {
     exit 1
 }
 
+# What lies in /usr is the package's then, and /opt has nothing of ours.
+refuse_package() {
+    command -v dpkg-query >/dev/null || return 0
+    [[ $(dpkg-query -W -f '${db:Status-Status}' ebpf-fw 2>/dev/null) != installed ]] ||
+        fail "ebpf-fw was installed as a Debian package: apt-get remove ebpf-fw (or purge)"
+}
+
 stop_service() {
     [[ -d /run/systemd/system ]] || return 0
     systemctl disable --now --quiet ebpf-fw 2>/dev/null || true
@@ -49,6 +56,7 @@ main() {
     [[ -n $destination || $EUID -eq 0 ]] || fail "make uninstall needs root: sudo make uninstall"
     [[ -z $destination || $destination == /* ]] || fail "DESTDIR must be an absolute path, not '$destination'"
     if [[ -z $destination ]]; then
+        refuse_package
         stop_service
         remove_filters
     fi

@@ -26,6 +26,8 @@ MAX_VLAN_TAGS = 2
 PROTOCOLS = {
     "icmp": ICMP, "igmp": 2, "tcp": TCP, "udp": UDP, "dccp": DCCP, "gre": 47, "esp": 50, "ah": AH,
     "icmpv6": ICMPV6, "ospf": 89, "pim": 103, "vrrp": 112, "sctp": SCTP, "udplite": UDPLITE,
+    "hopopt": 0, "ipip": 4, "egp": 8, "ipv6": 41, "rsvp": 46, "ipv6-nonxt": 59, "eigrp": 88, "ipcomp": 108,
+    "l2tp": 115, "mpls-in-ip": 137,
 }  # fmt: skip
 TCP_FLAGS = {
     "fin": 0x01, "syn": 0x02, "rst": 0x04, "psh": 0x08, "ack": 0x10, "urg": 0x20, "ece": 0x40, "cwr": 0x80,

@@ -57,6 +57,18 @@ def test_a_bad_line_is_named_and_nothing_is_imported(api: ApiClient, kernel: Mem
     assert "10.0.0.0/8" in response.json()["detail"] and not kernel.entries
 
 
+def test_a_comment_ends_with_its_line_whatever_ends_that(api: ApiClient) -> None:
+    for number, end in enumerate(("\n", "\r\n", "\r")):
+        lines = [f"203.0.113.{number} # one", "# nothing", f"198.51.100.{number} ; another", ""]
+        assert post(api, end.join(lines)).json() == {"added": 2, "unchanged": 0}
+    assert pointers(post(api, "203.0.113.7 # fine\r10.0.0.1/8\r")) == ["/line/2"]
+
+
+def test_a_line_is_one_address_in_plain_digits(api: ApiClient, kernel: MemoryKernel) -> None:
+    response = post(api, "203.0.113.7 198.51.100.7\n10.0.0.0/\u0668\n10.0.0.0/255.0.0.0\n")
+    assert pointers(response) == ["/line/1", "/line/2", "/line/3"] and not kernel.entries
+
+
 def test_a_refusal_of_the_kernel_leaves_nothing_behind(api: ApiClient, kernel: MemoryKernel) -> None:
     kernel.fail_next = 12
     assert post(api, LIST).status_code == 503

@@ -38,6 +38,27 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_unit_is_as_hardened_as_it_says() -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        return
+    (said,) = re.findall(r"systemd-analyze security: (\d\.\d)\)", UNIT.read_text())
+    assert f"**{said}**" in (ROOT / "README.md").read_text()
+    limit = round(float(said) * 10)
+    command = [analyze, "security", "--offline=true", "--no-pager", str(UNIT)]
+    for threshold, status in ((limit, 0), (limit - 2, 1)):
+        done = subprocess.run(
+            [*command, f"--threshold={threshold}"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stdout.splitlines()[-1]
+
+
+def test_each_capability_of_the_unit_has_its_reason() -> None:
+    bounded = unit_keys()["CapabilityBoundingSet"].split()
+    reasons = re.findall(r"^#   (CAP_\w+)  +\w", UNIT.read_text(), re.MULTILINE)
+    assert reasons == bounded
+
+
 def test_the_default_configuration_changes_nothing() -> None:
     assert not any(tomllib.loads(CONFIGURATION.read_text()).values())
     assert settings.load(CONFIGURATION) == settings.Settings()

@@ -59,6 +59,8 @@ def test_a_list_is_read_with_comments_empty_lines_and_duplicates() -> None:
         ("192.0.2.0/33", "192.0.2.0/33: not an address or CIDR"),
         ("010.0.0.1", "010.0.0.1: not an address or CIDR"),
         ("fe80::1%eth0", "fe80::1%eth0: an address in a rule has no zone"),
+        ("fe80::%1/64", "fe80::%1/64: an address in a rule has no zone"),
+        ("10.0.0.0/255.0.0.0", "10.0.0.0/255.0.0.0: not an address or CIDR"),
         ("192.0.2.\x001", "192.0.2.\x001: not an address or CIDR"),
     ],
 )

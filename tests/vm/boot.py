@@ -1,7 +1,8 @@
 """Boots a kernel on the root image under QEMU, runs one command in it and brings back its output and status.
 
 Owns the machine's command line, the share and noticing that a machine died. It must not know what the
-command does. Nothing that the machine writes survives it (snapshot=on); this host's network is not involved.
+command does. Nothing that the machine writes survives it, but on a disk that a test gives; its
+network is a namespace that ends with it.
 """
 
 from __future__ import annotations
@@ -51,20 +52,22 @@ def boot(
     timeout_s: float = 600,
     arguments: Iterable[str] = (),
     parameters: Sequence[str] = (),
+    disk: Path | None = None,
 ) -> Result:
     """Runs a shell command as root in /opt/ebpf-fw, which holds a copy of the project, once systemd is up.
 
     `share`: a directory whose content is at /share in the machine, read-only; `arguments`: more for QEMU;
-    `parameters`: more for the kernel. Raises GuestDied.
+    `parameters`: more for the kernel; `disk`: a copy of a root image, which keeps what the machine writes, in the
+    place of the usual one. Raises GuestDied.
     """
-    image = root.prepare()
+    image = disk or root.prepare()
     with tempfile.TemporaryDirectory(prefix="ebpf-fw-vm-") as scratch_name:
         scratch = Path(scratch_name)
         shared = scratch / "share"
         copy_project(shared, share)
         (shared / "command").write_text(command + "\n", encoding="utf-8")
         started = time.monotonic()
-        why = _run([*_qemu(kernel, image, shared, scratch, parameters), *arguments], timeout_s)
+        why = _run([*_qemu(kernel, image, disk is None, shared, scratch, parameters), *arguments], timeout_s)
         output, console = _read(scratch / "output"), _read(scratch / "console")
         status = _read(scratch / "status").strip()
         if not status.isdecimal():
@@ -75,7 +78,9 @@ def boot(
         return Result(int(status), output, console, time.monotonic() - started)
 
 
-def _qemu(kernel: Kernel, image: Path, shared: Path, scratch: Path, parameters: Sequence[str]) -> list[str]:
+def _qemu(
+    kernel: Kernel, image: Path, forget: bool, shared: Path, scratch: Path, parameters: Sequence[str]
+) -> list[str]:
     append = ["console=ttyS0", "panic=-1", "oops=panic", "quiet", "mitigations=off", *parameters]
     ports = [
         option
@@ -86,11 +91,12 @@ def _qemu(kernel: Kernel, image: Path, shared: Path, scratch: Path, parameters: 
         )
     ]  # fmt: skip
     return [
-        "nice", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", *_accelerator(),
+        "nice", "unshare", "--net", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot",
+        *_accelerator(),
         "-smp", str(CPUS), "-m", str(MEMORY_MB),
         "-kernel", str(kernel.image), "-initrd", str(kernel.initrd), "-append", " ".join(append),
         "-chardev", f"file,id=console,path={scratch / 'console'}", "-serial", "chardev:console",
-        "-drive", f"file={image},if=virtio,format=raw,snapshot=on",
+        "-drive", f"file={image},if=virtio,format=raw,snapshot={'on' if forget else 'off'}",
         "-drive", f"file={kernel.modules},if=virtio,format=raw,snapshot=on",
         "-device", "virtio-serial-pci", *ports, "-device", "virtio-rng-pci",
         "-virtfs", f"local,path={shared},mount_tag=share,security_model=none,readonly=on",

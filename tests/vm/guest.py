@@ -55,7 +55,7 @@ def refusal(kind: type[E], action: Callable[[], object]) -> E:
     raise AssertionError(f"no {kind.__name__} came")
 
 
-def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
+def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 90) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

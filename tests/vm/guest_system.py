@@ -1,0 +1,354 @@
+"""Runs inside the machine, on a system that has the package's dependencies and nothing of the project: the life of
+the service under systemd, from installing it to purging it, with traffic.
+
+`python3 -m tests.vm.guest_system CHECK...`. Standard library only; the order of the checks is that of their names here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.vm.guest import Check, eventually, run, run_checks
+from tests.vm.guest_traffic import FLOODER, THEIRS, Flood, answers, fraction_passed, join
+
+SHARE = Path("/share")
+CONFIG = Path("/etc/ebpf-fw/config.toml")
+NETWORK = Path("/etc/systemd/network/eth0.network")
+UNIT = "ebpf-fw.service"
+CHECKOUT = Path("/root/checkout")
+# Where something of the project may lie. /share and /root/checkout hold the tests themselves.
+PLACES = ("/etc", "/lib/systemd", "/opt", "/run", "/sys/fs/bpf", "/usr", "/var")
+
+
+# -- asking
+
+
+def call(method: str, path: str, body: Any = None, expected: tuple[int, ...] = (200, 201, 204)) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", 9378, timeout=60)
+    headers = {"Content-Type": "application/json"} if body is not None else {}
+    connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    assert answer.status in expected, f"{method} {path}: {answer.status} {content.decode(errors='replace')}"
+    return json.loads(content) if content else None
+
+
+def shown(field: str) -> str:
+    return run(f"systemctl show -p {field} --value {UNIT}").strip()
+
+
+def interface(name: str = "eth0") -> dict[str, Any]:
+    return dict(call("GET", f"/v1/interfaces/{name}"))
+
+
+def program_ids() -> list[int]:
+    return [hook["program_id"] for hook in interface()["hooks"]]
+
+
+def is_filtering(name: str = "eth0") -> tuple[bool, bool]:
+    """Ingress, egress, as ip and tc say it."""
+    return (
+        "fw_xdp_ethernet" in run(f"ip -d link show dev {name}"),
+        "fw_tc_ethernet" in run(f"tc filter show dev {name} egress", status=None),
+    )
+
+
+def assert_ready() -> None:
+    state = shown("ActiveState")
+    assert state == "active", f"{state}: {run(f'journalctl --no-pager -n 60 -u {UNIT}')}"
+    call("GET", "/readyz")
+
+
+def remains() -> list[str]:
+    """Files of ours that are on the system. dpkg keeps a package's name in its log and its list of old packages."""
+    known = ("/var/log/dpkg", "/var/lib/dpkg/", "/var/log/journal", "/run/log/journal")
+    found = run(f"find {' '.join(PLACES)} -xdev -iname *ebpf*fw*", status=None).splitlines()
+    return [path for path in found if path.startswith("/") and not path.startswith(known)]
+
+
+# -- the package
+
+
+def install_package() -> dict[str, Any]:
+    assert not remains(), remains()
+    started = time.monotonic()
+    said = run("dpkg -i /share/first.deb")
+    assert run("dpkg-query -W -f ${db:Status-Abbrev} ebpf-fw").strip() == "ii"
+    assert_ready()
+    assert run(f"systemctl is-enabled {UNIT}").strip() == "enabled"
+    assert is_filtering() == (False, False), "nobody asked for a filter"
+    status = json.loads(run("ebpf-fw --json status"))
+    return {"seconds": round(time.monotonic() - started, 1), "bcc": status["bcc"], "said": said[-200:]}
+
+
+def protect_by_config() -> dict[str, Any]:
+    join()
+    assert all(fraction_passed()), "the flood passes while nothing is filtered"
+    CONFIG.write_text(CONFIG.read_text() + '\n[[interfaces]]\nname = "eth0"\n')
+    run(f"systemctl restart {UNIT}")
+    assert_ready()
+    assert is_filtering() == (True, True)
+    sent, passed = fraction_passed()
+    assert passed > 0, "the flood passes without a rule"
+    assert answers(), "ping passes without a rule"
+    run(f"ebpf-fw rule add --id flooder --source {FLOODER}")
+    sent, passed = fraction_passed()
+    assert sent and not passed, (sent, passed)
+    call("POST", "/v1/rules", {"id": "peer", "sources": [THEIRS], "protocols": ["icmp"]})
+    assert not answers(), "the rule drops pings"
+    call("DELETE", "/v1/rules/peer")
+    assert answers(), "ping passes again"
+    return {"mode": interface()["actual_mode"], "native_unavailable": interface()["native_unavailable"]}
+
+
+def native_mode() -> dict[str, Any]:
+    view = interface()
+    assert view["actual_mode"] == "native", view
+    return {"mode": view["actual_mode"]}
+
+
+def refused_native_mode() -> dict[str, Any]:
+    """eth2's host does GRO for it and cannot be told to stop: the field's most frequent refusal."""
+    run("ip link set eth2 up")
+    view = call("PUT", "/v1/interfaces/eth2", {"mode": "auto"})
+    assert view["actual_mode"] == "generic", view
+    assert "GRO_HW" in view["native_unavailable"], view
+    refused = call("PUT", "/v1/interfaces/eth2", {"mode": "native"}, (503,))
+    call("DELETE", "/v1/interfaces/eth2")
+    return {"native_unavailable": view["native_unavailable"], "refusal": refused["detail"]}
+
+
+def during(action: Any) -> dict[str, Any]:
+    """No frame of the flood passes while something happens to the service."""
+    before = call("GET", "/v1/rules/flooder")["stats"]["packets"]
+    started = time.monotonic()
+    with Flood() as flood:
+        action()
+        time.sleep(0.5)
+    facts = {"sent": flood.sent, "passed": flood.passed, "seconds": round(time.monotonic() - started, 1)}
+    assert flood.sent > 100 and not flood.passed, facts
+    assert_ready()
+    assert is_filtering() == (True, True)
+    counted = call("GET", "/v1/rules/flooder")["stats"]["packets"] - before
+    return {**facts, "counted": counted}
+
+
+def restart() -> dict[str, Any]:
+    return during(partial(run, f"systemctl restart {UNIT}"))
+
+
+def reload() -> dict[str, Any]:
+    process = shown("MainPID")
+    call("PUT", "/v1/interfaces/eth2", {"mode": "generic"}, (200, 201))
+    facts = during(partial(run, f"systemctl reload {UNIT}"))
+    assert shown("MainPID") == process, "a reload is not a restart"
+    call("DELETE", "/v1/interfaces/eth2")
+    return facts
+
+
+def a_broken_config_is_refused_by_a_reload() -> dict[str, Any]:
+    good = CONFIG.read_text()
+    CONFIG.write_text(good + "nonsense = 1\n")
+    try:
+        return during(partial(run, f"systemctl reload {UNIT}", status=None))
+    finally:
+        CONFIG.write_text(good)
+
+
+def kill() -> dict[str, Any]:
+    process = shown("MainPID")
+
+    def kill_and_wait() -> None:
+        os.kill(int(process), signal.SIGKILL)
+        eventually(lambda: shown("MainPID") not in (process, "0"), "systemd starts it again", 60)
+        eventually(lambda: shown("ActiveState") == "active", "it is active again", 120)
+
+    return during(kill_and_wait)
+
+
+def hang() -> dict[str, Any]:
+    """The process stops running without ending; the unit's watchdog notices."""
+    process = shown("MainPID")
+
+    def hang_and_wait() -> None:
+        os.kill(int(process), signal.SIGSTOP)
+        eventually(lambda: shown("MainPID") not in (process, "0"), "systemd ends it and starts it again", 180)
+        eventually(lambda: shown("ActiveState") == "active", "it is active again", 180)
+
+    facts = during(hang_and_wait)
+    assert "Watchdog timeout" in run(f"journalctl --no-pager -u {UNIT}")
+    return facts
+
+
+def upgrade() -> dict[str, Any]:
+    programs = program_ids()
+    facts = during(partial(run, "dpkg -i /share/second.deb"))
+    assert program_ids() != programs, "the second version has other programs"
+    version = run("dpkg-query -W -f ${Version} ebpf-fw")
+    return {**facts, "version": version, "config": '[[interfaces]]\nname = "eth0"' in CONFIG.read_text()}
+
+
+def stop_and_start() -> dict[str, Any]:
+    run(f"systemctl stop {UNIT}")
+    assert is_filtering() == (False, False), "a stop takes the filters off"
+    assert not Path("/sys/fs/bpf/ebpf-fw").exists()
+    sent, passed = fraction_passed()
+    assert passed, "the flood passes while the service is stopped"
+    started = time.monotonic()
+    run(f"systemctl start {UNIT}")
+    seconds = time.monotonic() - started
+    # "started" means filtering: no waiting here.
+    assert is_filtering() == (True, True)
+    sent, passed = fraction_passed()
+    assert sent and not passed
+    return {"seconds": round(seconds, 1)}
+
+
+def an_upgrade_leaves_a_stopped_service_alone() -> dict[str, Any]:
+    run(f"systemctl stop {UNIT}")
+    run("dpkg -i /share/second.deb")
+    assert shown("ActiveState") == "inactive"
+    run(f"systemctl start {UNIT}")
+    return {}
+
+
+def prepare_reboot() -> dict[str, Any]:
+    """The network is brought up by systemd-networkd at boot, as on a server."""
+    NETWORK.write_text("[Match]\nName=eth0\n[Network]\nAddress=10.91.0.1/24\nIPv6AcceptRA=no\n")
+    run("systemctl enable systemd-networkd")
+    call("POST", "/v1/rules", {"id": "kept", "sources": ["198.51.100.0/24"], "priority": 7})
+    return {}
+
+
+def kept_counts() -> dict[str, int]:
+    """Packets by hook that were counted before this boot: the counters of the API go on from them."""
+    store = sqlite3.connect("file:/var/lib/ebpf-fw/rules.db?mode=ro", uri=True)
+    rows = dict(store.execute("SELECT hook, sum(packets) FROM interface_hits GROUP BY hook").fetchall())
+    store.close()
+    return {"ingress": rows.get(0, 0), "egress": rows.get(1, 0)}
+
+
+def after_reboot() -> dict[str, Any]:
+    """Ready before network-pre.target; and every packet that eth0 ever sent or got went through its hooks."""
+    eventually(lambda: "UP" in run("ip -br link show dev eth0"), "networkd brings eth0 up", 60)
+    assert_ready()
+    ready_us = int(shown("ActiveEnterTimestampMonotonic"))
+    network_us = int(run("systemctl show -p ActiveEnterTimestampMonotonic --value network-pre.target"))
+    networkd_us = int(run("systemctl show -p ExecMainStartTimestampMonotonic --value systemd-networkd"))
+    assert ready_us <= network_us <= networkd_us, (ready_us, network_us, networkd_us)
+    run("ip netns add peer")
+    run("ip link set eth1 netns peer")
+    run(f"ip -n peer address add {THEIRS}/24 dev eth1")
+    run("ip -n peer link set eth1 up")
+    eventually(answers, "ping passes")
+    sent, passed = fraction_passed()
+    assert sent and not passed
+    assert call("GET", "/v1/rules/kept")["priority"] == 7
+    # The card first: what came since is counted as well.
+    card = json.loads(run("ip -j -s link show dev eth0"))[0]["stats64"]
+    counted = {hook: -before for hook, before in kept_counts().items()}
+    for each in call("GET", "/v1/counters")["items"]:
+        counted[each["hook"]] += each["packets"]
+    assert counted["egress"] >= card["tx"]["packets"] > 0, (counted, card)
+    assert counted["ingress"] >= card["rx"]["packets"] > 0, (counted, card)
+    return {
+        "ready_before_network_ms": (network_us - ready_us) // 1000,
+        "counted": counted,
+        "card": {side: card[side]["packets"] for side in ("rx", "tx")},
+    }
+
+
+def remove() -> dict[str, Any]:
+    assert is_filtering() == (True, True)
+    run("dpkg -r ebpf-fw")
+    assert is_filtering() == (False, False), "removing takes the filters off"
+    assert "clsact" not in run("tc qdisc show dev eth0")
+    left = remains()
+    expected = {"/etc/ebpf-fw", "/var/lib/ebpf-fw"}
+    # systemd's mask of the removed unit and debhelper's memory of it go when the package is purged.
+    others = {path for path in left if "systemd" not in path}
+    assert others == expected, left
+    return {"left": left}
+
+
+def purge() -> dict[str, Any]:
+    run("dpkg -P ebpf-fw")
+    assert not remains(), remains()
+    assert shown("LoadState") == "not-found"
+    return {}
+
+
+# -- make install
+
+
+def make_install() -> dict[str, Any]:
+    shutil.copytree(SHARE / "project", CHECKOUT)
+    started = time.monotonic()
+    make("install")
+    seconds = round(time.monotonic() - started, 1)
+    run(f"systemctl enable --now {UNIT}")
+    assert_ready()
+    return {"seconds": seconds}
+
+
+def make(target: str, **variables: str) -> str:
+    """Without a network: pip takes the wheels from the share."""
+    index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/share/wheels"}
+    done = subprocess.run(
+        ["make", "-C", str(CHECKOUT), target, *(f"{key}={value}" for key, value in variables.items())],
+        env={**os.environ, **index}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def make_install_again() -> dict[str, Any]:
+    """An upgrade in place: other programs, the same configuration, the filters on all the time."""
+    programs = program_ids()
+    program = CHECKOUT / "bpf/decide.h"
+    program.write_text(program.read_text().replace("#endif", "/* later */\n#endif"))
+
+    def upgrade_and_restart() -> None:
+        make("install")
+        run(f"systemctl restart {UNIT}")
+
+    facts = during(upgrade_and_restart)
+    assert program_ids() != programs
+    return facts
+
+
+def make_uninstall() -> dict[str, Any]:
+    make("uninstall")
+    assert is_filtering() == (False, False)
+    assert {path for path in remains() if "systemd" not in path} == {"/etc/ebpf-fw", "/var/lib/ebpf-fw"}
+    make("uninstall", PURGE="1")
+    assert not remains(), remains()
+    return {}
+
+
+CHECKS: tuple[Check, ...] = (
+    install_package, make_install, protect_by_config, native_mode, refused_native_mode, restart, reload,
+    a_broken_config_is_refused_by_a_reload, kill, hang, upgrade, make_install_again, stop_and_start,
+    an_upgrade_leaves_a_stopped_service_alone, prepare_reboot, after_reboot, remove, purge, make_uninstall,
+)  # fmt: skip
+
+
+def main() -> None:
+    by_name = {check.__name__: check for check in CHECKS}
+    run_checks({name: by_name[name] for name in sys.argv[1:]})
+
+
+if __name__ == "__main__":
+    main()
