@@ -25,7 +25,7 @@ from firewall.layout import ADDRESS_ENTRY, PREFIX4
 
 QUESTION = "bulk"
 MILLION = 1_000_000
-ADDRESS_MAPS = ("address4", "lengths4")
+ADDRESS_MAPS = ("address4", "address_filter")
 
 
 def run(world: World, plan: Plan) -> Answers:
