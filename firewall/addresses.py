@@ -93,6 +93,36 @@ class AddressTables:
         keys = (Key(version, scope, each, masked) for scope in range(_SCOPES) for each, masked in prefixes)
         return [entry for key in keys for entry in self.entries(key)]
 
+    def around(self, key: Key) -> list[tuple[Key, Entry]]:
+        """The winners of prefixes that have every packet of a key, its own too: of its list, and where the other list
+        of its hook has all addresses."""
+        bits = BITS[key.version]
+        lengths = self._lengths(key.version, key.scope) & ((2 << key.length) - 1)
+        keys = [
+            Key(key.version, key.scope, each, key.address >> (bits - each) << (bits - each))
+            for each in range(lengths.bit_length())
+            if lengths >> each & 1
+        ]
+        other_side = key.scope ^ C["SIDE_DESTINATION"]
+        if self._lengths(key.version, other_side) & 1:
+            keys.append(Key(key.version, other_side, 0, 0))
+        return self._winners[key.version].get_many(keys) if keys else []
+
+    def _lengths(self, version: int, scope: int) -> int:
+        return (self.occupancy.lengths4 if version == 4 else self.occupancy.lengths6)[scope]
+
+    def frozen(self) -> AddressTables:
+        """A copy that no change reaches."""
+        copy = AddressTables()
+        copy._winners = {version: each.frozen() for version, each in self._winners.items()}
+        copy._losers = dict(self._losers)
+        copy._counts, copy.occupancy = self._counts, self.occupancy
+        return copy
+
+    def losers(self) -> dict[Key, list[Entry]]:
+        """By key, those that the winner beats, in order. A copy."""
+        return dict(self._losers)
+
     def plan(self, removed: Iterable[tuple[Rule, int]], added: Iterable[tuple[Rule, int]]) -> AddressPlan:
         """Rules with their handles. The same rule may be removed and added (it changed)."""
         entries: dict[Key, list[Entry]] = {}

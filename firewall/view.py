@@ -9,6 +9,15 @@ from firewall.rule import Rule
 
 
 @dataclass(frozen=True, slots=True)
+class RuleWarning:
+    """Why a rule may not do what was meant; `rule`: id of the other rule that it has to do with."""
+
+    code: str
+    detail: str
+    rule: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RuleView:
     """A rule with its life and its hits. Times are seconds since 1970, UTC."""
 
@@ -18,6 +27,7 @@ class RuleView:
     packets: int
     bytes: int
     last_hit: float | None
+    warnings: tuple[RuleWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
