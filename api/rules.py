@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -21,7 +23,7 @@ from api.running import NO_QUERY, InService
 from firewall.address import Prefix, parse_prefix
 from firewall.errors import InvalidInput, Problem
 from firewall.rule import Action, Direction, format_time
-from firewall.view import RuleQuery, RuleView
+from firewall.view import RuleQuery, RuleView, RuleWarning
 
 router = APIRouter(prefix="/v1/rules", tags=["rules"], route_class=JsonRoute)
 MOST_RULES = 200_000  # of one batch: half a gigabyte while it is made
@@ -68,6 +70,11 @@ def rule_json(view: RuleView) -> dict[str, Any]:
     }
 
 
+def changed_json(view: RuleView) -> dict[str, Any]:
+    """A rule that was added or changed, with what may be wrong with it."""
+    return {**rule_json(view), "warnings": view.warnings}
+
+
 @router.get("", response_model=schemas.RulePage, responses=problems(*READ_PROBLEMS), summary="List rules")
 def list_rules(running: InService, filters: Annotated[RuleFilters, Query()]) -> Response:
     """A page of rules in the order of their creation, of those that fit every filter."""
@@ -83,8 +90,13 @@ def list_rules(running: InService, filters: Annotated[RuleFilters, Query()]) -> 
     return JsonResponse(page)
 
 
+def warnings_json(warnings: Sequence[tuple[str, RuleWarning]]) -> list[dict[str, Any]]:
+    """Of many rules: each with the id of the rule that it is about."""
+    return [{"id": rule_id, **asdict(each)} for rule_id, each in warnings]
+
+
 ADDED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The same rule was there already; nothing changed.", "model": schemas.Rule},
+    200: {"description": "The same rule was there already; nothing changed.", "model": schemas.ChangedRule},
     201: {
         "description": "Added.",
         "headers": {"Location": {"description": "Where the rule is.", "schema": {"type": "string"}}},
@@ -95,7 +107,7 @@ ADDED: dict[int | str, dict[str, Any]] = {
 @router.post(
     "",
     status_code=201,
-    response_model=schemas.Rule,
+    response_model=schemas.ChangedRule,
     responses={**ADDED, **problems(409, *CHANGE_PROBLEMS)},
     summary="Add a rule",
     dependencies=[NO_QUERY],
@@ -105,8 +117,8 @@ async def add_rule(running: InService, fields: schemas.RuleBody) -> Response:
     rule = rule_body.read_new(fields, running.firewall.new_rule_id, time.time())
     view, created = await running.change(running.firewall.add, rule)
     if not created:
-        return JsonResponse(rule_json(view))
-    return JsonResponse(rule_json(view), 201, {"Location": f"/v1/rules/{view.rule.id}"})
+        return JsonResponse(changed_json(view))
+    return JsonResponse(changed_json(view), 201, {"Location": f"/v1/rules/{view.rule.id}"})
 
 
 @router.post(
@@ -131,7 +143,14 @@ async def change_rules(running: InService, body: schemas.BatchRequest) -> Respon
     else:
         rules = await asyncio.to_thread(rule_body.read_many, *arguments)
     outcome = await running.change(running.firewall.batch, rules, body.delete)
-    return JsonResponse(outcome)
+    answer = {
+        "added": outcome.added,
+        "deleted": outcome.deleted,
+        "unchanged": outcome.unchanged,
+        "ids": outcome.ids,
+        "warnings": warnings_json(outcome.warnings),
+    }
+    return JsonResponse(answer)
 
 
 @router.get(
@@ -148,7 +167,7 @@ def read_rule(running: InService, rule_id: str) -> Response:
 
 @router.put(
     "/{rule_id}",
-    response_model=schemas.Rule,
+    response_model=schemas.ChangedRule,
     responses=problems(404, *CHANGE_PROBLEMS),
     summary="Replace a rule",
     dependencies=[NO_QUERY],
@@ -156,12 +175,12 @@ def read_rule(running: InService, rule_id: str) -> Response:
 async def replace_rule(running: InService, rule_id: str, fields: schemas.RuleBody) -> Response:
     """Fields that are absent get their defaults. What the rule has counted stays. The id cannot change."""
     rule = rule_body.read_whole(fields, rule_id, time.time())
-    return JsonResponse(rule_json(await running.change(running.firewall.replace, rule)))
+    return JsonResponse(changed_json(await running.change(running.firewall.replace, rule)))
 
 
 @router.patch(
     "/{rule_id}",
-    response_model=schemas.Rule,
+    response_model=schemas.ChangedRule,
     responses=problems(404, *CHANGE_PROBLEMS),
     summary="Change fields of a rule",
     dependencies=[NO_QUERY],
@@ -172,7 +191,7 @@ async def patch_rule(running: InService, rule_id: str, patch: schemas.PatchBody)
     now = time.time()
     edit = running.firewall.edit
     view = await running.change(edit, rule_id, lambda rule: rule_body.patched(rule, patch, now))
-    return JsonResponse(rule_json(view))
+    return JsonResponse(changed_json(view))
 
 
 @router.delete(

@@ -460,6 +460,21 @@ class Store:
             some = values[at : at + 500]
             yield from self._records(f"WHERE {column} IN ({','.join('?' * len(some))})", some)
 
+    def by_handles(self, handles: Sequence[int]) -> list[Record]:
+        """Those that there are, in no order."""
+        found = list(self._by_many("handle", handles))
+        loose = {each.handle for each in found}
+        for handle in handles:
+            block = self._block_of(handle)
+            if block is not None and handle not in loose:
+                record = self._block_record(block, handle - block.first_handle)
+                found += [record] if record else []
+        return found
+
+    def with_family(self) -> list[Record]:
+        """Enabled rules that are narrowed to one IP version."""
+        return self._records("WHERE enabled AND json_extract(fields, '$.family') IS NOT NULL")
+
     def loose(self, chunk: int = 5000) -> Iterator[Record]:
         """Rules that are in no block, in order of handle, that is of creation."""
         last = 0

@@ -42,13 +42,31 @@ class RuleQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundView:
+    """What the analysis says of a rule."""
+
+    id: str
+    warning: RuleWarning
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisView:
+    """A page of what was found, and how much there is in all."""
+
+    items: tuple[FoundView, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """What a change of many rules did; `ids` are those of the rules that were given, in their order."""
+    """What a change of many rules did; `ids` are those of the rules that were given, in their order. `warnings`: with
+    the id of the rule, the first of them."""
 
     added: int
     deleted: int
     unchanged: int
     ids: tuple[str, ...]
+    warnings: tuple[tuple[str, RuleWarning], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
