@@ -141,8 +141,8 @@ class Rule(RuleExport):
     stats: Stats
 
 
-class ChangedRule(Rule):
-    """A rule that was added or changed, and what may be wrong with it."""
+class WarnedRule(Rule):
+    """One rule, with what may be wrong with it."""
 
     warnings: list[Warned]
 

@@ -93,6 +93,14 @@ class AddressTables:
         keys = (Key(version, scope, each, masked) for scope in range(_SCOPES) for each, masked in prefixes)
         return [entry for key in keys for entry in self.entries(key)]
 
+    def winners_at(self, keys: Sequence[Key]) -> list[tuple[Key, Entry]]:
+        """Of the keys those that have an entry."""
+        return [
+            pair
+            for version, index in self._winners.items()
+            for pair in index.get_many([key for key in keys if key.version == version])
+        ]
+
     def around(self, key: Key) -> list[tuple[Key, Entry]]:
         """The winners of prefixes that have every packet of a key, its own too: of its list, and where the other list
         of its hook has all addresses."""

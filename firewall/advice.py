@@ -36,7 +36,12 @@ class Advice(Reads):
     _report: tuple[object, Report] | None = None
     _analysing = threading.Lock()
 
-    # -- about a change
+    # -- about one rule
+
+    def rule(self, rule_id: str) -> RuleView:
+        with self._lock:
+            record = self._present(rule_id)
+            return self._warned(self._view(record), record)
 
     def _warned(self, view: RuleView, record: Record) -> RuleView:
         """After a change, which stays made whatever happens here."""

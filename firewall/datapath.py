@@ -193,6 +193,9 @@ class Kernel(Protocol):
     def all_address_hits(self) -> dict[int, Hits]:
         """By handle, of every entry that was hit."""
 
+    def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
+        """Handles, of entries that were hit at a moment or after it: seconds since 1970."""
+
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]: ...
 
     def count_interface(self, ifindex: int) -> None:

@@ -22,6 +22,7 @@ from firewall.interface_changes import InterfaceChanges
 from firewall.interfaces import Interfaces
 from firewall.layout import HOOKS
 from firewall.list_import import ListImport
+from firewall.resets import Resets
 from firewall.rule_changes import RuleChanges
 from firewall.store import InterfaceTotal, Store
 
@@ -32,7 +33,7 @@ _WATCH_S = 0.5
 _LOOK_S = 2.0  # between looks at what no message tells of
 
 
-class Enforcer(RuleChanges, ListImport, InterfaceChanges):
+class Enforcer(RuleChanges, ListImport, InterfaceChanges, Resets):
     """The rules in force. Every method may be called from any thread."""
 
     def __init__(
@@ -66,6 +67,7 @@ class Enforcer(RuleChanges, ListImport, InterfaceChanges):
                 log.info("detached", interface=link.name, hook=HOOKS[hook], reason="not asked for any more")
             self._save_left_over(self._kernel.release())
             self._is_started = True
+            self._check_resets()
             self._look_around()
         self._watcher.start()
 

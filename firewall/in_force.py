@@ -52,7 +52,8 @@ class Manner:
 
 
 class InForce:
-    """`_adrift`: why maps and store may differ, None where they do not. `_owed`: hits by handle that the maps have no
+    """`_resets`: by handle, what is subtracted from counters.
+    `_adrift`: why maps and store may differ, None where they do not. `_owed`: hits by handle that the maps have no
     more and the store has not yet. All under `_lock`."""
 
     def __init__(
@@ -81,6 +82,7 @@ class InForce:
         self._is_started = False
         self._adrift: str | None = None
         self._owed: dict[int, Hits] = {}
+        self._resets = store.resets()
         self._last_seen: dict[str, object] = {}
         self.last_error: str | None = None
 

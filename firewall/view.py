@@ -39,6 +39,7 @@ class RuleQuery:
     enabled: bool | None = None
     label: tuple[str, str | None] | None = None
     address: Prefix | None = None
+    unused_for_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from api.wiring import build
 from firewall.address_index import decoded
 from firewall.datapath import Attached, Change, Entry, Expected, Happened, Image, Key, LeftOver, Link, MapFill
@@ -105,6 +108,9 @@ class MemoryKernel:
 
     def all_address_hits(self) -> dict[int, Hits]:
         return dict(self.hits)
+
+    def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
+        return np.array([handle for handle, hits in self.hits.items() if hits.last_hit >= moment], np.uint32)
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
         return [NO_HITS for _ in slots]

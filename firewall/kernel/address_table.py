@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from firewall.errors import FirewallError
 from firewall.kernel.address_filter import AddressFilter
 from firewall.kernel.bpf import Map, Records
@@ -44,6 +47,10 @@ class AddressTable:
 
     def lookup(self, key: bytes) -> bytes | None:
         return self._map.lookup(key)
+
+    def lookup_many(self, keys: Records) -> tuple[npt.NDArray[np.bool_], Records]:
+        found, values = self._map.lookup_many(keys, ADDRESS_ENTRY)
+        return found, values[:, 0]
 
     def dump(self) -> Iterator[tuple[Records, Records]]:
         return self._map.dump(PREFIX[self._version], ADDRESS_ENTRY)

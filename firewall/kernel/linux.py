@@ -12,6 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from firewall.datapath import Attached, Change, Expected, Happened, Image, Key, LeftOver, Link, MapFill
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, owner, program_set
@@ -223,6 +226,11 @@ class LinuxKernel:
 
     def all_address_hits(self) -> dict[int, Hits]:
         return self._datapath.all_address_hits()
+
+    def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
+        handles = self._datapath.address_rules_hit_since(moment)
+        held = [device.handles_hit() for device in self._offloaded.values()]
+        return np.concatenate([handles, *held])
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
         return self._datapath.policy_hits(slots)

@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from api.wiring import DATABASE, build
 from firewall.address import parse_prefix
 from firewall.address_index import decoded
@@ -105,6 +108,10 @@ class HostKernel(MemoryKernel):
             handle = self.entries[key].handle
             hits[handle] = hits.get(handle, NO_HITS).plus(each)
         return hits
+
+    def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
+        hits = self.all_address_hits().items()
+        return np.array([handle for handle, each in hits if each.last_hit >= moment], np.uint32)
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
         self._ask("policy_hits")
