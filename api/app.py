@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 
 from api import analysis, docs, errors, imports, interfaces, metrics, openapi, rules, ruleset, status
 from api.guard import MOST_BODY_BYTES, Guard
+from api.measured import Measured
 from api.running import Phase, Running
 from api.short_way import ShortWay
 from api.wiring import version
@@ -38,6 +39,7 @@ def create_app(
     errors.install(app)
     app.add_middleware(ShortWay, running=app.state.running)
     app.add_middleware(Guard, most_body_bytes=most_body_bytes)
+    app.add_middleware(Measured, requests=app.state.running.requests)
     _document(app)
     return app
 

@@ -20,10 +20,12 @@ from firewall.errors import NotFound
 from firewall.layout import HOOKS, REASONS, VERDICTS
 from firewall.rule import Rule
 from firewall.store import InterfaceTotal, Record
-from firewall.view import CounterView, InterfaceView, MapView, RuleQuery, RuleView, StatusView
+from firewall.timings import Timing
+from firewall.view import CounterView, InterfaceView, MapView, MeasuredView, RuleQuery, RuleView, StatusView
 
 T = TypeVar("T")
 _PATIENCE_S = 0.1
+MOST_MEASURED = 300  # rules with metrics of their own
 
 
 class Reads(Counts):
@@ -104,7 +106,7 @@ class Reads(Counts):
 
     def _look_around(self) -> None:
         """So that there is something to tell whenever it is asked."""
-        self.interfaces(), self.counters(), self.fills(), self.not_ready()
+        self.interfaces(), self.counters(), self.fills(), self.measured(), self.not_ready()
 
     def interfaces(self) -> list[InterfaceView]:
         return self._seen_now("interfaces", self._interfaces.views, [])
@@ -144,6 +146,25 @@ class Reads(Counts):
             )
             for (name, hook, verdict, reason), count in sorted(packets.items())
         ]
+
+    def measured(self) -> MeasuredView:
+        """Rules with the label metrics=true, the oldest of them."""
+        return self._seen_now("measured", self._measured, MeasuredView())
+
+    def _measured(self) -> MeasuredView:
+        records, total = self._store.measured(MOST_MEASURED)
+        return MeasuredView(tuple(self._views(records)), total - len(records))
+
+    def rules_by_structure(self) -> dict[str, int]:
+        """`none`: of disabled ones."""
+        disabled, policy = self._store.count_disabled(), len(self._ruleset.policy_rules)
+        address = max(0, self._store.count() - disabled - policy)
+        return {"address": address, "policy": policy, "none": disabled}
+
+    @property
+    def commits(self) -> Timing:
+        """How long it took to make changes durable."""
+        return self._store.commits.read()
 
     def fills(self) -> list[MapView]:
         return self._seen_now("fills", self._fills, [])

@@ -26,6 +26,7 @@ from firewall.address import Prefix
 from firewall.errors import FirewallError, StoreFailed
 from firewall.hits import Hits, Reset
 from firewall.rule import Rule, rule_from_fields
+from firewall.timings import Timings
 from firewall.view import RuleQuery
 
 SCHEMA_VERSION = 2
@@ -66,10 +67,17 @@ CREATE TABLE interfaces (
     ingress INTEGER NOT NULL, egress INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
+# The label, as encode() writes it: a quote inside other text has a backslash before it.
+_MEASURED = """instr(fields, '"metrics":"true"') > 0"""
 # From one schema to the next, by the older one's number. A new database goes through all of them.
 _MIGRATIONS = {
     # What is subtracted from a rule's counters: what they were when somebody reset them.
-    1: "CREATE TABLE resets (handle INTEGER PRIMARY KEY, packets INTEGER, bytes INTEGER, at REAL);",
+    # And what the metrics ask for, so that no scrape looks at every rule.
+    1: f"""
+    CREATE TABLE resets (handle INTEGER PRIMARY KEY, packets INTEGER, bytes INTEGER, at REAL);
+    CREATE INDEX rules_disabled ON rules (handle) WHERE NOT enabled;
+    CREATE INDEX rules_measured ON rules (handle) WHERE {_MEASURED};
+    """,
 }
 _COLUMNS = "handle, id, fields, created_at, updated_at, expires_at"
 
@@ -194,6 +202,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._readers = threading.local()
+        self.commits = Timings()
         with _failures(f"opening {path}"):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -298,7 +307,7 @@ class Store:
     def commit(self) -> None:
         """What was written is durable when it returns: WAL with synchronous FULL syncs the log before that, and shows
         other connections nothing earlier. Where it raises, rollback() is still to be called."""
-        with _failures("making the change durable"):
+        with self.commits.timing(), _failures("making the change durable"):
             self._writer.execute("COMMIT")
         self._durable_revision, self._durable_handle = self._revision, self.next_handle
         self._writing_thread = None
@@ -624,6 +633,17 @@ class Store:
 
     def disabled(self) -> list[Record]:
         return self._records("WHERE NOT enabled")
+
+    def count_disabled(self) -> int:
+        with _failures("reading the rules"):
+            row = self._reader.execute("SELECT count(*) FROM rules WHERE NOT enabled").fetchone()
+        return int(row[0])
+
+    def measured(self, limit: int) -> tuple[list[Record], int]:
+        """The first rules that ask for metrics of their own by the label metrics=true, and how many do in all."""
+        with _failures("reading the rules"):
+            row = self._reader.execute(f"SELECT count(*) FROM rules WHERE {_MEASURED}").fetchone()
+        return self._records(f"WHERE {_MEASURED} ORDER BY handle LIMIT ?", (limit,)), int(row[0])
 
     def count(self) -> int:
         with _failures("reading the rules"):

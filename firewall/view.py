@@ -126,6 +126,14 @@ class MapView:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredView:
+    """Rules that ask for metrics of their own; `omitted`: how many more do."""
+
+    rules: tuple[RuleView, ...] = ()
+    omitted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     version: str
     ready: bool
