@@ -66,9 +66,9 @@ class HostKernel(MemoryKernel):
         self.entries, self.policy, self.occupancy = {}, None, Occupancy()
         self.entry_hits, self.slot_hits, self.counted = {}, {}, {}
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         self._ask("reserve")
-        self.reserved.append((dict(entries), vectors, intervals))
+        self.reserved.append((dict(entries), policy.vector_count, policy.interval_count))
 
     def reconcile(self, image: Image) -> None:
         self._ask("reconcile")
@@ -216,6 +216,7 @@ class Host:
             "occupancy": kernel.occupancy,
             "policy": [
                 *(rows.tolist() for _, rows in policy.pieces),
+                *(each.vectors.tolist() for _, each in policy.classes),
                 *((e.rules.tolist(), e.interfaces) for e in policy.hooks),
             ],
             "hooks": dict(kernel.hooks),
