@@ -89,7 +89,7 @@ class Neighbours:
             return None
         own = Other(rule.rank, handle, not rule.is_addresses_only)
         places = self._of_policy_rule(own, rule) if own.is_policy else self._of_address_rule(own, rule)
-        return verdict(own, places)
+        return verdict_of(own, places)
 
     def repeated(self, rule: Rule, handle: int) -> PolicyRule | None:
         """The first policy rule of the same action behind a policy rule that takes all its packets, if nothing that is
@@ -234,17 +234,17 @@ class Neighbours:
                 yield each
 
 
-def verdict(own: Other, places: Iterator[Other | None]) -> Beaten | None:
+def verdict_of(own: Other, places: Iterator[Other | None]) -> Beaten | None:
     """`places`: for each part of a rule's packets, the first of those that take all of it."""
     others: dict[int, None] = {}
-    code = "shadowed"
+    verdict = "shadowed"
     for other in places:
         if other is None:
             return None
         others[other.handle] = None
         if not _wins(other, own):
-            code = "redundant"
-    return Beaten(code, tuple(others)) if others else None
+            verdict = "redundant"
+    return Beaten(verdict, tuple(others)) if others else None
 
 
 def _wins(other: Other, own: Other) -> bool:

@@ -22,6 +22,7 @@ from firewall.datapath import Change, Image, Key, Link, Occupancy
 from firewall.enforcer import Enforcer
 from firewall.errors import kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
+from firewall.policy import Policy
 from firewall.rule import Rule, rule_from_fields
 from firewall.settings import Settings
 from tests.memory_kernel import MemoryKernel
