@@ -115,11 +115,14 @@ class LinuxKernel:
     def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
         self._datapath.reserve(entries, self._pins())
         present = self._capacities
-        wanted_sizes = replace(
-            present, vectors=_grown(present.vectors, vectors), intervals=_grown(present.intervals, intervals)
-        )
-        if wanted_sizes != present:
-            self._grow_policy(wanted_sizes)
+        if vectors > present.vectors or intervals > present.intervals:
+            self._grow_policy(
+                replace(
+                    present,
+                    vectors=_grown(present.vectors, vectors),
+                    intervals=_grown(present.intervals, intervals),
+                )
+            )
             self._audit.wrote(self._set.maps, policy=True)
 
     def _pins(self) -> Path:
@@ -137,6 +140,9 @@ class LinuxKernel:
             if self._policy is not None:
                 write_policy(self._set.maps, self._datapath.epoch & 1, self._policy, self._options)
             self._reattach()
+            # A packet that a hook gave to the old programs has read the epoch before a change moves it: their
+            # policy is not written any more.
+            self._datapath.wait_for_packets()
         except BaseException:
             program_set.discard(self._pin_root / "next")
             self._set.close()

@@ -42,13 +42,22 @@ def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tup
 
 
 def _write_vectors(records: Records, vectors: Words) -> None:
-    """Each with its summary: a bit for every word that is not 0."""
+    """Each with its summary: a bit for every word that is not 0. Where the last one that stood here had no bit, the
+    words are 0 already; until the words are written its bits stay beside the new ones, so that this is true at every
+    moment."""
     in_use = vectors.shape[1]
+    summaries = np.zeros(records["summary"].shape, np.uint64)
+    bits = np.packbits(vectors != 0, axis=1, bitorder="little")
+    summaries.view(np.uint8)[:, : bits.shape[1]] = bits
+    records["summary"] |= summaries
+    stood = _highest_bit(np.bitwise_or.reduce(records["summary"], axis=0)) + 1
     records["word"][:, :in_use] = vectors
-    records["word"][:, in_use:] = 0
-    is_set = np.zeros((len(vectors), records["summary"].shape[1] * 64), np.bool_)
-    np.not_equal(vectors, 0, out=is_set[:, :in_use])
-    records["summary"] = np.packbits(is_set, axis=1, bitorder="little").view(np.uint64)
+    records["word"][:, in_use:stood] = 0
+    records["summary"] = summaries
+
+
+def _highest_bit(words: Words) -> int:
+    return int.from_bytes(words.astype("<u8").tobytes(), "little").bit_length() - 1
 
 
 def _write_intervals(
@@ -57,7 +66,7 @@ def _write_intervals(
     """Where the IPv6 ones stand, first and count, by hook and side."""
     capacity = len(maps.arrays["policy_ranges4"]) // C["GENERATION_COUNT"]
     at4 = at6 = generation * capacity
-    index = maps.arrays["policy_index4"]
+    index = maps.arrays["policy_index4"].view(np.uint64)
     buckets = 1 << C["POLICY_INDEX_BITS"]
     blocks_at = C["POLICY_SCOPE_COUNT"] * buckets + at4 * C["POLICY_BLOCK_SHARE"]
     spans = []
@@ -69,8 +78,9 @@ def _write_intervals(
             rows["start"], rows["vector"] = four.starts, four.vectors + np.uint32(base)
             scope = (generation * _HOOKS + hook) * C["SIDE_COUNT"] + side
             index_rows, blocks = index_spans(four.starts, at4, blocks_at)
-            index[blocks_at : blocks_at + len(blocks)] = blocks
-            index[scope * buckets : (scope + 1) * buckets] = index_rows
+            # As whole numbers: numpy copies records field by field.
+            index[blocks_at : blocks_at + len(blocks)] = blocks.view(np.uint64)
+            index[scope * buckets : (scope + 1) * buckets] = index_rows.view(np.uint64)
             blocks_at += len(blocks)
             rows = maps.arrays["policy_ranges6"][at6 : at6 + len(six)]
             rows["start"] = six.starts.view(">u8").reshape(-1, 2)
