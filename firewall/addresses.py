@@ -135,8 +135,8 @@ class AddressTables:
                 counts[length] = counts.get(length, 0) + count
         counts = {length: count for length, count in counts.items() if count}
         is_same = counts.keys() == self._counts.keys()
-        after = self.occupancy if is_same else _occupancy(counts)
-        return AddressPlan(entries, edits, come, gone, counts, after)
+        occupancy = self.occupancy if is_same else _occupancy(counts)
+        return AddressPlan(entries, edits, come, gone, counts, occupancy)
 
     def commit(self, plan: AddressPlan) -> None:
         for key, entries in plan.entries.items():
