@@ -36,11 +36,12 @@ POLICY_INTERFACES_MAX = 4096
 
 @dataclass(frozen=True)
 class Capacities:
-    """What the maps hold at most that are made with the programs. `rules`: policy rules; `vectors`: a generation;
-    `intervals`: of addresses, a generation and family."""
+    """What the maps hold at most that are made with the programs. `rules`: policy rules; `vectors` and `lines`: a
+    generation; `intervals`: of addresses, a generation and family."""
 
     rules: int
     vectors: int
+    lines: int
     intervals: int
 
     @property
@@ -53,6 +54,7 @@ class Capacities:
             "MAX_POLICY_INTERFACES": POLICY_INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
             "VECTOR_WORDS": self.words,
             "VECTOR_COUNT": self.vectors,
+            "LINE_COUNT": self.lines,
             "INTERVAL_COUNT": self.intervals,
         }
         return [f'-DPIN_ROOT="{pin_root}"', *(f"-D{name}={value}" for name, value in sizes.items())]

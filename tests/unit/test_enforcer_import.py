@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import random
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -118,29 +117,13 @@ def test_an_import_that_fails_leaves_everything_as_it_was(host: Host) -> None:
     assert imported(host, POOL) == (len(POOL) - 1, 1)
 
 
-@pytest.mark.parametrize(("version", "prefix"), [(4, "10.0.0."), (6, "2001:db8::")])
-def test_an_import_that_fills_a_table_is_refused_before_anything_is_written(
-    idle_host: Host, version: int, prefix: str
-) -> None:
+def test_an_import_that_fills_a_table_is_refused_before_anything_is_written(idle_host: Host) -> None:
     idle_host.start(bpf={"max_addresses": 3})
-    imported(idle_host, [f"{prefix}1"])
+    imported(idle_host, ["10.0.0.1"])
     before = idle_host.state()
-    with pytest.raises(
-        TableFull, match=f"address{version} holds at most 3 addresses and this change makes 4"
-    ):
-        imported(idle_host, ["192.0.2.1", *(f"{prefix}{n}" for n in range(1, 5))])
+    with pytest.raises(TableFull, match="address4 holds at most 3 addresses and this change makes 4"):
+        imported(idle_host, ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"])
     assert idle_host.state() == before
-    assert imported(idle_host, [f"{prefix}2", f"{prefix}3"]) == (2, 0)
-
-
-def test_imports_at_once_are_one_after_the_other_and_each_whole(host: Host) -> None:
-    lists = [[f"10.0.{n}.{low}" for low in range(200)] + POOL for n in range(4)] * 2
-    with ThreadPoolExecutor(len(lists)) as threads:
-        outcomes = list(threads.map(lambda texts: imported(host, texts), lists))
-    assert sum(added for added, _ in outcomes) == 4 * 200 + len(POOL) == host.firewall.count()
-    assert all(added + unchanged == 200 + len(POOL) for added, unchanged in outcomes)
-    texts = [str(prefix) for rule in host.firewall.export()[0] for prefix in rule.sources]
-    assert len(texts) == len(set(texts)) == len(host.kernel.entries)
 
 
 def test_hits_of_imported_rules_are_told_and_kept(host: Host) -> None:
