@@ -55,7 +55,8 @@ class Classes:
     @cached_property
     def lines(self) -> Ints:
         """How many lines each class takes at most (bpf/layout.h, struct line), whatever the vectors' capacity."""
-        return -(-(self.is_own.sum(axis=1) + _MOST_HEADER_WORDS) // C["LINE_WORDS"])
+        words: Ints = self.is_own.sum(axis=1) + _MOST_HEADER_WORDS
+        return -(-words // C["LINE_WORDS"])
 
 
 class _Prefixes(NamedTuple):
