@@ -191,7 +191,7 @@ struct vectors {
 };
 
 /* Of at most four summary words: there is one where there is room for it alone. */
-#define SUMMARY_INDEX(at) (SUMMARY_WORDS == 1 ? 0 : (at) & 3)
+#define SUMMARY_INDEX(at) (SUMMARY_WORDS == 1 ? 0 : (at)&3)
 
 /*
  * The word that a class has of its own, 0 where it has none. `first`: its first line; `at`, `bit`: which of its summary
@@ -245,8 +245,7 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 				break;
 			search->summaries = at + 1;
 			search->candidates = v0->summary[at] & v1->summary[at] & v2->summary[at] & v3->summary[at] &
-					     (v4->summary[at] | line4->word[at]) &
-					     (v5->summary[at] | line5->word[at]);
+					     (v4->summary[at] | line4->word[at]) & (v5->summary[at] | line5->word[at]);
 			continue;
 		}
 		search->candidates = candidates & (candidates - 1);
@@ -260,8 +259,8 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 			break;
 		own4 = own_word(line4, of->lines[SIDE_SOURCE], SUMMARY_INDEX(at - 1), lowest);
 		own5 = own_word(line5, of->lines[SIDE_DESTINATION], SUMMARY_INDEX(at - 1), lowest);
-		both = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] &
-		       (v4->word[word] | own4) & (v5->word[word] | own5);
+		both = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] & (v4->word[word] | own4) &
+		       (v5->word[word] | own5);
 		if (!both)
 			continue;
 		bit = (scope * VECTOR_WORDS + word) * 64 + lowest_bit(both);

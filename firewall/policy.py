@@ -27,7 +27,8 @@ _BITS = 64  # of a word
 class HookPolicy:
     """One hook's image. Vector numbers are those of `Policy.vector`, classes those of `Policy.address_vector`.
 
-    intervals4/6: by side; anywhere4/6: by side, the vector of an address in no prefix; protocol: (768,); port: (65536, 2); icmp: (131072,); interfaces: vector by ifindex;
+    intervals4/6: by side; anywhere4/6: by side, the vector of an address in no prefix; protocol: (768,);
+    port: (65536, 2); icmp: (131072,); interfaces: vector by ifindex;
     rules: by bit, `words` * 64 of them, handle 0 where a bit stands for none.
     """
 

@@ -55,7 +55,8 @@ class Classes:
     @cached_property
     def lines(self) -> Ints:
         """How many lines each class takes at most (bpf/layout.h, struct line), whatever the vectors' capacity."""
-        return -(-(self.is_own.sum(axis=1) + _MOST_HEADER_WORDS) // C["LINE_WORDS"])
+        words: Ints = self.is_own.sum(axis=1) + _MOST_HEADER_WORDS
+        return -(-words // C["LINE_WORDS"])
 
 
 class _Prefixes(NamedTuple):
@@ -135,7 +136,9 @@ def _distinct_sets(members: Ints, begins: Ints, ends: Ints) -> tuple[_Sets, Ints
     for count in np.unique(counts).tolist():
         mine = np.flatnonzero(counts == count)
         rows = members[begins[mine][:, None] + np.arange(count)].astype(">u4")
-        _, at, number = np.unique(rows.view(f"S{4 * count}"), return_index=True, return_inverse=True)
+        # Numbers are sorted faster than strings, and most sets have one member.
+        values = rows.astype(np.uint32) if count == 1 else rows.view(f"S{4 * count}")
+        _, at, number = np.unique(values.reshape(-1), return_index=True, return_inverse=True)
         numbers[mine] = known + number.reshape(-1)
         chosen.append(mine[at])
         known += len(at)
@@ -172,6 +175,8 @@ def _painted(
 def index_spans(starts: Starts, base: int, blocks_at: int) -> tuple[Spans, Spans]:
     """Which IPv4 intervals reach into each bucket of addresses: by the leading bits, and the blocks of
     crowded buckets. The first interval is element `base`, the first block element `blocks_at`."""
+    if len(starts) == 1:
+        return _spans(np.full(_BUCKETS, base), 1), np.empty(0, SPAN)
     first, last = _reaching_into(starts)
     spans = _spans(first + base, last - first + 1)
     crowded = np.flatnonzero(spans["count"] > C["POLICY_CROWD"])

@@ -46,17 +46,20 @@ class Pool:
 
     def numbers_of(self, rows: Words) -> npt.NDArray[np.uint32]:
         """Each distinct one is kept once."""
-        distinct: list[int] = []
-        new: list[Words] = []
-        for row in rows:
-            content = row.tobytes()
-            number = self._numbers.setdefault(content, self.count + len(new)) if row.any() else 0
-            if number == self.count + len(new):
-                new.append(row)
-            distinct.append(number)
+        contents = np.ascontiguousarray(rows).tobytes()
+        size = rows.shape[1] * rows.itemsize
+        known, following = self._numbers, self.count
+        numbers = np.zeros(len(rows), np.uint32)
+        new: list[int] = []
+        for at in np.flatnonzero(rows.any(axis=1)).tolist():
+            number = known.setdefault(contents[at * size : (at + 1) * size], following)
+            if number == following:
+                new.append(at)
+                following += 1
+            numbers[at] = number
         if new:
-            self.append(np.array(new))
-        return np.array(distinct, np.uint32)
+            self.append(rows[new])
+        return numbers
 
     def next_hook(self) -> None:
         """Bits mean other rules now: vectors of the same content have nothing to do with each other."""

@@ -144,6 +144,9 @@ class LinuxKernel:
             if self._policy is not None:
                 write_policy(self._set.maps, self._datapath.epoch & 1, self._policy, self._options)
             self._reattach()
+            # A packet that a hook gave to the old programs has read the epoch before a change moves it: their
+            # policy is not written any more.
+            self._datapath.wait_for_packets()
         except BaseException:
             program_set.discard(self._pin_root / "next")
             self._set.close()

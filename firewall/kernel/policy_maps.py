@@ -46,13 +46,22 @@ def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tup
 
 
 def _write_vectors(records: Records, vectors: Words) -> None:
-    """Each with its summary: a bit for every word that is not 0."""
+    """Each with its summary: a bit for every word that is not 0. Where the last one that stood here had no bit, the
+    words are 0 already; until the words are written its bits stay beside the new ones, so that this is true at every
+    moment."""
     in_use = vectors.shape[1]
+    summaries = np.zeros(records["summary"].shape, np.uint64)
+    bits = np.packbits(vectors != 0, axis=1, bitorder="little")
+    summaries.view(np.uint8)[:, : bits.shape[1]] = bits
+    records["summary"] |= summaries
+    stood = _highest_bit(np.bitwise_or.reduce(records["summary"], axis=0)) + 1
     records["word"][:, :in_use] = vectors
-    records["word"][:, in_use:] = 0
-    is_set = np.zeros((len(vectors), records["summary"].shape[1] * 64), np.bool_)
-    np.not_equal(vectors, 0, out=is_set[:, :in_use])
-    records["summary"] = np.packbits(is_set, axis=1, bitorder="little").view(np.uint64)
+    records["word"][:, in_use:stood] = 0
+    records["summary"] = summaries
+
+
+def _highest_bit(words: Words) -> int:
+    return int.from_bytes(words.astype("<u8").tobytes(), "little").bit_length() - 1
 
 
 def _write_classes(maps: PinnedMaps, generation: int, policy: Policy) -> Lines:

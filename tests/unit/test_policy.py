@@ -357,7 +357,7 @@ def by_index(intervals: Intervals, address: int) -> int:
     spans, blocks = index_spans(intervals.starts, 1000, 7000)
     span = spans[address >> 16]
     if not span["count"]:
-        span = blocks[int(span["first"]) - 7000 + (address >> 10 & 63)]
+        span = blocks[int(span["first"]) - 7000 + (address >> 8 & 255)]
     at, count = int(span["first"]) - 1000, int(span["count"])
     while count > 1:
         half = count // 2
