@@ -310,6 +310,11 @@ enum report_kind {
 	REPORT_COUNT = 2,
 };
 
+/* Which of the fields below IP the packet has. */
+#define REPORT_HAS_PORTS 1
+#define REPORT_HAS_FLAGS 2
+#define REPORT_HAS_ICMP 4
+
 /* A report, before `captured` bytes of the packet. Addresses in network order, ports in host order. */
 struct report {
 	__u64 time; /* CLOCK_MONOTONIC, ns */
@@ -330,7 +335,7 @@ struct report {
 	__u8 family;
 	__u8 is_ip;
 	__u8 protocol;
-	__u8 l4; /* enum l4 of parse.h: 0 = no ports, flags, type and code */
+	__u8 has; /* REPORT_HAS_* */
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
