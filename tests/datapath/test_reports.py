@@ -13,12 +13,11 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from firewall.kernel import bpf
-from firewall.kernel.reports import KernelReports
 from firewall.layout import C
 from firewall.listener import Listener, Wanted
-from firewall.report import CAPTURE, EVENTS, Limit, Report
+from firewall.report import CAPTURE, Limit, Report
 from firewall.reporting import ReportLimits
-from tests.datapath.loaded import ELSEWHERE, HERE, SHORTEST_FRAME, Loaded
+from tests.datapath.loaded import SHORTEST_FRAME, Loaded
 from tests.unit.host import wait_for
 
 HOOKS = ("ingress", "egress")
@@ -231,11 +230,19 @@ def test_a_device_without_ethernet_is_captured_from_the_ip_header_on(firewall: L
 def test_events_and_a_capture_at_once_get_one_report_each_of_their_own_limit(firewall: Loaded) -> None:
     firewall.rules({"sources": ["10.0.0.2"]})
     limits = ReportLimits(events=Limit(1, 2), capture=Limit(1, 4))
-    with limited(firewall, limits), on_one_cpu():
-        with listening(firewall) as events, listening(firewall, Wanted(snap_length=ALL)) as capture:
-            bpf.test_run(firewall.program("ingress"), UDP_FRAME, 10)
-            assert len(heard(capture, 4)) == 4
-            assert len(heard(events, 2)) == 2
+    full = ReportLimits(events=Limit(1_000_000, 2), capture=Limit(1_000_000, 4))
+    with (
+        on_one_cpu(),
+        limited(firewall, full),
+        listening(firewall) as events,
+        listening(firewall, Wanted(snap_length=ALL)) as capture,
+    ):
+        firewall.judge(UDP_FRAME)  # fills both buckets and takes one of each
+        assert (len(heard(events)), len(heard(capture))) == (1, 1)
+        firewall.enforcer.reporting.configure(limits)
+        bpf.test_run(firewall.program("ingress"), UDP_FRAME, 10)
+        assert len(heard(capture, 3)) == 3
+        assert len(heard(events)) == 1
     firewall.counted_since_last()
 
 
@@ -367,5 +374,3 @@ def test_where_the_reporter_cannot_be_called_the_verdict_stays(firewall: Loaded)
         finally:
             for way, name in zip(ways, ("fw_report_xdp", "fw_report_tc"), strict=True):
                 way.update(bytes(4), firewall.kernel._set.programs[name].to_bytes(4, "little"))
-
-
