@@ -109,6 +109,11 @@ async def add_rule(running: InService, fields: schemas.RuleBody) -> Response:
     return JsonResponse(rule_json(view), 201, {"Location": f"/v1/rules/{view.rule.id}"})
 
 
+def too_many_rules(detail: str) -> RequestRefused:
+    hint = "send several batches, or a plain list of addresses to /v1/rules/import"
+    return RequestRefused(413, "too_many_rules", detail, hint)
+
+
 @router.post(
     "/batch",
     response_model=schemas.BatchAnswer,
@@ -119,11 +124,8 @@ async def add_rule(running: InService, fields: schemas.RuleBody) -> Response:
 async def change_rules(running: InService, body: schemas.BatchRequest) -> Response:
     """All or nothing, and for packets at one moment. Deletes come before adds."""
     if len(body.add) + len(body.delete) > MOST_RULES:
-        raise RequestRefused(
-            413,
-            "too_many_rules",
-            f"the batch has {len(body.add) + len(body.delete):,} rules; {MOST_RULES:,} are the most",
-            "send several batches, or a plain list of addresses to /v1/rules/import",
+        raise too_many_rules(
+            f"the batch has {len(body.add) + len(body.delete):,} rules; {MOST_RULES:,} are the most"
         )
     arguments = body.add, "/add", running.firewall.new_rule_id, time.time()
     if len(body.add) <= FEW_RULES:

@@ -146,6 +146,7 @@ class InterfaceTotal(NamedTuple):
 
 
 _DEFAULTS = Rule("default").fields()
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _BLOCK_COLUMNS = "first_handle, count, uid, version, action, priority, direction, created_at"
 _BLOCK_ID = re.compile(r"import-([0-9a-f]{8})-(0|[1-9]\d{0,8})")
 
@@ -157,7 +158,7 @@ def encode(rule: Rule) -> str:
     fields.pop("expires_at", None)
     if rule.ttl_s is not None:
         fields["ttl"] = rule.ttl_s
-    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(fields)
 
 
 def decode(rule_id: str, fields: str, expires_at: float | None) -> Rule:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from firewall.datapath import Key
 from firewall.errors import FirewallError
 from firewall.kernel.address_filter import AddressFilter
 from firewall.kernel.bpf import Map, Records
-from firewall.kernel.keys import PREFIX
+from firewall.kernel.keys import PREFIX, key_bytes
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import ADDRESS_ENTRY
 
@@ -34,6 +35,10 @@ class AddressTable:
     def write(self, keys: Records, values: Records) -> None:
         self._filter.mark(self._version, keys)
         self._map.update_batch(keys, values)
+
+    def write_one(self, key: Key, value: bytes) -> None:
+        self._filter.mark_one(key)
+        self._map.update(key_bytes(key), value)
 
     def delete(self, keys: Records) -> None:
         """Keys that are not there are passed over."""

@@ -29,6 +29,7 @@ from firewall.kernel.keys import (
     encoded_keys,
     entries_key_records,
     entry_records,
+    key_bytes,
     key_records,
     many_entry_records,
 )
@@ -104,8 +105,22 @@ class KernelDatapath:
             if edit.new is None:
                 self._delete([edit])
             else:
-                self._write_entries([edit], present, since=0, before=False)
-        write_occupancy(self.maps.control, change.after)
+                self._write_one(edit.key, edit.new, None if _goes_over(edit) else present.get(edit.key))
+        if change.after != change.before:
+            write_occupancy(self.maps.control, change.after)
+
+    def _write_one(self, key: Key, entry: Entry, before: np.void | None) -> None:
+        """`before`: the entry that there was, whose hits go on."""
+        value = np.zeros((), ADDRESS_ENTRY)
+        if before is not None:
+            value[()] = before
+        value["since"], value["rank"], value["old_rank"], value["handle"] = (
+            0,
+            entry.rank,
+            entry.rank,
+            entry.handle,
+        )
+        self._tables[key.version].write_one(key, value.tobytes())
 
     def _apply_at_once(self, change: Change, present: Present) -> None:
         epoch = self.epoch + (2 if change.policy is None else 1)
@@ -126,6 +141,7 @@ class KernelDatapath:
         write_occupancy(self.maps.control, _union(change.before, change.after))
         self._epoch_word[0] = epoch
         self._unsettled = change
+        self._grace.begin()
 
     def _take_back(self) -> None:
         """Entries of an epoch that never came are invisible; none may stay until one comes with its number."""
@@ -144,13 +160,17 @@ class KernelDatapath:
             self._rewrite_many(each, None)
         self._cut_off = None
 
+    def wait_for_packets(self) -> None:
+        """Until none is left that is being judged now."""
+        self._grace.wait()
+
     def settle(self) -> None:
         """Waits until no packet of the old epoch is left, then clears away what only those could need."""
         self._take_back()
         change = self._unsettled
         if change is None:
             return
-        self._grace.wait()
+        self._grace.finish()
         write_occupancy(self.maps.control, change.after)
         self._delete([edit for edit in change.edits if edit.new is None])
         for each in change.gone:
@@ -255,7 +275,7 @@ class KernelDatapath:
     # -- hits
 
     def _entry(self, key: Key) -> np.void | None:
-        value = self._tables[key.version].lookup(key_records(key.version, [key]).tobytes())
+        value = self._tables[key.version].lookup(key_bytes(key))
         return None if value is None else np.frombuffer(value, ADDRESS_ENTRY)[0]
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
