@@ -20,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from api.openapi import problems
+from api.report_metrics import of_reports
 from api.running import Running
 from firewall.drift import KINDS
 from firewall.timings import BOUNDS, Timing
@@ -136,13 +137,18 @@ def _requests(running: Running) -> Iterator[Metric]:
     yield _histogram("ebpf_fw_http_request_duration_seconds", text, labels[:2], requests.took().items())
 
 
-# What is told beside the status. Others that count something (events that were lost, ...) have their place here.
+def _reports(running: Running) -> Iterator[Metric]:
+    return of_reports(running.firewall.reporting)
+
+
+# What is told beside the status.
 PARTS: tuple[Callable[[Running], Iterator[Metric]], ...] = (
     _structures,
     _traffic,
     _measured_rules,
     _changes,
     _requests,
+    _reports,
 )
 
 

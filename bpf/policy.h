@@ -305,6 +305,7 @@ static __always_inline void best_policy(struct decision *best, struct policy *he
 	best->rank = rule->rank;
 	best->slot = rule->slot;
 	best->is_policy = 1;
+	best->room->outcome.handle = rule->handle;
 }
 
 #endif

@@ -528,6 +528,10 @@ class Store:
         """Enabled rules that are narrowed to one IP version."""
         return self._records("WHERE enabled AND json_extract(fields, '$.family') IS NOT NULL")
 
+    def ids_of(self, handles: Sequence[int]) -> dict[int, str]:
+        """Ids of the rules that exist, by handle."""
+        return {each.handle: each.rule.id for each in self.by_handles(handles)}
+
     def loose(self, chunk: int = 5000) -> Iterator[Record]:
         """Rules that are in no block, in order of handle, that is of creation."""
         last = 0

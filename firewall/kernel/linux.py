@@ -19,16 +19,17 @@ from firewall.datapath import Attached, Change, Expected, Happened, Image, Key, 
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, owner, program_set
 from firewall.kernel.bpf import program_info
-from firewall.kernel.datapath import KernelDatapath
+from firewall.kernel.datapath import KernelDatapath, possible_cpus
 from firewall.kernel.events import LinkEvents
 from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.left_over import left_over, live_slots
 from firewall.kernel.loader import bcc_version
 from firewall.kernel.map_audit import MapAudit
-from firewall.kernel.maps import NAMES, PinnedMaps
+from firewall.kernel.maps import KEPT, NAMES, REPORT_WAYS, PinnedMaps
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
+from firewall.kernel.reports import KernelReports
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
 from firewall.layout import C
 from firewall.policy import Policy
@@ -80,7 +81,7 @@ class LinuxKernel:
             return live_slots(self._datapath)
         if pinned is not None:
             # Laid out in the same way: what they count until the hooks have other programs is not lost.
-            self._superseded = PinnedMaps(self._pin_root)
+            self._superseded = PinnedMaps(self._pin_root, KEPT)
         self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_LINES, _INITIAL_INTERVALS), {})
         return {}
 
@@ -99,7 +100,7 @@ class LinuxKernel:
     def _build_over_pinned(self, capacities: Capacities) -> None:
         """Other programs, the same maps."""
         with ExitStack() as descriptors:
-            keep = {name: bpf.get(self._pin_root / "maps" / name) for name in NAMES}
+            keep = {name: bpf.get(self._pin_root / "maps" / name) for name in KEPT}
             for fd in keep.values():
                 descriptors.callback(os.close, fd)
             self._build(capacities, keep)
@@ -137,6 +138,7 @@ class LinuxKernel:
         self._datapath.settle()
         old, present, old_datapath = self._set, self._capacities, self._datapath
         renewed = {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
+        renewed.update(REPORT_WAYS)
         kept = {name: old.maps[name].fd for name in NAMES if name not in renewed}
         was_promoted = self._is_promoted
         self._build(wanted, kept)
@@ -175,6 +177,9 @@ class LinuxKernel:
             program_set.promote(self._pin_root)
             self._is_promoted = True
         return left
+
+    def report_source(self) -> KernelReports:
+        return KernelReports(self._set.maps, possible_cpus())
 
     def stop(self, keep: bool = False) -> None:
         """Unpins the maps and programs, unless they are to `keep` judging until the next start."""

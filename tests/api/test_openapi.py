@@ -24,6 +24,7 @@ CALLS = {
     "GET /v1/ruleset", "PUT /v1/ruleset",
     "GET /v1/interfaces", "GET /v1/interfaces/{name}",
     "PUT /v1/interfaces/{name}", "DELETE /v1/interfaces/{name}",
+    "GET /v1/events", "GET /v1/capture",
     "GET /v1/status", "GET /v1/counters", "GET /healthz", "GET /readyz", "GET /metrics",
 }  # fmt: skip
 
