@@ -52,6 +52,8 @@ static __always_inline void decide(struct decision *decision, const struct packe
 		decision->verdict = VERDICT_DROP;
 		return;
 	}
+	decision->scope = scope;
+	decision->observe = head->options & OPTION_OBSERVE;
 	best_address(decision, control, epoch, packet, hook);
 	decision->rank = decision->best >> 16;
 	if (head->best_rank < decision->rank)

@@ -180,11 +180,11 @@ static __always_inline __u32 interface_vector(const struct packet *packet, struc
  * The first of the rules whose bits all six vectors have, RULE_NONE without one. Bit vectors after Lakshman
  * and Stiliadis (SIGCOMM 1998), aggregated and rearranged after Baboescu and Varghese (SIGCOMM 2001): the
  * summaries say which words can hold such a bit, and rules of the same addresses share words, so these are
- * few. Each of them names one rule, the first of its word; at most VECTOR_WORDS are looked into.
+ * few. Each of them names one rule, the first of its word; only the first `words` are looked into.
  */
 #define RULE_NONE 0xffffffff
 
-static __always_inline __u32 first_rule(volatile struct search *search, __u32 scope, __u32 n0, __u32 n1, __u32 n2,
+static __always_inline __u32 first_rule(volatile struct search *search, __u32 scope, __u32 words, __u32 n0, __u32 n1, __u32 n2,
 					__u32 n3, __u32 n4, __u32 n5)
 {
 	struct vector *v0 = policy_vectors.lookup(&n0), *v1 = policy_vectors.lookup(&n1);
@@ -199,7 +199,7 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 	search->candidates = 0;
 	search->summaries = 0;
 	search->best = 1ULL << 62 | RULE_NONE;
-	search->enough = VECTOR_WORDS;
+	search->enough = words;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < VECTOR_WORDS + SUMMARY_WORDS; i++) {
 		candidates = search->candidates;
@@ -241,8 +241,8 @@ static __always_inline void best_policy(struct decision *best, struct policy *he
 					__u32 scope)
 {
 	__u32 protocol = protocol_vector(packet, scope), addresses[SIDE_COUNT] = {}, bit;
-	__u32 hook = scope % HOOK_COUNT;
-	struct search *search = policy_search.lookup(&hook);
+	__u32 row = best->row;
+	struct search *search = policy_search.lookup(&row);
 	struct policy_rule *rule;
 
 	if (!search)
@@ -251,7 +251,7 @@ static __always_inline void best_policy(struct decision *best, struct policy *he
 		address_vectors4(packet, scope, addresses);
 	else
 		address_vectors6(packet, head, addresses);
-	bit = first_rule(search, scope, protocol, addresses[SIDE_SOURCE], addresses[SIDE_DESTINATION],
+	bit = first_rule(search, scope, head->enforcing, protocol, addresses[SIDE_SOURCE], addresses[SIDE_DESTINATION],
 			 port_vector(packet, scope, SIDE_SOURCE, protocol),
 			 port_vector(packet, scope, SIDE_DESTINATION, protocol),
 			 interface_vector(packet, head, scope, protocol));
@@ -260,6 +260,7 @@ static __always_inline void best_policy(struct decision *best, struct policy *he
 		return;
 	best->rank = rule->rank;
 	best->slot = rule->slot;
+	best->handle = rule->handle;
 	best->is_policy = 1;
 }
 

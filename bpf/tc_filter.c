@@ -29,6 +29,7 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 	if (!room)
 		return TC_ACT_UNSPEC;
 	decision.room = room;
+	decision.row = hook;
 	packet = &room->packet;
 #pragma clang loop unroll(disable)
 	for (int attempt = 0; attempt < 2; attempt++) {
@@ -40,6 +41,10 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 	}
 	decide(&decision, packet, HOOK_EGRESS);
 	account(&decision, packet, HOOK_EGRESS);
+	if (decision.observe) {
+		keep_for_stages(room, &decision);
+		tc_stages.call(skb, STAGE_OBSERVE); /* returns where there is no such program */
+	}
 	return decision.verdict == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
@@ -51,4 +56,9 @@ int fw_tc_ethernet(struct __sk_buff *skb)
 int fw_tc_ip(struct __sk_buff *skb)
 {
 	return filter_tc(skb, 1);
+}
+
+int fw_tc_observe(struct __sk_buff *skb)
+{
+	return observe(HOOK_EGRESS) == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }

@@ -16,6 +16,7 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 	if (!room)
 		return XDP_PASS;
 	decision.room = room;
+	decision.row = hook;
 	packet = &room->packet;
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->length = cursor.left;
@@ -23,6 +24,10 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 	parse(&cursor, bare, packet);
 	decide(&decision, packet, HOOK_INGRESS);
 	account(&decision, packet, HOOK_INGRESS);
+	if (decision.observe) {
+		keep_for_stages(room, &decision);
+		xdp_stages.call(ctx, STAGE_OBSERVE); /* returns where there is no such program */
+	}
 	return decision.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
 }
 
@@ -34,4 +39,9 @@ int fw_xdp_ethernet(struct xdp_md *ctx)
 int fw_xdp_ip(struct xdp_md *ctx)
 {
 	return filter_xdp(ctx, 1);
+}
+
+int fw_xdp_observe(struct xdp_md *ctx)
+{
+	return observe(HOOK_INGRESS) == VERDICT_DROP ? XDP_DROP : XDP_PASS;
 }

@@ -258,6 +258,11 @@ class KernelDatapath:
         value = self._tables[key.version].lookup(key_records(key.version, [key]).tobytes())
         return None if value is None else np.frombuffer(value, ADDRESS_ENTRY)[0]
 
+    def entry_handle(self, key: Key) -> int | None:
+        """Of the rule that a prefix's entry stands for now, in the table itself."""
+        entry = self._entry(key)
+        return None if entry is None else int(entry["handle"])
+
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         hits = []
         for key in keys:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from firewall.datapath import Attached, Change, Expected, Happened, Image, Key, LeftOver, Link, MapFill
+from firewall.datapath import Answer, Attached, Change, Expected, Happened, Image, Key, LeftOver, Link, MapFill, Question
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, owner, program_set
 from firewall.kernel.bpf import program_info
@@ -22,10 +22,11 @@ from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.left_over import left_over, live_slots
 from firewall.kernel.loader import bcc_version
 from firewall.kernel.map_audit import MapAudit
-from firewall.kernel.maps import NAMES, PinnedMaps
+from firewall.kernel.maps import SHARED, PinnedMaps
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
+from firewall.kernel.questions import Questions
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
 from firewall.layout import C
 from firewall.policy import Policy
@@ -52,6 +53,7 @@ class LinuxKernel:
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
         self._is_promoted = True
+        self._questions: Questions | None = None
         self._superseded: PinnedMaps | None = None
         self._owner = 0
         self._own_maps: set[int] = set()
@@ -76,7 +78,7 @@ class LinuxKernel:
             return live_slots(self._datapath)
         if pinned is not None:
             # Laid out in the same way: what they count until the hooks have other programs is not lost.
-            self._superseded = PinnedMaps(self._pin_root)
+            self._superseded = PinnedMaps(self._pin_root, SHARED)
         self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_INTERVALS), {})
         return {}
 
@@ -95,12 +97,13 @@ class LinuxKernel:
     def _build_over_pinned(self, capacities: Capacities) -> None:
         """Other programs, the same maps."""
         with ExitStack() as descriptors:
-            keep = {name: bpf.get(self._pin_root / "maps" / name) for name in NAMES}
+            keep = {name: bpf.get(self._pin_root / "maps" / name) for name in SHARED}
             for fd in keep.values():
                 descriptors.callback(os.close, fd)
             self._build(capacities, keep)
 
     def _use(self, chosen: ProgramSet, capacities: Capacities) -> None:
+        self._forget_questions()
         self._set = chosen
         self._capacities = capacities
         self._datapath = KernelDatapath(chosen.maps, self._options)
@@ -129,8 +132,8 @@ class LinuxKernel:
         """Builds programs with larger policy tables beside, fills those, puts the programs on every hook."""
         self._datapath.settle()
         old, present, old_datapath = self._set, self._capacities, self._datapath
-        renewed = {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
-        kept = {name: old.maps[name].fd for name in NAMES if name not in renewed}
+        renewed = {name for name in SHARED if name.startswith("policy_")} - {"policy_counters"}
+        kept = {name: old.maps[name].fd for name in SHARED if name not in renewed}
         was_promoted = self._is_promoted
         self._build(wanted, kept)
         try:
@@ -139,6 +142,7 @@ class LinuxKernel:
             self._reattach()
         except BaseException:
             program_set.discard(self._pin_root / "next")
+            self._forget_questions()
             self._set.close()
             self._set, self._capacities, self._datapath = old, present, old_datapath
             self._is_promoted = was_promoted
@@ -168,6 +172,7 @@ class LinuxKernel:
 
     def stop(self, keep: bool = False) -> None:
         """Unpins the maps and programs, unless they are to `keep` judging until the next start."""
+        self._forget_questions()
         self._datapath.close()
         self._set.close()
         if keep:
@@ -246,6 +251,17 @@ class LinuxKernel:
             MapFill("policy_rules", policy_rules, self._max_rules, "bpf.max_rules"),
             *(fill for device in self._offloaded.values() for fill in device.fills()),
         ]
+
+    def judge(self, question: Question) -> Answer:
+        if self._questions is None:
+            self._questions = Questions(self._pins(), self._set.maps, self._capacities)
+        return self._questions.judge(question, self._datapath)
+
+    def _forget_questions(self) -> None:
+        """They go with the maps that they look into."""
+        if self._questions is not None:
+            self._questions.close()
+            self._questions = None
 
     # -- what others do
 

@@ -23,9 +23,12 @@ from firewall.kernel.source import (
     OFFLOAD_PARTS,
     OFFLOAD_PROGRAM,
     PROGRAMS,
-    TC_PROGRAMS,
+    STAGES,
+    TEST_PARTS,
+    TEST_PROGRAMS,
     Capacities,
     build_header_tree,
+    is_xdp,
     program_text,
 )
 
@@ -37,6 +40,12 @@ def load(pin_root: Path, capacities: Capacities) -> str:
     """Pins the maps below pin_root/maps (those pinned there already are used) and the programs below
     pin_root/programs. Returns bcc's version. Raises ProgramRejected with the last lines of the log."""
     return _run({"pin_root": str(pin_root), "capacities": asdict(capacities)})
+
+
+def load_tests(pin_root: Path, capacities: Capacities) -> None:
+    """The programs that judge packets for questions, over the maps below pin_root/maps; pins them below
+    pin_root/programs."""
+    _run({"pin_root": str(pin_root), "capacities": asdict(capacities), "tests": True})
 
 
 def load_offload(pin_root: Path, device: str, entries: int) -> str:
@@ -101,8 +110,10 @@ def _job(order: dict[str, Any]) -> _Job:
         flags = [f'-DPIN_ROOT="{pin_root}"', f"-DOFFLOAD_ENTRIES={order['entries']}", "-Wno-unused-function"]
         return _Job(program_text(OFFLOAD_PARTS), flags, {OFFLOAD_PROGRAM: True}, order["device"].encode())
     capacities = Capacities(**order["capacities"])
-    is_xdp = {name: name not in TC_PROGRAMS.values() for name in PROGRAMS}
-    return _Job(program_text(), capacities.flags(pin_root), is_xdp, None)
+    if "tests" in order:
+        flags = [*capacities.flags(pin_root), "-Wno-unused-function"]
+        return _Job(program_text(TEST_PARTS), flags, dict.fromkeys(TEST_PROGRAMS, True), None)
+    return _Job(program_text(), capacities.flags(pin_root), {name: is_xdp(name) for name in PROGRAMS}, None)
 
 
 def _compile(job: _Job, pin_root: Path) -> str:
@@ -122,9 +133,21 @@ def _compile(job: _Job, pin_root: Path) -> str:
             for name, is_xdp in job.is_xdp.items():
                 kind = bcc.BPF.XDP if is_xdp else bcc.BPF.SCHED_CLS
                 bpf.pin(module.load_func(name, kind, device=job.device).fd, pin_root / "programs" / name)
+            _fill_stages(job, pin_root)
         finally:
             os.dup2(answer, 1)
         return str(bcc.__version__)
+
+
+def _fill_stages(job: _Job, pin_root: Path) -> None:
+    """Puts the programs of later stages where those of the hooks find them."""
+    for (array, stage), name in STAGES.items():
+        if name not in job.is_xdp:
+            continue
+        program, stages = bpf.get(pin_root / "programs" / name), bpf.Map.pinned(pin_root / "maps" / array)
+        stages.update(stage.to_bytes(4, "little"), program.to_bytes(4, "little"))
+        stages.close()
+        os.close(program)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Owns the list of maps, opening and closing them, and the mapped arrays. Performs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,11 @@ ARRAYS = {
     "policy_rules": POLICY_RULE,
     "interface_slots": INTERFACE_SLOT,
 }
-NAMES = (*HASHES, *ARRAYS, "policy_vectors")
+# Made anew with each set of programs, never shared with another: they hold its own programs.
+STAGES = ("xdp_stages", "tc_stages")
+# What all programs use, and what a set can be recognized by.
+SHARED = (*HASHES, *ARRAYS, "policy_vectors")
+NAMES = (*SHARED, *STAGES)
 
 
 def vector_words(size: int) -> int:
@@ -51,10 +56,11 @@ class PinnedMaps:
     Raises FileNotFoundError where one is missing.
     """
 
-    def __init__(self, pin_root: Path) -> None:
+    def __init__(self, pin_root: Path, names: Sequence[str] = NAMES) -> None:
+        """`names`: NAMES, or SHARED where the programs do not matter."""
         self.maps: dict[str, Map] = {}
         try:
-            for name in NAMES:
+            for name in names:
                 self.maps[name] = Map.pinned(pin_root / "maps" / name)
         except BaseException:
             self.close()

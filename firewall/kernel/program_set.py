@@ -20,7 +20,7 @@ from firewall.errors import FirewallError
 from firewall.kernel import bpf, bpffs
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.loader import load
-from firewall.kernel.maps import NAMES, PinnedMaps
+from firewall.kernel.maps import SHARED, PinnedMaps
 from firewall.kernel.source import PROGRAMS, Capacities, layout_fingerprint, program_fingerprint
 from firewall.layout import ADDRESS_ENTRY
 
@@ -46,7 +46,7 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
     """Of the maps that are pinned, None where they are not all there, are laid out in another way or hold the
     rules of another owner."""
     try:
-        maps = PinnedMaps(pin_root)
+        maps = PinnedMaps(pin_root, SHARED)
     except FileNotFoundError:
         return None
     except ValueError:
@@ -54,7 +54,7 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
     try:
         if (int(maps.control["layout"]), int(maps.control["owner"])) != (layout_fingerprint(), owner):
             return None
-        size = {name: maps[name].info.max_entries for name in NAMES}
+        size = {name: maps[name].info.max_entries for name in SHARED}
         return Capacities(
             rules=size["policy_counters"] // 2,
             vectors=size["policy_vectors"] // 2,
@@ -75,7 +75,10 @@ def pinned_map_ids(pin_root: Path) -> set[int]:
 
 def adopt(pin_root: Path, capacities: Capacities) -> ProgramSet | None:
     """The pinned set, when it is complete and what build() would make. `capacities`: those of the pinned maps."""
-    maps = PinnedMaps(pin_root)
+    try:
+        maps = PinnedMaps(pin_root)
+    except FileNotFoundError:
+        return None
     if int(maps.control["program"]) != program_fingerprint(capacities):
         maps.close()
         return None
@@ -102,7 +105,7 @@ def recover(pin_root: Path, program_id: int) -> None:
         if inner_id is not None:
             found[f"address{version}"] = bpf.Map.by_id(int.from_bytes(inner_id, "little"))
     for name, each in found.items():
-        if name in NAMES:
+        if name in SHARED:
             bpf.pin(each.fd, pin_root / "maps" / name)
         each.close()
 

@@ -14,12 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from firewall.layout import BPF_DIRECTORY, C
+from firewall.policy import policy_words
 
 UAPI = ("bpf", "if_ether", "ip", "ipv6", "tcp", "udp", "pkt_cls")
 PARTS = (
     "layout.h", "parse.h", "maps.h", "keys.h", "decision.h", "address.h", "policy.h", "decide.h", "account.h",
-    "xdp_filter.c", "tc_filter.c",
+    "observe.h", "xdp_filter.c", "tc_filter.c",
 )  # fmt: skip
+
+TEST_PARTS = (*(part for part in PARTS if part.endswith(".h")), "test_filter.c")
+TEST_PROGRAMS = ("fw_test_ingress", "fw_test_egress")  # by hook
 
 OFFLOAD_PARTS = ("layout.h", "parse.h", "keys.h", "decision.h", "offload_filter.c")
 OFFLOAD_PROGRAM = "fw_xdp_offload"
@@ -27,8 +31,19 @@ OFFLOAD_PROGRAM = "fw_xdp_offload"
 # Entry points: (hook, has an Ethernet header) to function and program type name.
 XDP_PROGRAMS = {True: "fw_xdp_ethernet", False: "fw_xdp_ip"}
 TC_PROGRAMS = {True: "fw_tc_ethernet", False: "fw_tc_ip"}
-PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values())
+# Stages after the verdict: the array of programs and the place in it, to the function.
+STAGES = {
+    ("xdp_stages", C["STAGE_OBSERVE"]): "fw_xdp_observe",
+    ("tc_stages", C["STAGE_OBSERVE"]): "fw_tc_observe",
+}
+PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values(), *STAGES.values())
 OUR_PROGRAMS = frozenset((*PROGRAMS, OFFLOAD_PROGRAM))
+
+
+def is_xdp(program: str) -> bool:
+    """Else it is of the other kind, SCHED_CLS."""
+    return not program.startswith("fw_tc")
+
 
 BPF_F_NO_PREALLOC = 1
 POLICY_INTERFACES_MAX = 4096
@@ -45,7 +60,7 @@ class Capacities:
 
     @property
     def words(self) -> int:
-        return -(-self.rules // 64)
+        return policy_words(self.rules)
 
     def flags(self, pin_root: Path) -> list[str]:
         sizes = {

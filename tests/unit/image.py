@@ -31,7 +31,7 @@ def policy_rule(policy: Policy, hook: int, packet: Packet, ifindex: int) -> tupl
         image.interfaces.get(ifindex, image.any_interface) if image.uses_interfaces else protocol,
     ]
     best: tuple[int, int, int, int] | None = None
-    enough = image.words
+    enough = image.enforcing
     vectors = [policy.vector(number) for number in numbers]
     for word in range(image.words):
         both = ~0
