@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -54,7 +54,7 @@ class Judgement:
     reason: str
     rule_id: str | None = None
     observed: tuple[str | None, ...] = ()
-    others: tuple[str | None, ...] = ()
+    others: tuple[str | None, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
