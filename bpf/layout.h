@@ -129,15 +129,46 @@ struct filter_word {
  */
 #define LENGTH_WORDS6 3
 
+/*
+ * Reports of packets to whoever listens. A report goes out on streams, each with a limit of its own: events, and captures
+ * with the packet's bytes. Of a limit every CPU has a bucket of tokens: `rate` more at each tick of jiffies64, `most` at
+ * most, and a report costs `cost` of them. (With cost = HZ a rate is in reports a second, without a division.)
+ *
+ * Bits of control.listening. The lowest two are 1 << verdict, so that a program asks with one shift whether anybody
+ * wants to know of a packet; the others say what for.
+ */
+enum stream {
+	STREAM_EVENTS = 0,
+	STREAM_CAPTURE = 1,
+	STREAM_COUNT = 2,
+};
+
+#define LISTEN_PASSED 1
+#define LISTEN_DROPPED 2
+#define LISTEN_EVENTS 4	      /* of dropped packets */
+#define LISTEN_CAPTURE 8      /* of dropped packets */
+#define LISTEN_CAPTURE_ALL 16 /* of all judged packets */
+#define SNAP_LENGTH_MAX 2048
+
+struct report_limit {
+	__u32 rate;
+	__u32 most;
+	__u32 cost;
+	__u32 padding;
+};
+
 struct control {
 	__u64 epoch;
 	__u64 lengths4[4];  /* by scope */
 	__u32 filter_mask;  /* W - 1 of the address filter */
 	__u32 always_zero;  /* which the verifier cannot know: see decide() */
+	__u32 listening;    /* LISTEN_*: what reports are wanted of; 0 = nobody listens */
+	__u32 snap_length;  /* bytes of a packet that a capture wants at most, up to SNAP_LENGTH_MAX */
 	__u64 lengths6[12]; /* by scope * LENGTH_WORDS6 + word */
 	__u64 program;	    /* fingerprint of the program text and its capacities */
 	__u64 layout;	    /* fingerprint of layout.h and maps.h */
 	__u64 owner;	    /* whose rules these are: the service's database */
+	struct report_limit report_limits[2]; /* by stream */
 };
 
 #define FAMILY_IPV4 0
@@ -168,13 +199,12 @@ struct policy {
 };
 
 /*
- * Rules that observe. A packet's program hands it on to stage STAGE_OBSERVE where its hook has some. That stage looks
- * into all words behind the enforcing ones and counts each rule that would have won; after OBSERVED_MAX of a packet it
- * may leave out the rest.
+ * Rules that observe. Where a hook has some, its program ends in another that looks into all words behind the enforcing
+ * ones and counts each rule that would have won; after OBSERVED_MAX of a packet it may leave out the rest. The first
+ * OBSERVED_REPORTS of them are reported, where they would have dropped the packet.
  */
-#define STAGE_OBSERVE 0
-#define STAGE_COUNT 4
 #define OBSERVED_MAX 64
+#define OBSERVED_REPORTS 8 /* of a packet */
 
 /*
  * Addresses between two ends of prefixes are in the same prefixes, all of them: such an interval reaches from
@@ -322,12 +352,55 @@ struct test_run {
 	__u8 reason;
 };
 
+/* What a report tells of: a verdict, or what a rule that only observes would have done. */
+enum report_kind {
+	REPORT_JUDGED = 0,
+	REPORT_OBSERVED = 1,
+	REPORT_COUNT = 2,
+};
+
+/* A report, before `captured` bytes of the packet. Addresses in network order, ports in host order. */
+struct report {
+	__u64 time; /* CLOCK_MONOTONIC, ns */
+	__u32 source[4];
+	__u32 destination[4];
+	__u32 ifindex;
+	__u32 length; /* of the frame, bytes */
+	__u32 handle; /* of the rule that decided, 0 = none */
+	__u32 captured;
+	__u16 source_port;
+	__u16 destination_port;
+	__u8 hook;
+	__u8 verdict;
+	__u8 reason;
+	__u8 kind;    /* REPORT_* */
+	__u8 streams; /* 1 << STREAM_*: whose token was taken */
+	__u8 is_bare; /* the device has no Ethernet header */
+	__u8 family;
+	__u8 is_ip;
+	__u8 protocol;
+	__u8 l4; /* enum l4 of parse.h: 0 = no ports, flags, type and code */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 padding[7];
+};
+
+/* Of one CPU and stream: its bucket, and reports that went nowhere. */
+struct report_bucket {
+	__u64 tick; /* when it was filled last, jiffies */
+	__u64 tokens;
+	__u64 suppressed; /* for want of a token */
+	__u64 lost;	  /* for want of room in the ring */
+};
+
 #define LAYOUT_SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), #type)
 
 LAYOUT_SIZE(struct prefix4, 8);
 LAYOUT_SIZE(struct prefix6, 20);
 LAYOUT_SIZE(struct address_entry, 40);
-LAYOUT_SIZE(struct control, 168);
+LAYOUT_SIZE(struct report_limit, 16);
+LAYOUT_SIZE(struct control, 208);
 LAYOUT_SIZE(struct span, 8);
 LAYOUT_SIZE(struct policy, 40);
 LAYOUT_SIZE(struct interval4, 8);
@@ -340,5 +413,7 @@ LAYOUT_SIZE(struct interface_slot, 8);
 LAYOUT_SIZE(struct counter, 16);
 LAYOUT_SIZE(struct offload_state, 1088);
 LAYOUT_SIZE(struct test_run, 76);
+LAYOUT_SIZE(struct report, 80);
+LAYOUT_SIZE(struct report_bucket, 32);
 
 #endif

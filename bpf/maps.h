@@ -88,14 +88,29 @@ BPF_TABLE_PINNED("array", __u32, struct interface_slot, interface_slots, SLOT_RO
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, (INTERFACES_MAX + 1) * COUNTERS_PER_INTERFACE,
 		 PIN("counters"));
 
+/*
+ * What was decided, for the reporter, which is another program and has no stack of this one. `handle`: of the policy
+ * rule that was found, or nothing; the rest is written only before the reporter is called.
+ */
+struct outcome {
+	__u64 best; /* as in struct decision */
+	__u32 handle;
+	__u8 verdict;
+	__u8 reason;
+	__u8 is_policy;
+	__u8 is_bare;
+};
+
 /* What is known of the packet at hand, and room for the keys that its lookups need. */
 struct workspace {
 	struct packet packet;
 	struct prefix6 key;
 	__u32 index;
-	__u32 scope; /* for later stages: of the policy that judged it, the rank that won and the verdict */
+	__u32 scope; /* for observe.h: of the policy that judged it, the rank that won, and bits of rules to report */
 	__u32 rank;
-	__u32 verdict;
+	__u32 observed_count;
+	__u32 observed[OBSERVED_REPORTS];
+	struct outcome outcome;
 };
 
 /*
@@ -107,8 +122,30 @@ struct workspace {
  */
 BPF_TABLE_PINNED("percpu_array", __u32, struct workspace, scratch, ROW_COUNT, PIN("scratch"));
 
-/* What some packets go through after their verdict, by STAGE_*: programs, one array a kind of program. */
-BPF_TABLE_PINNED("prog", __u32, __u32, xdp_stages, STAGE_COUNT, PIN("xdp_stages"));
-BPF_TABLE_PINNED("prog", __u32, __u32, tc_stages, STAGE_COUNT, PIN("tc_stages"));
+/* The program for rules that observe, and the reporter, of each program type: its only element. Every set of programs has its own, so these are never kept. */
+BPF_TABLE_PINNED("prog", __u32, __u32, observe_xdp, 1, PIN("observe_xdp"));
+BPF_TABLE_PINNED("prog", __u32, __u32, observe_tc, 1, PIN("observe_tc"));
+BPF_TABLE_PINNED("prog", __u32, __u32, report_xdp, 1, PIN("report_xdp"));
+BPF_TABLE_PINNED("prog", __u32, __u32, report_tc, 1, PIN("report_tc"));
+
+/* Where a report is put together; by stream its limits at work. */
+struct report_room {
+	struct report report;
+	__u8 bytes[SNAP_LENGTH_MAX];
+};
+BPF_TABLE_PINNED("percpu_array", __u32, struct report_room, report_rooms, 1, PIN("report_rooms"));
+BPF_TABLE_PINNED("percpu_array", __u32, struct report_bucket, report_buckets, STREAM_COUNT, PIN("report_buckets"));
+
+/* The ring that the service reads reports from (Linux 5.8). bcc's own macro cannot pin one. */
+struct reports_table_t {
+	int key;
+	__u32 leaf;
+	int (*ringbuf_output)(void *, __u64, __u64);
+	void *(*ringbuf_reserve)(__u64);
+	void (*ringbuf_discard)(void *, __u64);
+	void (*ringbuf_submit)(void *, __u64);
+	__u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" PIN("reports")))) struct reports_table_t reports = {.max_entries = REPORT_BYTES};
 
 #endif

@@ -6,22 +6,31 @@
 #ifndef EBPF_FW_OBSERVE_H
 #define EBPF_FW_OBSERVE_H
 
-/* What a later stage needs to know; the packet stands in the workspace already. */
-static __always_inline void keep_for_stages(struct workspace *room, const struct decision *decision)
+/* Beside the outcome (report.h). */
+static __always_inline void hand_over_to_observers(const struct decision *decision)
 {
-	room->scope = decision->scope;
-	room->rank = decision->rank;
-	room->verdict = decision->verdict;
+	decision->room->scope = decision->scope;
+	decision->room->rank = decision->rank;
+}
+
+/* Remembers a rule that would have dropped the packet. */
+static __always_inline void note_observer(volatile struct workspace *room, __u32 bit)
+{
+	__u32 count = room->observed_count;
+
+	if (count >= OBSERVED_REPORTS)
+		return;
+	room->observed[count] = bit;
+	room->observed_count = count + 1;
 }
 
 /*
- * Counts the rules behind the enforcing words whose bits all six vectors have and whose rank is smaller than `rank`. One
+ * Counts the rules behind the enforcing words whose bits all six vectors have and whose rank is smaller than the winner's. One
  * loop over summaries, words and bits, and where it stands is kept in map memory as in first_rule(): `best` holds the
  * bits of the word `enough` that are still to be looked at.
  */
-static __always_inline void count_observers(volatile struct search *search, const struct policy *head, __u32 scope,
-					    __u32 rank, __u32 length, __u32 n0, __u32 n1, __u32 n2, __u32 n3, __u32 n4,
-					    __u32 n5)
+static __always_inline void count_observers(struct workspace *room, volatile struct search *search, __u32 enforcing,
+					    __u32 n0, __u32 n1, __u32 n2, __u32 n3, __u32 n4, __u32 n5)
 {
 	struct vector *v0 = policy_vectors.lookup(&n0), *v1 = policy_vectors.lookup(&n1);
 	struct vector *v2 = policy_vectors.lookup(&n2), *v3 = policy_vectors.lookup(&n3);
@@ -41,14 +50,17 @@ static __always_inline void count_observers(volatile struct search *search, cons
 		both = search->best;
 		if (both) {
 			search->best = both & (both - 1);
-			bit = (scope * VECTOR_WORDS + search->enough) * 64 + lowest_bit(both);
+			bit = (room->scope * VECTOR_WORDS + search->enough) * 64 + lowest_bit(both);
 			rule = policy_rules.lookup(&bit);
 			if (!rule)
 				break;
-			if (rule->rank < rank)
-				count_policy_rule(rule->slot, length);
-			else
+			if (rule->rank >= room->rank) {
 				search->best = 0; /* those behind it in the word are no better */
+				continue;
+			}
+			count_policy_rule(rule->slot, room->packet.length);
+			if (!(rule->rank & RANK_ALLOW))
+				note_observer(room, bit);
 			continue;
 		}
 		candidates = search->candidates;
@@ -67,7 +79,7 @@ static __always_inline void count_observers(volatile struct search *search, cons
 		asm volatile("" : "+r"(word));
 		if (word >= VECTOR_WORDS)
 			break;
-		if (word < head->enforcing)
+		if (word < enforcing)
 			continue;
 		search->best = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] & v4->word[word] &
 			       v5->word[word];
@@ -75,32 +87,57 @@ static __always_inline void count_observers(volatile struct search *search, cons
 	}
 }
 
-/* The verdict of the packet that the hook's program put into the workspace. */
-static __always_inline int observe(__u32 hook)
+/* Reports what was noted, as far as there are tokens for it. Apart from the loop above, or the verifier would meet all of
+ * this in each of its turns. */
+static __always_inline void report_observers(const struct control *control, volatile struct workspace *room,
+					     __u32 hook)
 {
-	struct workspace *room = scratch.lookup(&hook);
-	struct search *search = policy_search.lookup(&hook);
-	__u32 scope, protocol, addresses[SIDE_COUNT] = {};
-	const struct packet *packet;
-	struct policy *head;
+	__u32 zero = 0, bit;
+	struct report_room *made = report_rooms.lookup(&zero);
+	struct policy_rule *rule;
 
-	if (!room || !search)
-		return VERDICT_PASS;
-	scope = room->scope;
-	head = policy_heads.lookup(&scope);
-	if (!head)
-		return room->verdict;
-	packet = &room->packet;
+	if (!made)
+		return;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < OBSERVED_REPORTS; i++) {
+		if (i >= room->observed_count)
+			break;
+		bit = room->observed[i];
+		rule = policy_rules.lookup(&bit);
+		if (!rule || !take_token(&control->report_limits[STREAM_EVENTS], STREAM_EVENTS))
+			break;
+		fill_report(&made->report, (struct workspace *)room, hook, 1 << STREAM_EVENTS, rule->handle);
+		made->report.verdict = VERDICT_DROP;
+		made->report.reason = REASON_RULE;
+		made->report.kind = REPORT_OBSERVED;
+		send_report(made, 0);
+	}
+}
+
+/* All rules that observe, of the packet in the workspace. Answers whether somebody listens to its verdict. */
+static __always_inline int observe(struct workspace *room, __u32 hook)
+{
+	__u32 scope = room->scope, place = hook, zero = 0, protocol, addresses[SIDE_COUNT] = {};
+	struct search *search = policy_search.lookup(&place);
+	struct control *control = control_map.lookup(&zero);
+	struct policy *head = policy_heads.lookup(&scope);
+	const struct packet *packet = &room->packet;
+
+	if (!search || !control || !head)
+		return 0;
 	protocol = protocol_vector(packet, scope);
 	if (packet->family == FAMILY_IPV4)
 		address_vectors4(packet, scope, addresses);
 	else
 		address_vectors6(packet, head, addresses);
-	count_observers(search, head, scope, room->rank, packet->length, protocol, addresses[SIDE_SOURCE],
+	room->observed_count = 0;
+	count_observers(room, search, head->enforcing, protocol, addresses[SIDE_SOURCE],
 			addresses[SIDE_DESTINATION], port_vector(packet, scope, SIDE_SOURCE, protocol),
 			port_vector(packet, scope, SIDE_DESTINATION, protocol),
 			interface_vector(packet, head, scope, protocol));
-	return room->verdict;
+	if (control->listening & LISTEN_EVENTS)
+		report_observers(control, room, hook);
+	return control->listening >> (room->outcome.verdict & 1) & 1;
 }
 
 #endif

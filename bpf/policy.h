@@ -260,8 +260,8 @@ static __always_inline void best_policy(struct decision *best, struct policy *he
 		return;
 	best->rank = rule->rank;
 	best->slot = rule->slot;
-	best->handle = rule->handle;
 	best->is_policy = 1;
+	best->room->outcome.handle = rule->handle;
 }
 
 #endif

@@ -42,8 +42,13 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 	decide(&decision, packet, HOOK_EGRESS);
 	account(&decision, packet, HOOK_EGRESS);
 	if (decision.observe) {
-		keep_for_stages(room, &decision);
-		tc_stages.call(skb, STAGE_OBSERVE); /* returns where there is no such program */
+		hand_over(&decision, bare);
+		hand_over_to_observers(&decision);
+		observe_tc.call(skb, 0);
+	}
+	if (is_listened_to(&decision)) {
+		hand_over(&decision, bare);
+		report_tc.call(skb, 0);
 	}
 	return decision.verdict == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
@@ -56,9 +61,4 @@ int fw_tc_ethernet(struct __sk_buff *skb)
 int fw_tc_ip(struct __sk_buff *skb)
 {
 	return filter_tc(skb, 1);
-}
-
-int fw_tc_observe(struct __sk_buff *skb)
-{
-	return observe(HOOK_EGRESS) == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }

@@ -59,19 +59,19 @@ static __always_inline int judge(struct xdp_md *ctx, __u32 hook)
 	run->reason = decision.reason;
 	run->rank = decision.rank;
 	run->is_policy = decision.is_policy;
-	run->handle = decision.handle;
+	run->handle = room->outcome.handle;
 	run->scope = decision.best >> 8 & 0xff;
 	run->prefix = decision.best & 0xff;
 	run->is_judged = 1;
 	return XDP_PASS;
 }
 
-int fw_test_ingress(struct xdp_md *ctx)
+int fw_test_xdp_ingress(struct xdp_md *ctx)
 {
 	return judge(ctx, HOOK_INGRESS);
 }
 
-int fw_test_egress(struct xdp_md *ctx)
+int fw_test_xdp_egress(struct xdp_md *ctx)
 {
 	return judge(ctx, HOOK_EGRESS);
 }

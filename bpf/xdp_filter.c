@@ -25,8 +25,13 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 	decide(&decision, packet, HOOK_INGRESS);
 	account(&decision, packet, HOOK_INGRESS);
 	if (decision.observe) {
-		keep_for_stages(room, &decision);
-		xdp_stages.call(ctx, STAGE_OBSERVE); /* returns where there is no such program */
+		hand_over(&decision, bare);
+		hand_over_to_observers(&decision);
+		observe_xdp.call(ctx, 0);
+	}
+	if (is_listened_to(&decision)) {
+		hand_over(&decision, bare);
+		report_xdp.call(ctx, 0);
 	}
 	return decision.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
 }
@@ -39,9 +44,4 @@ int fw_xdp_ethernet(struct xdp_md *ctx)
 int fw_xdp_ip(struct xdp_md *ctx)
 {
 	return filter_xdp(ctx, 1);
-}
-
-int fw_xdp_observe(struct xdp_md *ctx)
-{
-	return observe(HOOK_INGRESS) == VERDICT_DROP ? XDP_DROP : XDP_PASS;
 }

@@ -22,7 +22,7 @@ from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.left_over import left_over, live_slots
 from firewall.kernel.loader import bcc_version
 from firewall.kernel.map_audit import MapAudit
-from firewall.kernel.maps import SHARED, PinnedMaps
+from firewall.kernel.maps import KEPT, NAMES, OBSERVE_WAYS, REPORT_WAYS, PinnedMaps
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
@@ -78,7 +78,7 @@ class LinuxKernel:
             return live_slots(self._datapath)
         if pinned is not None:
             # Laid out in the same way: what they count until the hooks have other programs is not lost.
-            self._superseded = PinnedMaps(self._pin_root, SHARED)
+            self._superseded = PinnedMaps(self._pin_root, KEPT)
         self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_INTERVALS), {})
         return {}
 
@@ -97,7 +97,7 @@ class LinuxKernel:
     def _build_over_pinned(self, capacities: Capacities) -> None:
         """Other programs, the same maps."""
         with ExitStack() as descriptors:
-            keep = {name: bpf.get(self._pin_root / "maps" / name) for name in SHARED}
+            keep = {name: bpf.get(self._pin_root / "maps" / name) for name in KEPT}
             for fd in keep.values():
                 descriptors.callback(os.close, fd)
             self._build(capacities, keep)
@@ -132,8 +132,9 @@ class LinuxKernel:
         """Builds programs with larger policy tables beside, fills those, puts the programs on every hook."""
         self._datapath.settle()
         old, present, old_datapath = self._set, self._capacities, self._datapath
-        renewed = {name for name in SHARED if name.startswith("policy_")} - {"policy_counters"}
-        kept = {name: old.maps[name].fd for name in SHARED if name not in renewed}
+        renewed = {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
+        renewed.update((*REPORT_WAYS, *OBSERVE_WAYS))
+        kept = {name: old.maps[name].fd for name in NAMES if name not in renewed}
         was_promoted = self._is_promoted
         self._build(wanted, kept)
         try:

@@ -23,7 +23,6 @@ from firewall.kernel.source import (
     OFFLOAD_PARTS,
     OFFLOAD_PROGRAM,
     PROGRAMS,
-    STAGES,
     TEST_PARTS,
     TEST_PROGRAMS,
     Capacities,
@@ -113,7 +112,8 @@ def _job(order: dict[str, Any]) -> _Job:
     if "tests" in order:
         flags = [*capacities.flags(pin_root), "-Wno-unused-function"]
         return _Job(program_text(TEST_PARTS), flags, dict.fromkeys(TEST_PROGRAMS, True), None)
-    return _Job(program_text(), capacities.flags(pin_root), {name: is_xdp(name) for name in PROGRAMS}, None)
+    kinds = {name: is_xdp(name) for name in PROGRAMS}
+    return _Job(program_text(), capacities.flags(pin_root), kinds, None)
 
 
 def _compile(job: _Job, pin_root: Path) -> str:
@@ -130,24 +130,12 @@ def _compile(job: _Job, pin_root: Path) -> str:
         os.dup2(2, 1)
         try:
             module = bcc.BPF(text=job.text, cflags=job.flags, device=job.device)
-            for name, is_xdp in job.is_xdp.items():
-                kind = bcc.BPF.XDP if is_xdp else bcc.BPF.SCHED_CLS
+            for name, for_xdp in job.is_xdp.items():
+                kind = bcc.BPF.XDP if for_xdp else bcc.BPF.SCHED_CLS
                 bpf.pin(module.load_func(name, kind, device=job.device).fd, pin_root / "programs" / name)
-            _fill_stages(job, pin_root)
         finally:
             os.dup2(answer, 1)
         return str(bcc.__version__)
-
-
-def _fill_stages(job: _Job, pin_root: Path) -> None:
-    """Puts the programs of later stages where those of the hooks find them."""
-    for (array, stage), name in STAGES.items():
-        if name not in job.is_xdp:
-            continue
-        program, stages = bpf.get(pin_root / "programs" / name), bpf.Map.pinned(pin_root / "maps" / array)
-        stages.update(stage.to_bytes(4, "little"), program.to_bytes(4, "little"))
-        stages.close()
-        os.close(program)
 
 
 if __name__ == "__main__":

@@ -38,11 +38,12 @@ ARRAYS = {
     "policy_rules": POLICY_RULE,
     "interface_slots": INTERFACE_SLOT,
 }
-# Made anew with each set of programs, never shared with another: they hold its own programs.
-STAGES = ("xdp_stages", "tc_stages")
-# What all programs use, and what a set can be recognized by.
-SHARED = (*HASHES, *ARRAYS, "policy_vectors")
-NAMES = (*SHARED, *STAGES)
+# The reporter's own. Its way in (a map a program type) belongs to one set of programs; nothing here is worth keeping.
+REPORT_WAYS = ("report_xdp", "report_tc")
+REPORTING = ("reports", "report_rooms", "report_buckets", *REPORT_WAYS)
+OBSERVE_WAYS = ("observe_xdp", "observe_tc")  # the same of the programs for rules that observe
+KEPT = (*HASHES, *ARRAYS, "policy_vectors")
+NAMES = (*KEPT, *REPORTING, *OBSERVE_WAYS)
 
 
 def vector_words(size: int) -> int:
@@ -51,13 +52,13 @@ def vector_words(size: int) -> int:
 
 
 class PinnedMaps:
-    """Every map below pin_root/maps: `hashes` by name, `arrays` shared with the kernel by name.
+    """The maps below pin_root/maps: `maps` by name, `arrays` shared with the kernel by name.
 
     Raises FileNotFoundError where one is missing.
     """
 
     def __init__(self, pin_root: Path, names: Sequence[str] = NAMES) -> None:
-        """`names`: NAMES, or SHARED where the programs do not matter."""
+        """`names`: all, or KEPT."""
         self.maps: dict[str, Map] = {}
         try:
             for name in names:

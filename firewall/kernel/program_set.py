@@ -20,8 +20,15 @@ from firewall.errors import FirewallError
 from firewall.kernel import bpf, bpffs
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.loader import load
-from firewall.kernel.maps import SHARED, PinnedMaps
-from firewall.kernel.source import PROGRAMS, Capacities, layout_fingerprint, program_fingerprint
+from firewall.kernel.maps import KEPT, PinnedMaps
+from firewall.kernel.source import (
+    OBSERVERS,
+    PROGRAMS,
+    REPORTERS,
+    Capacities,
+    layout_fingerprint,
+    program_fingerprint,
+)
 from firewall.layout import ADDRESS_ENTRY
 
 INITIAL_ADDRESSES = 16384
@@ -43,10 +50,10 @@ class ProgramSet:
 
 
 def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
-    """Of the maps that are pinned, None where they are not all there, are laid out in another way or hold the
-    rules of another owner."""
+    """Of the maps that are pinned, None where those to keep are not all there, are laid out in another way or hold
+    the rules of another owner."""
     try:
-        maps = PinnedMaps(pin_root, SHARED)
+        maps = PinnedMaps(pin_root, KEPT)
     except FileNotFoundError:
         return None
     except ValueError:
@@ -54,7 +61,7 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
     try:
         if (int(maps.control["layout"]), int(maps.control["owner"])) != (layout_fingerprint(), owner):
             return None
-        size = {name: maps[name].info.max_entries for name in SHARED}
+        size = {name: maps[name].info.max_entries for name in KEPT}
         return Capacities(
             rules=size["policy_counters"] // 2,
             vectors=size["policy_vectors"] // 2,
@@ -83,7 +90,7 @@ def adopt(pin_root: Path, capacities: Capacities) -> ProgramSet | None:
         maps.close()
         return None
     try:
-        return ProgramSet(_open_programs(pin_root), maps, None)
+        return _with_reporters(ProgramSet(_open_programs(pin_root), maps, None))
     except FileNotFoundError:
         maps.close()
         return None
@@ -105,7 +112,7 @@ def recover(pin_root: Path, program_id: int) -> None:
         if inner_id is not None:
             found[f"address{version}"] = bpf.Map.by_id(int.from_bytes(inner_id, "little"))
     for name, each in found.items():
-        if name in SHARED:
+        if name in KEPT:
             bpf.pin(each.fd, pin_root / "maps" / name)
         each.close()
 
@@ -129,10 +136,17 @@ def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int], owner
         maps.control["program"] = program_fingerprint(capacities)
         maps.control["layout"] = layout_fingerprint()
         maps.control["owner"] = owner
-        return ProgramSet(_open_programs(beside), maps, version)
+        return _with_reporters(ProgramSet(_open_programs(beside), maps, version))
     except BaseException:
         discard(beside)
         raise
+
+
+def _with_reporters(loaded: ProgramSet) -> ProgramSet:
+    """The same set, its filters now led to its reporters, and to the programs for rules that observe."""
+    for way, program in {**REPORTERS, **OBSERVERS}.items():
+        loaded.maps[way].update(bytes(4), loaded.programs[program].to_bytes(4, "little"))
+    return loaded
 
 
 def _ensure_addresses(beside: Path) -> None:

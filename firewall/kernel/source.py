@@ -19,11 +19,11 @@ from firewall.policy import policy_words
 UAPI = ("bpf", "if_ether", "ip", "ipv6", "tcp", "udp", "pkt_cls")
 PARTS = (
     "layout.h", "parse.h", "maps.h", "keys.h", "decision.h", "address.h", "policy.h", "decide.h", "account.h",
-    "observe.h", "xdp_filter.c", "tc_filter.c",
+    "report.h", "observe.h", "xdp_filter.c", "tc_filter.c", "observer.c", "reporter.c",
 )  # fmt: skip
 
 TEST_PARTS = (*(part for part in PARTS if part.endswith(".h")), "test_filter.c")
-TEST_PROGRAMS = ("fw_test_ingress", "fw_test_egress")  # by hook
+TEST_PROGRAMS = ("fw_test_xdp_ingress", "fw_test_xdp_egress")  # by hook
 
 OFFLOAD_PARTS = ("layout.h", "parse.h", "keys.h", "decision.h", "offload_filter.c")
 OFFLOAD_PROGRAM = "fw_xdp_offload"
@@ -31,22 +31,16 @@ OFFLOAD_PROGRAM = "fw_xdp_offload"
 # Entry points: (hook, has an Ethernet header) to function and program type name.
 XDP_PROGRAMS = {True: "fw_xdp_ethernet", False: "fw_xdp_ip"}
 TC_PROGRAMS = {True: "fw_tc_ethernet", False: "fw_tc_ip"}
-# Stages after the verdict: the array of programs and the place in it, to the function.
-STAGES = {
-    ("xdp_stages", C["STAGE_OBSERVE"]): "fw_xdp_observe",
-    ("tc_stages", C["STAGE_OBSERVE"]): "fw_tc_observe",
-}
-PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values(), *STAGES.values())
+# By the map that leads to them: what the others end in when somebody listens.
+REPORTERS = {"report_xdp": "fw_report_xdp", "report_tc": "fw_report_tc"}
+# The same for what they end in where rules observe.
+OBSERVERS = {"observe_xdp": "fw_xdp_observe", "observe_tc": "fw_tc_observe"}
+PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values(), *REPORTERS.values(), *OBSERVERS.values())
 OUR_PROGRAMS = frozenset((*PROGRAMS, OFFLOAD_PROGRAM))
-
-
-def is_xdp(program: str) -> bool:
-    """Else it is of the other kind, SCHED_CLS."""
-    return not program.startswith("fw_tc")
-
 
 BPF_F_NO_PREALLOC = 1
 POLICY_INTERFACES_MAX = 4096
+REPORT_BYTES = 1 << 22  # of the ring: a power of two, and whole pages of any size
 
 
 @dataclass(frozen=True)
@@ -69,8 +63,14 @@ class Capacities:
             "VECTOR_WORDS": self.words,
             "VECTOR_COUNT": self.vectors,
             "INTERVAL_COUNT": self.intervals,
+            "REPORT_BYTES": REPORT_BYTES,
         }
         return [f'-DPIN_ROOT="{pin_root}"', *(f"-D{name}={value}" for name, value in sizes.items())]
+
+
+def is_xdp(program: str) -> bool:
+    """Else it is a classifier."""
+    return program.startswith("fw_") and "_xdp" in program
 
 
 def program_text(parts: Sequence[str] = PARTS) -> str:

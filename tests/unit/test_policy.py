@@ -42,7 +42,7 @@ def expected(rules: Sequence[dict[str, Any]], packet: Packet, hook: int, interfa
     matching = [
         (oracle.rank(each), handle)
         for handle, each in enumerate(rules, 1)
-        if oracle.matches(each, packet, HOOKS[hook], interface)
+        if each.get("mode") != "observe" and oracle.matches(each, packet, HOOKS[hook], interface)
     ]
     return min(matching)[1] if matching else None
 
