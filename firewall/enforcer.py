@@ -20,6 +20,7 @@ from firewall.following import tell
 from firewall.in_force import About, Limits, Manner
 from firewall.interface_changes import InterfaceChanges
 from firewall.interfaces import Interfaces
+from firewall.judging import Judging
 from firewall.layout import HOOKS
 from firewall.list_import import ListImport
 from firewall.rule_changes import RuleChanges
@@ -32,7 +33,7 @@ _WATCH_S = 0.5
 _LOOK_S = 2.0  # between looks at what no message tells of
 
 
-class Enforcer(RuleChanges, ListImport, InterfaceChanges):
+class Enforcer(RuleChanges, ListImport, InterfaceChanges, Judging):
     """The rules in force. Every method may be called from any thread."""
 
     def __init__(

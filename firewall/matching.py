@@ -53,8 +53,8 @@ class Rules(Protocol):
 
 
 def matching_rules(packet: Packet, rules: Rules) -> list[MatchingRule]:
-    """All enabled rules that match, the first that does not only observe wins. Where ranks are equal, the order is that in which the filters
-    choose: rules of the address tables by list, length and age, then those of the policy by age."""
+    """All enabled rules that match; the first that does not only observe wins. Where ranks are equal, the order is that
+    in which the filters choose: rules of the address tables by list, length and age, then those of the policy by age."""
     found = _address_matches(packet, rules.addresses)
     found += _policy_matches(packet, rules.policy_rules.values())
     return [each for _, each in sorted(found)]
@@ -91,7 +91,10 @@ def _prefixes(packet: Packet, occupancy: Occupancy) -> Iterable[tuple[int, int, 
 
 def _policy_matches(packet: Packet, rules: Iterable[PolicyRule]) -> list[_Found]:
     return [
-        ((each.rule.rank, 1, each.handle), MatchingRule(each.rule.rank, each.handle, True, each.rule.observes))
+        (
+            (each.rule.rank, 1, each.handle),
+            MatchingRule(each.rule.rank, each.handle, True, each.rule.observes),
+        )
         for each in rules
         if matches(each.rule, packet)
     ]

@@ -20,6 +20,7 @@ CALLS = {
     "GET /v1/rules", "POST /v1/rules", "POST /v1/rules/batch",
     "GET /v1/rules/{rule_id}", "PUT /v1/rules/{rule_id}",
     "PATCH /v1/rules/{rule_id}", "DELETE /v1/rules/{rule_id}",
+    "POST /v1/rules/{rule_id}/promote", "POST /v1/test",
     "GET /v1/ruleset", "PUT /v1/ruleset",
     "GET /v1/interfaces", "GET /v1/interfaces/{name}",
     "PUT /v1/interfaces/{name}", "DELETE /v1/interfaces/{name}",
