@@ -60,7 +60,7 @@ app.add_typer(rules.app, name="rule")
 app.add_typer(interfaces.app, name="interface")
 command(app, "import")(import_rules.import_rules)
 command(app, "export")(export.export)
-command(app, "test")(packet_test.test)
+command(app, "test")(packet_test.judge)
 command(app, "check")(check.check)
 
 

@@ -20,7 +20,7 @@ def _text(flag: str, metavar: str, text: str) -> Any:
     return typer.Option(flag, metavar=metavar, help=text, show_default=False)
 
 
-def test(
+def judge(
     session: Session,
     hook: Annotated[Hook, typer.Option(help="Where the packet would be met.")] = Hook.ingress,
     interface: Annotated[

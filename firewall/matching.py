@@ -53,8 +53,8 @@ class Rules(Protocol):
 
 
 def matching_rules(packet: Packet, rules: Rules) -> list[MatchingRule]:
-    """All enabled rules that match; the first that does not only observe wins. Where ranks are equal, the order is that
-    in which the filters choose: rules of the address tables by list, length and age, then those of the policy by age."""
+    """All enabled rules that match; the first that does not only observe wins. Where ranks are equal, they stand in the
+    order in which the filters choose: those of the address tables by list, length and age, then the policy's by age."""
     found = _address_matches(packet, rules.addresses)
     found += _policy_matches(packet, rules.policy_rules.values())
     return [each for _, each in sorted(found)]
