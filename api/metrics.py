@@ -14,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from api.openapi import problems
+from api.report_metrics import of_reports
 from api.running import Running
 from firewall.drift import KINDS
 from firewall.view import CounterView, StatusView
@@ -43,6 +44,7 @@ class FirewallCollector(Collector):
         yield ready
         yield from _gauges(status)
         yield from _traffic(self._running.firewall.counters())
+        yield from of_reports(self._running.firewall.reporting)
 
 
 def _gauges(status: StatusView) -> Iterator[Metric]:

@@ -317,12 +317,9 @@ struct offload_state {
 /*
  * One packet that is judged for a question (bpf/test_filter.c), by hook: what is asked of it, then what was found.
  * TEST_PREFIX bytes stand before the frame, since a test run wants so many. `length`: of the frame as it was on the
- * wire; fewer bytes of it may be there. `has`: which of the fields below IP were read.
+ * wire; fewer bytes of it may be there. `has`: REPORT_HAS_*.
  */
 #define TEST_PREFIX 14
-#define TEST_HAS_PORTS 1
-#define TEST_HAS_FLAGS 2
-#define TEST_HAS_ICMP 4
 
 struct test_run {
 	__u32 ifindex;
@@ -359,6 +356,11 @@ enum report_kind {
 	REPORT_COUNT = 2,
 };
 
+/* Which of the fields below IP the packet has. */
+#define REPORT_HAS_PORTS 1
+#define REPORT_HAS_FLAGS 2
+#define REPORT_HAS_ICMP 4
+
 /* A report, before `captured` bytes of the packet. Addresses in network order, ports in host order. */
 struct report {
 	__u64 time; /* CLOCK_MONOTONIC, ns */
@@ -379,7 +381,7 @@ struct report {
 	__u8 family;
 	__u8 is_ip;
 	__u8 protocol;
-	__u8 l4; /* enum l4 of parse.h: 0 = no ports, flags, type and code */
+	__u8 has; /* REPORT_HAS_* */
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;

@@ -89,8 +89,7 @@ static __always_inline void count_observers(struct workspace *room, volatile str
 
 /* Reports what was noted, as far as there are tokens for it. Apart from the loop above, or the verifier would meet all of
  * this in each of its turns. */
-static __always_inline void report_observers(const struct control *control, volatile struct workspace *room,
-					     __u32 hook)
+static __always_inline void report_observers(const struct control *control, volatile struct workspace *room, __u32 hook)
 {
 	__u32 zero = 0, bit;
 	struct report_room *made = report_rooms.lookup(&zero);
@@ -131,8 +130,8 @@ static __always_inline int observe(struct workspace *room, __u32 hook)
 	else
 		address_vectors6(packet, head, addresses);
 	room->observed_count = 0;
-	count_observers(room, search, head->enforcing, protocol, addresses[SIDE_SOURCE],
-			addresses[SIDE_DESTINATION], port_vector(packet, scope, SIDE_SOURCE, protocol),
+	count_observers(room, search, head->enforcing, protocol, addresses[SIDE_SOURCE], addresses[SIDE_DESTINATION],
+			port_vector(packet, scope, SIDE_SOURCE, protocol),
 			port_vector(packet, scope, SIDE_DESTINATION, protocol),
 			interface_vector(packet, head, scope, protocol));
 	if (control->listening & LISTEN_EVENTS)

@@ -184,8 +184,8 @@ static __always_inline __u32 interface_vector(const struct packet *packet, struc
  */
 #define RULE_NONE 0xffffffff
 
-static __always_inline __u32 first_rule(volatile struct search *search, __u32 scope, __u32 words, __u32 n0, __u32 n1, __u32 n2,
-					__u32 n3, __u32 n4, __u32 n5)
+static __always_inline __u32 first_rule(volatile struct search *search, __u32 scope, __u32 words, __u32 n0, __u32 n1,
+					__u32 n2, __u32 n3, __u32 n4, __u32 n5)
 {
 	struct vector *v0 = policy_vectors.lookup(&n0), *v1 = policy_vectors.lookup(&n1);
 	struct vector *v2 = policy_vectors.lookup(&n2), *v3 = policy_vectors.lookup(&n3);

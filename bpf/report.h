@@ -106,6 +106,21 @@ static __always_inline __u32 winner(struct workspace *room)
 	return room->outcome.is_policy ? room->outcome.handle : address_handle(room);
 }
 
+/* REPORT_HAS_* */
+static __always_inline __u8 fields_of(__u8 l4)
+{
+	switch (l4) {
+	case L4_TCP:
+		return REPORT_HAS_PORTS | REPORT_HAS_FLAGS;
+	case L4_PORTS:
+		return REPORT_HAS_PORTS;
+	case L4_ICMP:
+		return REPORT_HAS_ICMP;
+	default:
+		return 0;
+	}
+}
+
 static __always_inline void fill_report(struct report *report, struct workspace *room, __u32 hook, __u32 streams,
 					__u32 handle)
 {
@@ -131,7 +146,7 @@ static __always_inline void fill_report(struct report *report, struct workspace 
 	report->family = packet->family;
 	report->is_ip = packet->is_ip;
 	report->protocol = packet->protocol;
-	report->l4 = packet->l4;
+	report->has = fields_of(packet->l4);
 	report->tcp_flags = packet->tcp_flags;
 	report->icmp_type = packet->icmp_type;
 	report->icmp_code = packet->icmp_code;

@@ -19,10 +19,7 @@ static __always_inline void keep_packet(struct test_run *run, const struct packe
 	run->family = packet->family;
 	run->is_ip = packet->is_ip;
 	run->protocol = packet->protocol;
-	run->has = packet->l4 == L4_TCP	    ? TEST_HAS_PORTS | TEST_HAS_FLAGS
-		   : packet->l4 == L4_PORTS ? TEST_HAS_PORTS
-		   : packet->l4 == L4_ICMP  ? TEST_HAS_ICMP
-					    : 0;
+	run->has = fields_of(packet->l4);
 	run->tcp_flags = packet->tcp_flags;
 	run->icmp_type = packet->icmp_type;
 	run->icmp_code = packet->icmp_code;

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from firewall.hits import Hits, InterfaceHits
 from firewall.policy import Policy
+from firewall.report import ReportSource
 
 
 class Entry(NamedTuple):
@@ -212,6 +213,9 @@ class Kernel(Protocol):
     def start(self, owner: int) -> dict[int, int]:
         """Loads or finds the programs, those of this owner (a number of the store). Answers the slots of policy
         rules by handle that the maps already count."""
+
+    def report_source(self) -> ReportSource:
+        """Of the programs that start() found or loaded, for as long as they run. Whoever asks closes it."""
 
     def stop(self, keep: bool = False) -> None:
         """Unpins everything and lets go of it (detach first), or, to `keep` it, lets go alone: what hooks run goes

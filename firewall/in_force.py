@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from firewall.hits import Hits
 from firewall.interfaces import Interfaces
 from firewall.layout import C
 from firewall.policy import Policy
+from firewall.reporting import Reporting, ReportLimits
 from firewall.ruleset import Ruleset
 from firewall.store import Block, Store
 
@@ -49,6 +50,7 @@ class Manner:
 
     options: tuple[int, int]
     heals: bool
+    reports: ReportLimits = field(default_factory=ReportLimits)
 
 
 class InForce:
@@ -78,6 +80,7 @@ class InForce:
         self._ruleset = self._empty_ruleset({})
         self._watched = DriftWatch(kernel, interfaces, lambda: self._ruleset.addresses, self._image)
         self._watched.heals = manner.heals
+        self.reporting = Reporting(store.ids_of, manner.reports)
         self._is_started = False
         self._adrift: str | None = None
         self._owed: dict[int, Hits] = {}

@@ -460,6 +460,16 @@ class Store:
             some = values[at : at + 500]
             yield from self._records(f"WHERE {column} IN ({','.join('?' * len(some))})", some)
 
+    def ids_of(self, handles: Sequence[int]) -> dict[int, str]:
+        """Ids of the rules that exist, by handle."""
+        records = [
+            each for at in range(0, len(handles), 500) for each in self._ids_page(handles[at : at + 500])
+        ]
+        return {each.handle: each.rule.id for each in records}
+
+    def _ids_page(self, handles: Sequence[int]) -> list[Record]:
+        return self.page(RuleQuery(), 0, len(handles), handles)[0]
+
     def loose(self, chunk: int = 5000) -> Iterator[Record]:
         """Rules that are in no block, in order of handle, that is of creation."""
         last = 0

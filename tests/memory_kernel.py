@@ -31,6 +31,7 @@ from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
 from firewall.layout import REASONS, VERDICTS
 from firewall.policy import Policy
+from firewall.report import Limit, NotSent
 from firewall.settings import Settings
 from tests import oracle
 from tests.unit.image import policy_rule
@@ -41,6 +42,44 @@ LINKS = (
     Link(3, "eth1", True, True),
     Link(4, "wg0", False, True),
 )
+
+
+class MemoryReports:
+    """What came over the wire is what a test puts into `records`, one report each."""
+
+    def __init__(self) -> None:
+        self.records: list[bytes] = []
+        self.missing = [NotSent(0, 0), NotSent(0, 0)]
+        self.limits: Sequence[Limit] = ()
+        self.listening = self.snap_length = 0
+        self._there_is = threading.Event()
+
+    def limit(self, limits: Sequence[Limit]) -> None:
+        self.limits = tuple(limits)
+
+    def listen(self, listening: int, snap_length: int) -> None:
+        self.listening, self.snap_length = listening, snap_length
+
+    def wait(self, timeout_s: float) -> None:
+        self._there_is.wait(timeout_s)
+        self._there_is.clear()
+
+    def wake(self) -> None:
+        self._there_is.set()
+
+    def put(self, *records: bytes) -> None:
+        self.records.extend(records)
+        self.wake()
+
+    def read(self, most: int) -> list[bytes]:
+        found, self.records = self.records[:most], self.records[most:]
+        return found
+
+    def not_sent(self) -> list[NotSent]:
+        return list(self.missing)
+
+    def close(self) -> None:
+        self.listen(0, 0)
 
 
 class MemoryKernel:
@@ -65,11 +104,15 @@ class MemoryKernel:
         self.edited: list[str] = []
         self.live: list[Connection] = []
         self.routes: dict[tuple[int, int], int | None] = {(4, 0x7F000001): 1, (6, 1): 1}
+        self.reports = MemoryReports()
         self._wake = threading.Event()
         self._max_addresses, self._max_rules = max_addresses, max_rules
 
     def start(self, owner: int) -> dict[int, int]:
         return {}
+
+    def report_source(self) -> MemoryReports:
+        return self.reports
 
     def stop(self, keep: bool = False) -> None:
         if not keep:

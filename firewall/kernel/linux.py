@@ -30,7 +30,7 @@ from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, owner, program_set
 from firewall.kernel.bpf import program_info
 from firewall.kernel.connections import Connections, route_to
-from firewall.kernel.datapath import KernelDatapath
+from firewall.kernel.datapath import KernelDatapath, possible_cpus
 from firewall.kernel.events import LinkEvents
 from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.left_over import left_over, live_slots
@@ -41,6 +41,7 @@ from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
 from firewall.kernel.questions import Questions
+from firewall.kernel.reports import KernelReports
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
 from firewall.layout import C
 from firewall.policy import Policy
@@ -185,6 +186,9 @@ class LinuxKernel:
             program_set.promote(self._pin_root)
             self._is_promoted = True
         return left
+
+    def report_source(self) -> KernelReports:
+        return KernelReports(self._set.maps, possible_cpus())
 
     def stop(self, keep: bool = False) -> None:
         """Unpins the maps and programs, unless they are to `keep` judging until the next start."""

@@ -95,9 +95,9 @@ def _read(found: np.void) -> Read:
         int(found["protocol"]),
         bool(found["is_fragment"]),
         bool(found["is_later_fragment"]),
-        ports if has & C["TEST_HAS_PORTS"] else None,
-        int(found["tcp_flags"]) if has & C["TEST_HAS_FLAGS"] else None,
-        (int(found["icmp_type"]), int(found["icmp_code"])) if has & C["TEST_HAS_ICMP"] else None,
+        ports if has & C["REPORT_HAS_PORTS"] else None,
+        int(found["tcp_flags"]) if has & C["REPORT_HAS_FLAGS"] else None,
+        (int(found["icmp_type"]), int(found["icmp_code"])) if has & C["REPORT_HAS_ICMP"] else None,
     )
 
 
