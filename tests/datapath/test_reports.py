@@ -366,5 +366,3 @@ def test_where_the_reporter_cannot_be_called_the_verdict_stays(firewall: Loaded)
         finally:
             for way, name in zip(ways, ("fw_report_xdp", "fw_report_tc"), strict=True):
                 way.update(bytes(4), firewall.kernel._set.programs[name].to_bytes(4, "little"))
-
-
