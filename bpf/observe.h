@@ -20,7 +20,9 @@ static __always_inline void note_observer(volatile struct workspace *room, __u32
 
 	if (count >= OBSERVED_REPORTS)
 		return;
-	room->observed[count] = bit;
+	/* Linux 5.10 would not know that the register it compared and the one that is used are the same. */
+	asm volatile("" : "+r"(count));
+	room->observed[count & (OBSERVED_REPORTS - 1)] = bit;
 	room->observed_count = count + 1;
 }
 
