@@ -175,13 +175,19 @@ struct control {
 #define FAMILY_IPV6 1
 #define FAMILY_COUNT 2
 
+/* Elements of arrays are multiples of 8 bytes, so those of 4 go in pairs: number n is pair n / 2, half n % 2. */
+#define PAIR 2
+
 /* Consecutive elements of an array. */
 struct span {
 	__u32 first;
 	__u32 count;
 };
 
-/* What one generation of the policy says for one hook. Vector numbers index policy_vectors. */
+/*
+ * What one generation of the policy says for one hook. Vector numbers index policy_vectors. `anywhere`: by family and
+ * side, the vector of an address that is in no prefix.
+ */
 #define OPTION_DEFAULT_DROP 1
 #define OPTION_FRAGMENTS_DROP 2
 #define OPTION_MALFORMED_PASS 4
@@ -194,8 +200,26 @@ struct policy {
 	__u32 options;		  /* OPTION_* */
 	__u32 any_interface;	  /* vector for an interface that no rule names */
 	struct span addresses[2]; /* by side: of policy_ranges6 */
+	__u32 anywhere[4];	  /* family * SIDE_COUNT + side */
 	__u32 enforcing;	  /* words of rules that enforce; rules of the words behind them observe */
 	__u32 padding;
+};
+
+/*
+ * The vector of a class of addresses is that of an address in no prefix, but for some words: those are stored alone,
+ * so that the vectors of thousands of classes stay in a processor's cache. A class is consecutive elements of
+ * policy_lines, seen as words (S: summary words of a vector, bpf/maps.h):
+ *
+ *   0 ... S-1      bit w of word w / 64: word w differs, and stands below
+ *   S              16 bits for each of the former, lowest first: where those of its words begin
+ *   S+1 ...        the words that differ, lowest first
+ *
+ * An interval names a class by its first element.
+ */
+#define LINE_WORDS 8
+
+struct line {
+	__u64 word[LINE_WORDS]; /* 64 bytes, as a cache line */
 };
 
 /*
@@ -208,27 +232,36 @@ struct policy {
 
 /*
  * Addresses between two ends of prefixes are in the same prefixes, all of them: such an interval reaches from
- * `start` (host order) to the next element's, and names the vector of its addresses. The first of a list
+ * `start` (host order) to the next element's, and names the class of its addresses. The first of a list
  * starts at 0.
  *
- * For IPv4 policy_index4 has a struct span for every 16 leading bits: which intervals reach into them. Where
- * these are more than POLICY_CROWD, its count is 0 and it leads to a block of one span for each value of the
- * next 6 bits. Blocks stand behind all of the former, POLICY_BLOCK_SHARE elements for each interval there may be.
+ * For IPv4 policy_index4 has for every 16 leading bits which intervals reach into them:
+ *
+ *   bit   31 ... 5     4 ... 0
+ *         the first    how many
+ *
+ * Where these are more than POLICY_CROWD, it says 0 and leads to a block of one such number for each value of the
+ * next 8 bits. Blocks stand behind all of the former, POLICY_BLOCK_SHARE numbers for each interval there may be.
  */
 #define POLICY_INDEX_BITS 16
-#define POLICY_BLOCK_BITS 6
+#define POLICY_BLOCK_BITS 8
 #define POLICY_CROWD 16
-#define POLICY_BLOCK_SHARE 4
+#define INDEX_COUNT_BITS 5
+#define POLICY_BLOCK_SHARE 16
 #define POLICY_SCOPE_COUNT 8 /* (generation * HOOK_COUNT + hook) * SIDE_COUNT + side */
+
+struct index_pair {
+	__u32 reach[PAIR];
+};
 
 struct interval4 {
 	__u32 start;
-	__u32 vector;
+	__u32 line;
 };
 
 struct interval6 {
 	__u64 start[2]; /* upper and lower half */
-	__u64 vector;
+	__u64 line;
 };
 
 /*
@@ -250,8 +283,9 @@ struct vector_number {
 	__u64 vector;
 };
 
-struct port_vectors {
-	__u32 side[2]; /* as a source port, as a destination port */
+/* Number (scope * SIDE_COUNT + side) * PORT_ROWS + port. */
+struct port_pair {
+	__u32 vector[PAIR];
 };
 
 struct interface_key {
@@ -404,10 +438,12 @@ LAYOUT_SIZE(struct address_entry, 40);
 LAYOUT_SIZE(struct report_limit, 16);
 LAYOUT_SIZE(struct control, 208);
 LAYOUT_SIZE(struct span, 8);
-LAYOUT_SIZE(struct policy, 40);
+LAYOUT_SIZE(struct policy, 56);
+LAYOUT_SIZE(struct line, 64);
 LAYOUT_SIZE(struct interval4, 8);
 LAYOUT_SIZE(struct interval6, 24);
-LAYOUT_SIZE(struct port_vectors, 8);
+LAYOUT_SIZE(struct index_pair, 8);
+LAYOUT_SIZE(struct port_pair, 8);
 LAYOUT_SIZE(struct interface_key, 8);
 LAYOUT_SIZE(struct policy_rule, 16);
 LAYOUT_SIZE(struct rule_counter, 24);

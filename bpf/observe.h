@@ -32,16 +32,20 @@ static __always_inline void note_observer(volatile struct workspace *room, __u32
  * bits of the word `enough` that are still to be looked at.
  */
 static __always_inline void count_observers(struct workspace *room, volatile struct search *search, __u32 enforcing,
-					    __u32 n0, __u32 n1, __u32 n2, __u32 n3, __u32 n4, __u32 n5)
+					    struct vectors *of)
 {
-	struct vector *v0 = policy_vectors.lookup(&n0), *v1 = policy_vectors.lookup(&n1);
-	struct vector *v2 = policy_vectors.lookup(&n2), *v3 = policy_vectors.lookup(&n3);
-	struct vector *v4 = policy_vectors.lookup(&n4), *v5 = policy_vectors.lookup(&n5);
-	__u64 at, candidates, word, both;
+	struct vector *v0 = policy_vectors.lookup(&of->protocol), *v1 = policy_vectors.lookup(&of->interface);
+	struct vector *v2 = policy_vectors.lookup(&of->port[SIDE_SOURCE]);
+	struct vector *v3 = policy_vectors.lookup(&of->port[SIDE_DESTINATION]);
+	struct vector *v4 = policy_vectors.lookup(&of->anywhere[SIDE_SOURCE]);
+	struct vector *v5 = policy_vectors.lookup(&of->anywhere[SIDE_DESTINATION]);
+	struct line *line4 = policy_lines.lookup(&of->lines[SIDE_SOURCE]);
+	struct line *line5 = policy_lines.lookup(&of->lines[SIDE_DESTINATION]);
+	__u64 at, candidates, word, both, own4, own5, lowest;
 	struct policy_rule *rule;
 	__u32 bit;
 
-	if (!v0 || !v1 || !v2 || !v3 || !v4 || !v5)
+	if (!v0 || !v1 || !v2 || !v3 || !v4 || !v5 || !line4 || !line5)
 		return;
 	search->candidates = 0;
 	search->summaries = 0;
@@ -72,19 +76,22 @@ static __always_inline void count_observers(struct workspace *room, volatile str
 				break;
 			search->summaries = at + 1;
 			search->candidates = v0->summary[at] & v1->summary[at] & v2->summary[at] & v3->summary[at] &
-					     v4->summary[at] & v5->summary[at];
+					     (v4->summary[at] | line4->word[at]) & (v5->summary[at] | line5->word[at]);
 			continue;
 		}
 		search->candidates = candidates & (candidates - 1);
-		word = (at - 1) * 64 + lowest_bit(candidates);
+		lowest = candidates & -candidates;
+		word = (at - 1) * 64 + bit_count(lowest - 1);
 		/* As in first_rule(). */
 		asm volatile("" : "+r"(word));
 		if (word >= VECTOR_WORDS)
 			break;
 		if (word < enforcing)
 			continue;
-		search->best = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] & v4->word[word] &
-			       v5->word[word];
+		own4 = own_word(line4, of->lines[SIDE_SOURCE], SUMMARY_INDEX(at - 1), lowest);
+		own5 = own_word(line5, of->lines[SIDE_DESTINATION], SUMMARY_INDEX(at - 1), lowest);
+		search->best = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] &
+			       (v4->word[word] | own4) & (v5->word[word] | own5);
 		search->enough = word;
 	}
 }
@@ -118,24 +125,26 @@ static __always_inline void report_observers(const struct control *control, vola
 /* All rules that observe, of the packet in the workspace. Answers whether somebody listens to its verdict. */
 static __always_inline int observe(struct workspace *room, __u32 hook)
 {
-	__u32 scope = room->scope, place = hook, zero = 0, protocol, addresses[SIDE_COUNT] = {};
+	__u32 scope = room->scope, place = hook, zero = 0, family;
 	struct search *search = policy_search.lookup(&place);
 	struct control *control = control_map.lookup(&zero);
 	struct policy *head = policy_heads.lookup(&scope);
 	const struct packet *packet = &room->packet;
+	struct vectors of = {};
 
 	if (!search || !control || !head)
 		return 0;
-	protocol = protocol_vector(packet, scope);
-	if (packet->family == FAMILY_IPV4)
-		address_vectors4(packet, scope, addresses);
-	else
-		address_vectors6(packet, head, addresses);
 	room->observed_count = 0;
-	count_observers(room, search, head->enforcing, protocol, addresses[SIDE_SOURCE], addresses[SIDE_DESTINATION],
-			port_vector(packet, scope, SIDE_SOURCE, protocol),
-			port_vector(packet, scope, SIDE_DESTINATION, protocol),
-			interface_vector(packet, head, scope, protocol));
+	family = packet->family & 1;
+	of.protocol = protocol_vector(packet, scope);
+	of.port[SIDE_SOURCE] = port_vector(packet, scope, SIDE_SOURCE, of.protocol);
+	of.port[SIDE_DESTINATION] = port_vector(packet, scope, SIDE_DESTINATION, of.protocol);
+	of.interface = interface_vector(packet, head, scope, of.protocol);
+	of.anywhere[SIDE_SOURCE] = head->anywhere[family * SIDE_COUNT + SIDE_SOURCE];
+	of.anywhere[SIDE_DESTINATION] = head->anywhere[family * SIDE_COUNT + SIDE_DESTINATION];
+	if (packet->family == FAMILY_IPV4 ? address_lines4(packet, scope, of.lines)
+					  : address_lines6(packet, head, of.lines))
+		count_observers(room, search, head->enforcing, &of);
 	if (control->listening & LISTEN_EVENTS)
 		report_observers(control, room, hook);
 	return control->listening >> (room->outcome.verdict & 1) & 1;

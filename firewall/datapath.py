@@ -221,8 +221,8 @@ class Kernel(Protocol):
         """Unpins everything and lets go of it (detach first), or, to `keep` it, lets go alone: what hooks run goes
         on judging, and the next start finds it."""
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
-        """Makes the tables large enough: address entries by IP version, the policy's vectors and intervals."""
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
+        """Makes the tables large enough for so many address entries by IP version, and for the policy."""
 
     def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this, whatever they held."""

@@ -111,7 +111,7 @@ class InForce:
         )
 
     def _reserve(self, sizes: dict[int, int], policy: Policy) -> None:
-        self._kernel.reserve(sizes, policy.vector_count, policy.interval_count)
+        self._kernel.reserve(sizes, policy)
 
     def _block_entries(self, block: Block) -> Entries:
         left = self._store.block_rules(block)

@@ -124,7 +124,7 @@ class MemoryKernel:
     def settle(self) -> None:
         pass
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         pass
 
     def reconcile(self, image: Image) -> None:

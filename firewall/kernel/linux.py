@@ -48,6 +48,7 @@ from firewall.policy import Policy
 
 _INGRESS = C["HOOK_INGRESS"]
 _INITIAL_VECTORS = 1024
+_INITIAL_LINES = 8192
 _INITIAL_INTERVALS = 16384
 _GROWTH = 4
 
@@ -95,7 +96,7 @@ class LinuxKernel:
         if pinned is not None:
             # Laid out in the same way: what they count until the hooks have other programs is not lost.
             self._superseded = PinnedMaps(self._pin_root, KEPT)
-        self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_INTERVALS), {})
+        self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_LINES, _INITIAL_INTERVALS), {})
         return {}
 
     def _recover(self, identity: int) -> Capacities | None:
@@ -131,11 +132,14 @@ class LinuxKernel:
         self._is_promoted = False
         self._use(built, capacities)
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         self._datapath.reserve(entries, self._pins())
         present = self._capacities
         wanted_sizes = replace(
-            present, vectors=_grown(present.vectors, vectors), intervals=_grown(present.intervals, intervals)
+            present,
+            vectors=_grown(present.vectors, policy.vector_count),
+            lines=_grown(present.lines, policy.line_count),
+            intervals=_grown(present.intervals, policy.interval_count),
         )
         if wanted_sizes != present:
             self._grow_policy(wanted_sizes)

@@ -65,6 +65,7 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
         return Capacities(
             rules=size["policy_counters"] // 2,
             vectors=size["policy_vectors"] // 2,
+            lines=size["policy_lines"] // 2,
             intervals=size["policy_ranges4"] // 2,
         )
     finally:

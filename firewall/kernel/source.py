@@ -45,11 +45,12 @@ REPORT_BYTES = 1 << 22  # of the ring: a power of two, and whole pages of any si
 
 @dataclass(frozen=True)
 class Capacities:
-    """What the maps hold at most that are made with the programs. `rules`: policy rules; `vectors`: a generation;
-    `intervals`: of addresses, a generation and family."""
+    """What the maps hold at most that are made with the programs. `rules`: policy rules; `vectors` and `lines`: a
+    generation; `intervals`: of addresses, a generation and family."""
 
     rules: int
     vectors: int
+    lines: int
     intervals: int
 
     @property
@@ -62,6 +63,7 @@ class Capacities:
             "MAX_POLICY_INTERFACES": POLICY_INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
             "VECTOR_WORDS": self.words,
             "VECTOR_COUNT": self.vectors,
+            "LINE_COUNT": self.lines,
             "INTERVAL_COUNT": self.intervals,
             "REPORT_BYTES": REPORT_BYTES,
         }

@@ -14,6 +14,7 @@ import api.__main__
 from api.wiring import build
 from firewall.enforcer import Enforcer
 from firewall.errors import KernelRefused, ProgramRejected
+from firewall.policy import Policy
 from firewall.settings import Settings
 from tests.memory_kernel import MemoryKernel
 
@@ -34,7 +35,7 @@ class ServiceKernel(MemoryKernel):
             time.sleep(SLOW_S)
         return super().start(owner)
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         if self._trouble == "change-is-slow" and self.policy is not None:
             time.sleep(SLOW_S)
 

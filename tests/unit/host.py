@@ -19,6 +19,7 @@ from firewall.datapath import Change, Image, Key, Link, Occupancy
 from firewall.enforcer import Enforcer
 from firewall.errors import kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
+from firewall.policy import Policy
 from firewall.rule import Rule, rule_from_fields
 from firewall.settings import Settings
 from tests.memory_kernel import MemoryKernel
@@ -63,9 +64,9 @@ class HostKernel(MemoryKernel):
         self.entries, self.policy, self.occupancy = {}, None, Occupancy()
         self.entry_hits, self.slot_hits, self.counted = {}, {}, {}
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         self._ask("reserve")
-        self.reserved.append((dict(entries), vectors, intervals))
+        self.reserved.append((dict(entries), policy.vector_count, policy.interval_count))
 
     def reconcile(self, image: Image) -> None:
         self._ask("reconcile")
@@ -209,6 +210,7 @@ class Host:
             "occupancy": kernel.occupancy,
             "policy": [
                 *(rows.tolist() for _, rows in policy.pieces),
+                *(each.vectors.tolist() for _, each in policy.classes),
                 *((e.rules.tolist(), e.interfaces) for e in policy.hooks),
             ],
             "hooks": dict(kernel.hooks),

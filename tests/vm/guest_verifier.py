@@ -72,7 +72,7 @@ def capacities_of(rules: int) -> Capacities:
 
     known: dict[str, int] = {
         "addresses4": 16384, "addresses6": 16384, "rules": rules, "vectors": linux._INITIAL_VECTORS,
-        "intervals": linux._INITIAL_INTERVALS,
+        "lines": linux._INITIAL_LINES, "intervals": linux._INITIAL_INTERVALS,
     }  # fmt: skip
     return Capacities(**{name: known[name] for name in Capacities.__dataclass_fields__})
 
