@@ -20,6 +20,7 @@ from api import (
     interfaces,
     metrics,
     openapi,
+    packet_tests,
     rules,
     ruleset,
     status,
@@ -47,7 +48,19 @@ def create_app(
     )
     app.state.running = Running(enforcer, phase)
     app.state.metrics = metrics.registry_of(app.state.running)
-    for part in (imports, rules, ruleset, analysis, interfaces, events, capture, status, metrics, docs):
+    for part in (
+        imports,
+        rules,
+        ruleset,
+        analysis,
+        interfaces,
+        packet_tests,
+        events,
+        capture,
+        status,
+        metrics,
+        docs,
+    ):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(ShortWay, running=app.state.running)

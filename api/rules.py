@@ -207,6 +207,18 @@ async def patch_rule(running: InService, rule_id: str, patch: schemas.PatchBody)
     return JsonResponse(whole_json(view))
 
 
+@router.post(
+    "/{rule_id}/promote",
+    response_model=schemas.Rule,
+    responses=problems(404, *CHANGE_PROBLEMS),
+    summary="Make a rule that observes decide",
+    dependencies=[NO_QUERY],
+)
+async def promote_rule(running: InService, rule_id: str) -> Response:
+    """Sets its mode to enforce; for one that is, nothing changes. What it has counted stays. There is no body."""
+    return JsonResponse(rule_json(await running.change(running.firewall.promote, rule_id)))
+
+
 @router.delete(
     "/{rule_id}",
     status_code=204,

@@ -45,9 +45,8 @@ static __always_inline void count_address_rule(const struct decision *decision, 
 	}
 }
 
-static __always_inline void count_policy_rule(const struct decision *decision, __u32 length)
+static __always_inline void count_policy_rule(__u32 slot, __u32 length)
 {
-	__u32 slot = decision->slot;
 	struct rule_counter *counter = policy_counters.lookup(&slot);
 
 	if (!counter)
@@ -92,7 +91,7 @@ static __always_inline void count_interface(const struct decision *decision, con
 static __always_inline void account(const struct decision *decision, const struct packet *packet, __u32 hook)
 {
 	if (decision->reason == REASON_RULE && decision->is_policy)
-		count_policy_rule(decision, packet->length);
+		count_policy_rule(decision->slot, packet->length);
 	else if (decision->reason == REASON_RULE)
 		count_address_rule(decision, packet);
 	count_interface(decision, packet, hook);

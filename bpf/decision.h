@@ -13,6 +13,9 @@ struct decision {
 	struct workspace *room;
 	__u32 slot; /* of policy_counters, when the winner is a policy rule */
 	__u32 options;
+	__u32 row;	 /* of policy_search */
+	__u32 scope;	 /* of the policy: generation * HOOK_COUNT + hook */
+	__u32 observe;	 /* not 0: rules were asked, and some only observe */
 	__u32 listening; /* LISTEN_* */
 	__u8 verdict;
 	__u8 reason;

@@ -121,7 +121,8 @@ static __always_inline __u8 fields_of(__u8 l4)
 	}
 }
 
-static __always_inline void fill_report(struct report *report, struct workspace *room, __u32 hook, __u32 streams)
+static __always_inline void fill_report(struct report *report, struct workspace *room, __u32 hook, __u32 streams,
+					__u32 handle)
 {
 	const struct packet *packet = &room->packet;
 
@@ -133,7 +134,7 @@ static __always_inline void fill_report(struct report *report, struct workspace 
 	}
 	report->ifindex = packet->ifindex;
 	report->length = packet->length;
-	report->handle = winner(room);
+	report->handle = handle;
 	report->source_port = packet->source_port;
 	report->destination_port = packet->destination_port;
 	report->hook = hook;

@@ -110,6 +110,40 @@ class MapFill(NamedTuple):
     setting: str
 
 
+class Question(NamedTuple):
+    """A packet to be judged as if it met a hook. `length`: of the frame on the wire; less of it may be in `frame`."""
+
+    hook: int
+    ifindex: int
+    has_ethernet: bool
+    frame: bytes
+    length: int
+
+
+class Read(NamedTuple):
+    """What the programs read of a frame. `version` 0: it is not IP, or that far it could not be read; ports, flags and
+    type with code are None where the packet has none. Addresses as numbers."""
+
+    version: int
+    source: int
+    destination: int
+    protocol: int
+    is_fragment: bool
+    is_later_fragment: bool
+    ports: tuple[int, int] | None
+    tcp_flags: int | None
+    icmp: tuple[int, int] | None
+
+
+class Answer(NamedTuple):
+    """Numbers of the enums verdict and reason; `handle`: of the rule that won, None where no rule did."""
+
+    verdict: int
+    reason: int
+    handle: int | None
+    read: Read
+
+
 class Link(NamedTuple):
     """An interface of the host. `has_ethernet`: its frames start with an Ethernet header."""
 
@@ -126,6 +160,18 @@ class Attached(NamedTuple):
     name: str
     mode: str
     is_ours: bool
+
+
+class Connection(NamedTuple):
+    """A live TCP connection of this host; addresses are numbers. An IPv4 one of an IPv6 socket has version 4.
+    `is_ssh`: a session of an SSH server of this host."""
+
+    version: int
+    local: int
+    local_port: int
+    remote: int
+    remote_port: int
+    is_ssh: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,6 +285,20 @@ class Kernel(Protocol):
 
     def describe(self, program_id: int) -> str:
         """Id, name and, where it can be found, the owner of a program."""
+
+    def judge(self, question: Question) -> Answer:
+        """What the programs would do with a packet. It is counted nowhere."""
+
+    # -- whom the host talks to
+
+    def connections(self) -> list[Connection]:
+        """Established TCP connections."""
+
+    def ssh_sessions(self) -> list[Connection]:
+        """Of these, the sessions of this host's SSH servers: cheap also where there are very many others."""
+
+    def route_to(self, version: int, address: int) -> int | None:
+        """Index of the interface that packets to an address leave by, None where there is no route."""
 
     # -- what others do
 

@@ -13,13 +13,31 @@ import numpy.typing as npt
 
 from api.wiring import build
 from firewall.address_index import decoded
-from firewall.datapath import Attached, Change, Entry, Expected, Happened, Image, Key, LeftOver, Link, MapFill
+from firewall.datapath import (
+    Answer,
+    Attached,
+    Change,
+    Connection,
+    Entry,
+    Expected,
+    Happened,
+    Image,
+    Key,
+    LeftOver,
+    Link,
+    MapFill,
+    Question,
+    Read,
+)
 from firewall.enforcer import Enforcer
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
+from firewall.layout import REASONS, VERDICTS
 from firewall.policy import Policy
 from firewall.report import Limit, NotSent
 from firewall.settings import Settings
+from tests import oracle
+from tests.unit.image import policy_rule
 
 LINKS = (
     Link(1, "lo", True, True),
@@ -68,7 +86,8 @@ class MemoryReports:
 
 
 class MemoryKernel:
-    """`fail_next`: an errno that the next apply() or attach() answers with. `entries`, `policy`: what packets meet."""
+    """`fail_next`: an errno that the next apply() or attach() answers with. `entries`, `policy`: what packets meet.
+    `live`: the TCP connections. `routes`: index of an interface by (version, address); others leave by eth0."""
 
     bcc: str | None = "0.0-memory"
 
@@ -86,6 +105,8 @@ class MemoryKernel:
         self.first_at_egress: dict[str, list[str]] = {}
         self.lost_pins: list[str] = []
         self.edited: list[str] = []
+        self.live: list[Connection] = []
+        self.routes: dict[tuple[int, int], int | None] = {(4, 0x7F000001): 1, (6, 1): 1}
         self.reports = MemoryReports()
         self._wake = threading.Event()
         self._max_addresses, self._max_rules = max_addresses, max_rules
@@ -210,6 +231,49 @@ class MemoryKernel:
     def describe(self, program_id: int) -> str:
         return f"program {program_id}"
 
+    def connections(self) -> list[Connection]:
+        return list(self.live)
+
+    def ssh_sessions(self) -> list[Connection]:
+        return [each for each in self.live if each.is_ssh]
+
+    def route_to(self, version: int, address: int) -> int | None:
+        return self.routes.get((version, address), 2)
+
+    def judge(self, question: Question) -> Answer:
+        """As a slow reader of the image has it: no options, no drops of fragments."""
+        packet = oracle.parse(question.frame, "ethernet" if question.has_ethernet else "ip")
+        if packet.version is None:
+            is_dropped = packet.reason != "not_ip"
+            return Answer(
+                int(is_dropped),
+                REASONS.index(packet.reason),
+                None,
+                Read(0, 0, 0, 0, False, False, None, None, None),
+            )
+        flags = packet.tcp_flags
+        read = Read(
+            packet.version,
+            int(packet.source or 0),
+            int(packet.destination or 0),
+            packet.protocol or 0,
+            packet.fragment,
+            packet.fragment and packet.ports is None and packet.icmp is None,
+            packet.ports,
+            None if flags is None else sum(oracle.TCP_FLAGS[name] for name in flags),
+            packet.icmp,
+        )
+        if packet.reason != "default":
+            return Answer(VERDICTS.index("drop"), REASONS.index(packet.reason), None, read)
+        found = [(*entry, 0) for key, entry in self.entries.items() if _covers(key, question.hook, read)]
+        if self.policy is not None:
+            rule = policy_rule(self.policy, question.hook, packet, question.ifindex)
+            found += [(rule[0], rule[2], 1)] if rule else []
+        if not found:
+            return Answer(VERDICTS.index("pass"), REASONS.index("default"), None, read)
+        rank, handle, _ = min(found)
+        return Answer(VERDICTS.index("pass" if rank & 1 else "drop"), REASONS.index("rule"), handle, read)
+
     def wait(self, timeout_s: float) -> Happened:
         """The host tells of everything all the time."""
         self._wake.wait(min(timeout_s, 0.05))
@@ -244,6 +308,16 @@ class MemoryKernel:
 
     def expected_program(self, link: Link, hook: int) -> int:
         return 40 + hook
+
+
+def _covers(key: Key, hook: int, read: Read) -> bool:
+    bits = 32 if key.version == 4 else 128
+    address = read.destination if key.scope & 1 else read.source
+    return (
+        key.version == read.version
+        and key.scope >> 1 == hook
+        and (address ^ key.address) >> (bits - key.length) == 0
+    )
 
 
 def memory_enforcer(

@@ -278,6 +278,11 @@ class KernelDatapath:
         value = self._tables[key.version].lookup(key_bytes(key))
         return None if value is None else np.frombuffer(value, ADDRESS_ENTRY)[0]
 
+    def entry_handle(self, key: Key) -> int | None:
+        """Of the rule that a prefix's entry stands for now, in the table itself."""
+        entry = self._entry(key)
+        return None if entry is None else int(entry["handle"])
+
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         hits = [NO_HITS] * len(keys)
         for version in VERSIONS:

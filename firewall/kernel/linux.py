@@ -15,20 +15,35 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from firewall.datapath import Attached, Change, Expected, Happened, Image, Key, LeftOver, Link, MapFill
+from firewall.datapath import (
+    Answer,
+    Attached,
+    Change,
+    Connection,
+    Expected,
+    Happened,
+    Image,
+    Key,
+    LeftOver,
+    Link,
+    MapFill,
+    Question,
+)
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, owner, program_set
 from firewall.kernel.bpf import program_info
+from firewall.kernel.connections import Connections, route_to
 from firewall.kernel.datapath import KernelDatapath, possible_cpus
 from firewall.kernel.events import LinkEvents
 from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.left_over import left_over, live_slots
 from firewall.kernel.loader import bcc_version
 from firewall.kernel.map_audit import MapAudit
-from firewall.kernel.maps import KEPT, NAMES, REPORT_WAYS, PinnedMaps
+from firewall.kernel.maps import KEPT, NAMES, OBSERVE_WAYS, REPORT_WAYS, PinnedMaps
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
+from firewall.kernel.questions import Questions
 from firewall.kernel.reports import KernelReports
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
 from firewall.layout import C
@@ -53,10 +68,12 @@ class LinuxKernel:
         self._hooks = NetlinkHooks()
         self._events = LinkEvents()
         self._audit = MapAudit()
+        self._connections = Connections()
         self._offloaded: dict[int, OffloadDevice] = {}
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
         self._is_promoted = True
+        self._questions: Questions | None = None
         self._superseded: PinnedMaps | None = None
         self._owner = 0
         self._own_maps: set[int] = set()
@@ -106,6 +123,7 @@ class LinuxKernel:
             self._build(capacities, keep)
 
     def _use(self, chosen: ProgramSet, capacities: Capacities) -> None:
+        self._forget_questions()
         self._set = chosen
         self._capacities = capacities
         self._datapath = KernelDatapath(chosen.maps, self._options)
@@ -138,7 +156,7 @@ class LinuxKernel:
         self._datapath.settle()
         old, present, old_datapath = self._set, self._capacities, self._datapath
         renewed = {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
-        renewed.update(REPORT_WAYS)
+        renewed.update((*REPORT_WAYS, *OBSERVE_WAYS))
         kept = {name: old.maps[name].fd for name in NAMES if name not in renewed}
         was_promoted = self._is_promoted
         self._build(wanted, kept)
@@ -151,6 +169,7 @@ class LinuxKernel:
             self._datapath.wait_for_packets()
         except BaseException:
             program_set.discard(self._pin_root / "next")
+            self._forget_questions()
             self._set.close()
             self._set, self._capacities, self._datapath = old, present, old_datapath
             self._is_promoted = was_promoted
@@ -183,6 +202,7 @@ class LinuxKernel:
 
     def stop(self, keep: bool = False) -> None:
         """Unpins the maps and programs, unless they are to `keep` judging until the next start."""
+        self._forget_questions()
         self._datapath.close()
         self._set.close()
         if keep:
@@ -266,6 +286,28 @@ class LinuxKernel:
             MapFill("policy_rules", policy_rules, self._max_rules, "bpf.max_rules"),
             *(fill for device in self._offloaded.values() for fill in device.fills()),
         ]
+
+    def judge(self, question: Question) -> Answer:
+        if self._questions is None:
+            self._questions = Questions(self._pins(), self._set.maps, self._capacities)
+        return self._questions.judge(question, self._datapath)
+
+    def _forget_questions(self) -> None:
+        """They go with the maps that they look into."""
+        if self._questions is not None:
+            self._questions.close()
+            self._questions = None
+
+    # -- whom the host talks to
+
+    def connections(self) -> list[Connection]:
+        return self._connections.all()
+
+    def ssh_sessions(self) -> list[Connection]:
+        return self._connections.ssh_sessions()
+
+    def route_to(self, version: int, address: int) -> int | None:
+        return route_to(version, address)
 
     # -- what others do
 

@@ -42,8 +42,9 @@ ARRAYS = {
 # The reporter's own. Its way in (a map a program type) belongs to one set of programs; nothing here is worth keeping.
 REPORT_WAYS = ("report_xdp", "report_tc")
 REPORTING = ("reports", "report_rooms", "report_buckets", *REPORT_WAYS)
+OBSERVE_WAYS = ("observe_xdp", "observe_tc")  # the same of the programs for rules that observe
 KEPT = (*HASHES, *ARRAYS, "policy_vectors")
-NAMES = (*KEPT, *REPORTING)
+NAMES = (*KEPT, *REPORTING, *OBSERVE_WAYS)
 
 
 def vector_words(size: int) -> int:

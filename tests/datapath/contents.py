@@ -264,6 +264,8 @@ def plain_values(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tu
     head = maps.arrays["policy_heads"][scope]
     yield "best_rank", image.best_rank, int(head["best_rank"])
     yield "words", image.words, int(head["words"])
+    yield "enforcing", image.enforcing, int(head["enforcing"])
+    yield "observes", image.observes, bool(head["options"] & C["OPTION_OBSERVE"])
     for version in (4, 6):
         for side, (starts, _) in enumerate(written_intervals(maps, scope, version)):
             wanted = [
