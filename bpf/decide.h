@@ -53,7 +53,7 @@ static __always_inline void decide(struct decision *decision, const struct packe
 		return;
 	}
 	best_address(decision, control, epoch, packet, hook);
-	decision->rank = decision->best >> 16;
+	decision->rank = decision->best >> BEST_RANK_SHIFT;
 	if (head->best_rank < decision->rank)
 		best_policy(decision, head, packet, scope);
 	if (decision->rank == RANK_NONE) {

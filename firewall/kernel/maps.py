@@ -27,6 +27,7 @@ HASHES = (
 ARRAYS = {
     "control_map": CONTROL,
     "address_filter": LAYOUT.structs["filter_word"],
+    "address_front": LAYOUT.structs["front_row"],
     "policy_heads": POLICY,
     "policy_index4": LAYOUT.structs["span"],
     "policy_ranges4": LAYOUT.structs["interval4"],
