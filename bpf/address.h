@@ -71,7 +71,8 @@ static __always_inline __u64 near(const struct filter_search *search, __u64 hash
 static __always_inline void best_address4(struct decision *best, struct control *control, __u64 epoch, __u32 scope,
 					  __u32 network_order)
 {
-	__u64 lengths = control->lengths4[scope], size, address = bpf_ntohl(network_order), network, length, number, row;
+	__u64 lengths = control->lengths4[scope], size, address = bpf_ntohl(network_order), network, length;
+	__u64 number, row;
 	struct filter_search search = search_of(best, control);
 	struct address_entry *entry;
 	struct front_row *front;

@@ -7,7 +7,7 @@
 
 struct decision {
 	__u64 best; /* address rule, BEST_NONE without one */
-	struct address_entry *last; /* IPv4 entry that a probe of the hash map found, and what `best` says of its place */
+	struct address_entry *last; /* IPv4 entry found in the hash map, and its place */
 	__u64 last_place;
 	__u64 rank;
 	struct workspace *room;

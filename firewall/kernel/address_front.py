@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from firewall.kernel.bpf import Records
 from firewall.kernel.maps import PinnedMaps
-from firewall.layout import ADDRESS_ENTRY, PREFIX4, C
+from firewall.layout import PREFIX4, C
 from firewall.presence import hashes4, numbers4
 
 Numbers = npt.NDArray[np.uint64]
@@ -77,6 +77,10 @@ class AddressFront:
         """No packet is left that could read a row which was cleared before."""
         self._is_left[:] = False
         self.has_left_rows = False
+
+    def holds(self, keys: Records) -> Mask:
+        numbers = numbers4(keys)
+        return np.asarray(self._keys[_rows(numbers)] == numbers)
 
     def lookup(self, key: bytes) -> bytes | None:
         numbers = numbers4(np.frombuffer(key, PREFIX4))

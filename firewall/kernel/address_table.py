@@ -22,7 +22,6 @@ from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import ADDRESS_ENTRY
 
-
 # The front serves lists that are small, or grow by a few; of a large one it could hold no share worth a look.
 FEW = 1024
 
