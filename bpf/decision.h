@@ -6,7 +6,7 @@
 #define EBPF_FW_DECISION_H
 
 struct decision {
-	__u64 best; /* address rule, BEST_NONE without one */
+	__u64 best;		    /* address rule, BEST_NONE without one */
 	struct address_entry *last; /* IPv4 entry found in the hash map, and its place */
 	__u64 last_place;
 	__u64 rank;
