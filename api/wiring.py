@@ -29,9 +29,16 @@ def filter_options(settings: Filter) -> tuple[int, int]:
     """OPTION_* of bpf/layout.h, by hook."""
     shared = C["OPTION_FRAGMENTS_DROP"] * (settings.fragments == "drop")
     shared |= C["OPTION_MALFORMED_PASS"] * (settings.malformed == "pass")
+    kinds = (
+        ("neighbors", settings.pass_neighbor_discovery),
+        ("dhcp", settings.pass_dhcp),
+        ("path_mtu", settings.pass_path_mtu),
+    )
+    for name, passes in kinds:
+        shared |= C[f"OPTION_PASS_{name.upper()}"] * passes
+    drop = C["OPTION_DEFAULT_DROP"] | C["OPTION_DROP_ARP"] * (not settings.pass_arp)
     ingress, egress = (
-        shared | C["OPTION_DEFAULT_DROP"] * (default == "drop")
-        for default in (settings.default_ingress, settings.default_egress)
+        shared | drop * (default == "drop") for default in (settings.default_ingress, settings.default_egress)
     )
     return ingress, egress
 

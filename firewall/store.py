@@ -25,7 +25,7 @@ import numpy.typing as npt
 from firewall.address import Prefix
 from firewall.errors import FirewallError, StoreFailed
 from firewall.hits import Hits
-from firewall.rule import Rule, rule_from_fields
+from firewall.rule import Rule, rank_of, rule_from_fields
 from firewall.view import RuleQuery
 
 SCHEMA_VERSION = 1
@@ -95,7 +95,7 @@ class Block:
 
     @property
     def rank(self) -> int:
-        return self.priority * 2 + (self.action == "allow")
+        return rank_of(self.priority, self.action)
 
     def record(self, number: int, address: bytes, length: int) -> Record:
         prefix = Prefix(self.version, int.from_bytes(address, "big"), length)

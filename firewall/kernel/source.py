@@ -17,11 +17,19 @@ from firewall.layout import BPF_DIRECTORY, C
 
 UAPI = ("bpf", "if_ether", "ip", "ipv6", "tcp", "udp", "pkt_cls")
 PARTS = (
-    "layout.h", "parse.h", "maps.h", "keys.h", "decision.h", "address.h", "policy.h", "decide.h", "account.h",
-    "xdp_filter.c", "tc_filter.c",
+    "layout.h", "parse.h", "maps.h", "keys.h", "decision.h", "essential.h", "verdict.h", "address.h", "policy.h",
+    "decide.h", "account.h", "xdp_filter.c", "tc_filter.c",
 )  # fmt: skip
 
-OFFLOAD_PARTS = ("layout.h", "parse.h", "keys.h", "decision.h", "offload_filter.c")
+OFFLOAD_PARTS = (
+    "layout.h",
+    "parse.h",
+    "keys.h",
+    "decision.h",
+    "essential.h",
+    "verdict.h",
+    "offload_filter.c",
+)
 OFFLOAD_PROGRAM = "fw_xdp_offload"
 
 # Entry points: (hook, has an Ethernet header) to function and program type name.
