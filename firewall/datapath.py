@@ -127,6 +127,18 @@ class Attached(NamedTuple):
     is_ours: bool
 
 
+class Connection(NamedTuple):
+    """A live TCP connection of this host; addresses are numbers. An IPv4 one of an IPv6 socket has version 4.
+    `is_ssh`: a session of an SSH server of this host."""
+
+    version: int
+    local: int
+    local_port: int
+    remote: int
+    remote_port: int
+    is_ssh: bool = False
+
+
 @dataclass(frozen=True)
 class Happened:
     """What the host told of its interfaces, by index; `everything`: messages were lost, or nobody knows."""
@@ -232,6 +244,17 @@ class Kernel(Protocol):
 
     def describe(self, program_id: int) -> str:
         """Id, name and, where it can be found, the owner of a program."""
+
+    # -- whom the host talks to
+
+    def connections(self) -> list[Connection]:
+        """Established TCP connections."""
+
+    def ssh_sessions(self) -> list[Connection]:
+        """Of these, the sessions of this host's SSH servers: cheap also where there are very many others."""
+
+    def route_to(self, version: int, address: int) -> int | None:
+        """Index of the interface that packets to an address leave by, None where there is no route."""
 
     # -- what others do
 

@@ -10,7 +10,19 @@ from pathlib import Path
 
 from api.wiring import build
 from firewall.address_index import decoded
-from firewall.datapath import Attached, Change, Entry, Expected, Happened, Image, Key, LeftOver, Link, MapFill
+from firewall.datapath import (
+    Attached,
+    Change,
+    Connection,
+    Entry,
+    Expected,
+    Happened,
+    Image,
+    Key,
+    LeftOver,
+    Link,
+    MapFill,
+)
 from firewall.enforcer import Enforcer
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
@@ -26,7 +38,8 @@ LINKS = (
 
 
 class MemoryKernel:
-    """`fail_next`: an errno that the next apply() or attach() answers with. `entries`, `policy`: what packets meet."""
+    """`fail_next`: an errno that the next apply() or attach() answers with. `entries`, `policy`: what packets meet.
+    `live`: the TCP connections. `routes`: index of an interface by (version, address); others leave by eth0."""
 
     bcc: str | None = "0.0-memory"
 
@@ -44,6 +57,8 @@ class MemoryKernel:
         self.first_at_egress: dict[str, list[str]] = {}
         self.lost_pins: list[str] = []
         self.edited: list[str] = []
+        self.live: list[Connection] = []
+        self.routes: dict[tuple[int, int], int | None] = {(4, 0x7F000001): 1, (6, 1): 1}
         self._wake = threading.Event()
         self._max_addresses, self._max_rules = max_addresses, max_rules
 
@@ -160,6 +175,15 @@ class MemoryKernel:
 
     def describe(self, program_id: int) -> str:
         return f"program {program_id}"
+
+    def connections(self) -> list[Connection]:
+        return list(self.live)
+
+    def ssh_sessions(self) -> list[Connection]:
+        return [each for each in self.live if each.is_ssh]
+
+    def route_to(self, version: int, address: int) -> int | None:
+        return self.routes.get((version, address), 2)
 
     def wait(self, timeout_s: float) -> Happened:
         """The host tells of everything all the time."""

@@ -12,10 +12,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from firewall.datapath import Attached, Change, Expected, Happened, Image, Key, LeftOver, Link, MapFill
+from firewall.datapath import (
+    Attached,
+    Change,
+    Connection,
+    Expected,
+    Happened,
+    Image,
+    Key,
+    LeftOver,
+    Link,
+    MapFill,
+)
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, owner, program_set
 from firewall.kernel.bpf import program_info
+from firewall.kernel.connections import Connections, route_to
 from firewall.kernel.datapath import KernelDatapath
 from firewall.kernel.events import LinkEvents
 from firewall.kernel.hooks import NetlinkHooks
@@ -49,6 +61,7 @@ class LinuxKernel:
         self._hooks = NetlinkHooks()
         self._events = LinkEvents()
         self._audit = MapAudit()
+        self._connections = Connections()
         self._offloaded: dict[int, OffloadDevice] = {}
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
@@ -250,6 +263,17 @@ class LinuxKernel:
             MapFill("policy_rules", policy_rules, self._max_rules, "bpf.max_rules"),
             *(fill for device in self._offloaded.values() for fill in device.fills()),
         ]
+
+    # -- whom the host talks to
+
+    def connections(self) -> list[Connection]:
+        return self._connections.all()
+
+    def ssh_sessions(self) -> list[Connection]:
+        return self._connections.ssh_sessions()
+
+    def route_to(self, version: int, address: int) -> int | None:
+        return route_to(version, address)
 
     # -- what others do
 
