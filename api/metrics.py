@@ -49,6 +49,7 @@ def _gauges(status: StatusView) -> Iterator[Metric]:
     build = {"version": status.version, "kernel": status.kernel, "bcc": status.bcc or ""}
     yield InfoMetricFamily("ebpf_fw_build", "Versions of the service and what it stands on", value=build)
     yield GaugeMetricFamily("ebpf_fw_rules", "Rules that are kept, disabled ones too", value=status.rules)
+    yield GaugeMetricFamily("ebpf_fw_panic", "1 while panic blocks nearly everything", value=status.panic.on)
     used = GaugeMetricFamily("ebpf_fw_map_entries", "Entries in a map", labels=("map",))
     capacity = GaugeMetricFamily(
         "ebpf_fw_map_capacity_entries", "Entries that a map can hold", labels=("map",)

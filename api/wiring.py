@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from firewall.address import parse_prefix
 from firewall.datapath import Kernel
 from firewall.enforcer import Enforcer
 from firewall.in_force import About, Limits, Manner
 from firewall.interfaces import Interfaces
 from firewall.kernel.linux import LinuxKernel
 from firewall.layout import C
-from firewall.settings import Filter, Settings
+from firewall.settings import Filter, Settings, parse_listen
+from firewall.shield import Listening, Shield
 from firewall.store import Store
 
 DATABASE = "rules.db"
@@ -43,6 +46,31 @@ def filter_options(settings: Filter) -> tuple[int, int]:
     return ingress, egress
 
 
+def shield(settings: Settings) -> Shield:
+    """Panic is a default of drop on both hooks that nothing loosens. ARP and neighbour discovery pass: the connections
+    that it keeps end without them."""
+    panics = {
+        "default_ingress": "drop",
+        "default_egress": "drop",
+        "malformed": "drop",
+        "pass_arp": True,
+        "pass_neighbor_discovery": True,
+    }
+    ingress, egress = filter_options(settings.filter.model_copy(update=panics))
+    return Shield(
+        tuple(parse_prefix(address) for address in settings.filter.never_drop),
+        (ingress | C["OPTION_PANIC"], egress | C["OPTION_PANIC"]),
+        tuple(_listening(settings)),
+    )
+
+
+def _listening(settings: Settings) -> Iterator[Listening]:
+    for each in settings.api.listen:
+        parsed = parse_listen(each)
+        if not isinstance(parsed, Path) and parsed[1]:
+            yield parse_prefix(parsed[0]), parsed[1]
+
+
 def about(settings: Settings) -> About:
     return About(
         version(), str(settings.bpf.pin_root), settings.filter.default_ingress, settings.filter.default_egress
@@ -50,7 +78,7 @@ def about(settings: Settings) -> About:
 
 
 def manner(settings: Settings) -> Manner:
-    return Manner(filter_options(settings.filter), settings.service.on_drift == "heal")
+    return Manner(filter_options(settings.filter), settings.service.on_drift == "heal", shield(settings))
 
 
 def linux_kernel(settings: Settings) -> Kernel:

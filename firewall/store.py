@@ -417,6 +417,19 @@ class Store:
             if request is not None:
                 self._writer.execute("INSERT INTO interfaces VALUES (?,?,?,?,?)", request)
 
+    def panic(self) -> str | None:
+        """As write_panic() was given it."""
+        with _failures("reading the panic state"):
+            row = self._writer.execute("SELECT value FROM meta WHERE key = 'panic'").fetchone()
+        return None if row is None else str(row[0])
+
+    def write_panic(self, encoded: str | None) -> None:
+        """None: it is off."""
+        with _failures("writing the panic state"):
+            self._writer.execute("DELETE FROM meta WHERE key = 'panic'")
+            if encoded is not None:
+                self._writer.execute("INSERT INTO meta VALUES ('panic', ?)", (encoded,))
+
     def add_hits(self, hits: Iterable[tuple[int, Hits]]) -> None:
         """To what is saved for these handles."""
         rows = [(handle, *each) for handle, each in hits if each.packets]
