@@ -65,4 +65,4 @@ def _seconds(ttl: int | str | None) -> int:
 
 def _wrong(detail: str) -> InvalidInput:
     problems = (Problem("/ttl", detail),)
-    return InvalidInput(f"/ttl: {detail}", 'such as {"on": true, "ttl": "10m"}', problems, "invalid_panic")
+    return InvalidInput(f"/ttl: {detail}", 'such as {"on": true, "ttl": "10m"}', problems, "invalid_body")

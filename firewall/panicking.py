@@ -61,18 +61,17 @@ class Panicking(Commits, Reads):
     def _take_up_panic(self, protected: dict[str, int]) -> None:
         """At the start, before the rules are loaded."""
         stored = self._store.panic()
-        if stored is None:
-            return
-        panic = Panic.decoded(stored)
-        if panic.left_s(self._clock()) <= 0:
+        panic = None if stored is None else Panic.decoded(stored)
+        if panic is not None and panic.left_s(self._clock()) <= 0:
             with self._store.transaction():
                 self._store.write_panic(None)
             log.warning("panic is over: its time came while the service was not there")
-            return
-        self._panic, self._panic_policy = panic, self._compiled(panic, protected)
-        self._options = self._shield.panic_options
+            panic = None
+        if panic is not None:
+            self._panic, self._panic_policy = panic, self._compiled(panic, protected)
+            self._options = self._shield.panic_options
+            log.warning("panic is still on", seconds=round(panic.left_s(self._clock())))
         self._kernel.set_options(self._options)
-        log.warning("panic is still on", seconds=round(panic.left_s(self._clock())))
 
     def _compiled(self, panic: Panic, protected: dict[str, int]) -> Policy:
         return panic_policy(panic, self._shield.listening, protected, self._limits.rules)
