@@ -167,11 +167,11 @@ struct span {
 #define OPTION_MALFORMED_PASS 4
 #define OPTION_INTERFACES 8 /* some rule names interfaces */
 /* What passes though the default is drop and no rule matched. ARP is no IP and passes but with DROP_ARP. */
-#define OPTION_PASS_NEIGHBORS 16
-#define OPTION_PASS_DHCP 32
-#define OPTION_PASS_PATH_MTU 64
-#define OPTION_DROP_ARP 128
-#define OPTION_PANIC 256 /* of the address entries those of never_drop alone count; the policy is panic's own */
+#define OPTION_PASS_NEIGHBORS 1024
+#define OPTION_PASS_DHCP 2048
+#define OPTION_PASS_PATH_MTU 4096
+#define OPTION_DROP_ARP 8192
+#define OPTION_PANIC 16384 /* of the address entries those of never_drop alone count; the policy is panic's own */
 
 struct policy {
 	__u32 best_rank;	  /* of all policy rules; RANK_NONE = there are none */
