@@ -10,8 +10,22 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from api import docs, errors, imports, interfaces, metrics, openapi, rules, ruleset, status
+from api import (
+    analysis,
+    capture,
+    docs,
+    errors,
+    events,
+    imports,
+    interfaces,
+    metrics,
+    openapi,
+    rules,
+    ruleset,
+    status,
+)
 from api.guard import MOST_BODY_BYTES, Guard
+from api.measured import Measured
 from api.running import Phase, Running
 from api.short_way import ShortWay
 from api.wiring import version
@@ -33,11 +47,12 @@ def create_app(
     )
     app.state.running = Running(enforcer, phase)
     app.state.metrics = metrics.registry_of(app.state.running)
-    for part in (imports, rules, ruleset, interfaces, status, metrics, docs):
+    for part in (imports, rules, ruleset, analysis, interfaces, events, capture, status, metrics, docs):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(ShortWay, running=app.state.running)
     app.add_middleware(Guard, most_body_bytes=most_body_bytes)
+    app.add_middleware(Measured, requests=app.state.running.requests)
     _document(app)
     return app
 

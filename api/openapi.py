@@ -23,6 +23,7 @@ TAGS = [
     {"name": "rules", "description": "What to drop and what to let through."},
     {"name": "ruleset", "description": "All rules at once."},
     {"name": "interfaces", "description": "Where packets are judged."},
+    {"name": "packets", "description": "What is dropped, as it is dropped."},
     {"name": "status", "description": "How the service is and what it has counted."},
 ]
 

@@ -19,6 +19,7 @@ from api import schemas
 from api.json_body import JsonResponse, JsonRoute
 from api.openapi import CHANGE_PROBLEMS, READ_PROBLEMS, problems
 from api.rule_body import read_many
+from api.rules import warnings_json
 from api.running import NO_QUERY, InService
 from firewall.rule import Rule
 from firewall.view import BatchOutcome
@@ -82,5 +83,6 @@ async def replace_ruleset(
         "added": outcome.added,
         "deleted": outcome.deleted,
         "unchanged": outcome.unchanged,
+        "warnings": warnings_json(outcome.warnings),
     }
     return JsonResponse(answer, headers={"ETag": etag})

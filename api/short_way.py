@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import rules
 from api.errors import firewall_error_response
+from api.measured import ROUTE
 from api.running import Running
 from firewall.errors import FirewallError
 
@@ -38,6 +39,7 @@ class ShortWay:
         if not is_short:
             await self._app(scope, receive, send)
             return
+        scope[ROUTE] = f"{RULES}/{{rule_id}}" if rule_id else RULES
         messages: list[Message] = []
         fields = None if method == "DELETE" else await _json_object(receive, messages)
         if method != "DELETE" and fields is None:

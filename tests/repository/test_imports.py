@@ -36,6 +36,7 @@ ENFORCER = tuple(
         "in_force",
         "commit",
         "reads",
+        "advice",
         "rule_changes",
         "list_import",
         "interface_changes",

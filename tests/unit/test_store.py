@@ -17,9 +17,18 @@ from hypothesis import strategies as st
 
 from firewall.address import parse_prefix
 from firewall.errors import StoreFailed
-from firewall.hits import Hits
+from firewall.hits import Hits, Reset
 from firewall.rule import Rule, rule_from_fields
-from firewall.store import Block, InterfaceRequest, InterfaceTotal, Record, Store, decode, encode
+from firewall.store import (
+    SCHEMA_VERSION,
+    Block,
+    InterfaceRequest,
+    InterfaceTotal,
+    Record,
+    Store,
+    decode,
+    encode,
+)
 from firewall.view import RuleQuery
 from tests.random_rules import random_rules
 from tests.unit.failing_database import fail_on
@@ -137,14 +146,33 @@ def test_what_is_no_database_is_refused(directory: Path) -> None:
     assert "file is not a database" in refused(directory / "rules.db").detail
 
 
-@pytest.mark.parametrize("version", [2, 99])
+def test_a_database_of_the_first_schema_is_taken_over_with_all_that_it_holds(
+    path: Path, store: Store
+) -> None:
+    write(store, record(1))
+    store.close()
+    with sqlite3.connect(path) as first:
+        first.executescript(
+            "DROP TABLE resets; DROP INDEX rules_disabled; DROP INDEX rules_measured; PRAGMA user_version = 1;"
+        )
+    first.close()
+    again = Store(path)
+    assert [each.handle for each in again.all()] == [1]
+    assert again.resets() == {}
+    with again.transaction():
+        again.write_resets([(1, Reset(1, 2, 3.0))])
+    again.close()
+    assert Store(path).resets() == {1: Reset(1, 2, 3.0)}
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 99])
 def test_the_schema_of_another_version_is_left_alone(path: Path, store: Store, version: int) -> None:
     write(store, record(1))
     store.close()
     with sqlite3.connect(path) as other:
         other.execute(f"PRAGMA user_version = {version}")
     other.close()
-    assert f"has schema {version}, this version of ebpf-fw reads 1" in refused(path).detail
+    assert f"has schema {version}, this version of ebpf-fw reads {SCHEMA_VERSION}" in refused(path).detail
     with sqlite3.connect(path) as other:
         assert other.execute("SELECT count(*) FROM rules").fetchone() == (1,)
 
