@@ -155,8 +155,8 @@ def test_an_interface_that_leaves_for_another_namespace_and_comes_back_is_protec
     assert ping(world).is_blocked()
 
 
-def test_what_went_away_with_an_interface_is_ours_to_take_off_when_it_stops(make_world: MakeWorld) -> None:
-    """Only what is ours is taken: another's program on an interface that we hold at egress stays."""
+def test_a_stop_takes_only_what_is_ours_and_the_clsact_that_it_leaves_empty(make_world: MakeWorld) -> None:
+    """Another owner's programs stay on an interface that we hold at egress."""
     world = make_world(interfaces=[{"name": "fw*", "ingress": False}])
     add_link(world, "fw5")
     wait_until(lambda: attached_hooks(world, "fw5") == [False, True], "fw5 is attached")
