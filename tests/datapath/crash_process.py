@@ -147,9 +147,9 @@ def live(directory: Path, seed: int, allowed: list[State], say: TextIO) -> None:
     chance = random.Random(seed)
     program_set.INITIAL_ADDRESSES = FIRST_TABLE
     root = directory / "bpf" / "root"
-    if chance.random() < 0.3:
+    if chance.random() < 0.1:
         shutil.rmtree(root, ignore_errors=True)
-    sizes = {"max_rules": 128 if chance.random() < 0.06 else 256}
+    sizes = {"max_rules": 128 if chance.random() < 0.03 else 256}
     kills_the_start = chance.random() < 0.1
     if kills_the_start:
         Bomb(int(MOST_LINES ** chance.random()), say).arm()
