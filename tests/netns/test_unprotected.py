@@ -157,10 +157,12 @@ def test_an_interface_that_leaves_for_another_namespace_and_comes_back_is_protec
 
 def test_a_stop_takes_only_what_is_ours_and_the_clsact_that_it_leaves_empty(make_world: MakeWorld) -> None:
     """Another owner's programs stay on an interface that we hold at egress."""
-    world = make_world(interfaces=[{"name": "fw*", "ingress": False}])
+    world = make_world(start=False, interfaces=[{"name": "fw*", "ingress": False}])
+    put_foreign_programs(world)
+    world.start()
     add_link(world, "fw5")
     wait_until(lambda: attached_hooks(world, "fw5") == [False, True], "fw5 is attached")
-    put_foreign_programs(world)
+    assert attached_hooks(world, "fw0") == [False, True]
     assert world.stop() == 0
     left = links(world)
     assert "other_xdp" in left and "other_tc" in left and "fw_tc" not in left
