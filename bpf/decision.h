@@ -42,6 +42,15 @@ static __always_inline __u64 place_of(__u64 scope, __u64 length, __u64 row)
 	return scope << BEST_SCOPE_SHIFT | length << BEST_LENGTH_SHIFT | row;
 }
 
+/* RANK_NONE where panic leaves the rank no say, else 0. By arithmetic, as below. */
+static __always_inline __u64 panic_mask(__u64 options, __u64 rank)
+{
+	__u64 other = rank ^ RANK_NEVER_DROP, is_panic = options / OPTION_PANIC & (other | -other) >> 63;
+
+	asm volatile("" : "+r"(is_panic));
+	return -is_panic & RANK_NONE;
+}
+
 /*
  * Keeps the smaller of the best so far and the entry that a probe found. By arithmetic: the verifier sees
  * one state after every probe and not one for every order of hits before it. That is also why the entry's

@@ -105,8 +105,7 @@ static __always_inline void decide_offload(struct decision *decision, const stru
 		best_offload6(decision, state, SIDE_DESTINATION, packet->destination);
 	}
 	decision->rank = decision->best >> BEST_RANK_SHIFT;
-	if (options & OPTION_PANIC && decision->rank != RANK_NEVER_DROP)
-		decision->rank = RANK_NONE;
+	decision->rank |= panic_mask(options, decision->rank);
 	if (decision->rank == RANK_NONE)
 		without_rule(decision, packet, HOOK_INGRESS);
 	else
