@@ -56,7 +56,7 @@ static __always_inline void decide(struct decision *decision, const struct packe
 	decision->scope = scope;
 	decision->observe = head->options & OPTION_OBSERVE;
 	best_address(decision, control, epoch, packet, hook);
-	decision->rank = decision->best >> 16;
+	decision->rank = decision->best >> BEST_RANK_SHIFT;
 	if (head->best_rank < decision->rank) {
 		/* Or the verifier would follow the search once for every entry that may have been found, and once for none. */
 		decision->last = NULL;

@@ -119,6 +119,19 @@ struct filter_word {
 	__u64 bits;
 };
 
+/*
+ * The front of the IPv4 table: an entry stands in it or in the hash map behind, and nowhere else in the front than in
+ * the row that the uppermost bits of its prefix's hash name. `key` is what hash4() multiplies, 0 in a free row.
+ */
+#define FRONT_ROWS 2048
+#define FRONT_SHIFT 53
+
+struct front_row {
+	__u64 key;
+	struct address_entry entry;
+	__u64 unused[2]; /* a row is a cache line */
+};
+
 /* The live words. `epoch` is what a packet reads once; its lowest bit chooses the policy generation. */
 #define GENERATION_COUNT 2
 
@@ -435,6 +448,7 @@ struct report_bucket {
 LAYOUT_SIZE(struct prefix4, 8);
 LAYOUT_SIZE(struct prefix6, 20);
 LAYOUT_SIZE(struct address_entry, 40);
+LAYOUT_SIZE(struct front_row, 64);
 LAYOUT_SIZE(struct report_limit, 16);
 LAYOUT_SIZE(struct control, 208);
 LAYOUT_SIZE(struct span, 8);

@@ -39,6 +39,9 @@ BPF_TABLE_PINNED("array_of_maps$address6_kind", __u32, __u32, address6_maps, 1, 
 BPF_TABLE_PINNED("array", __u32, struct filter_word, address_filter, FILTER_WORDS + FILTER_WORDS / 4, PIN("address_filter"),
 		 BPF_F_MMAPABLE);
 
+/* IPv4 entries that are found without a call: those of small lists, nearly all. Looked at before the hash map. */
+BPF_TABLE_PINNED("array", __u32, struct front_row, address_front, FRONT_ROWS, PIN("address_front"), BPF_F_MMAPABLE);
+
 /* The policy: per generation and hook its head, then a table per field from value to vector number. */
 BPF_TABLE_PINNED("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, PIN("policy_heads"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct index_pair, policy_index4,

@@ -57,8 +57,8 @@ static __always_inline int judge(struct xdp_md *ctx, __u32 hook)
 	run->rank = decision.rank;
 	run->is_policy = decision.is_policy;
 	run->handle = room->outcome.handle;
-	run->scope = decision.best >> 8 & 0xff;
-	run->prefix = decision.best & 0xff;
+	run->scope = decision.best >> BEST_SCOPE_SHIFT & 0xff;
+	run->prefix = decision.best >> BEST_LENGTH_SHIFT & 0xff;
 	run->is_judged = 1;
 	return XDP_PASS;
 }

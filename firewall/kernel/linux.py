@@ -154,6 +154,7 @@ class LinuxKernel:
     def _grow_policy(self, wanted: Capacities) -> None:
         """Builds programs with larger policy tables beside, fills those, puts the programs on every hook."""
         self._datapath.settle()
+        self._datapath.free_rows()  # whoever is next takes them for free
         old, present, old_datapath = self._set, self._capacities, self._datapath
         renewed = {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
         renewed.update((*REPORT_WAYS, *OBSERVE_WAYS))
@@ -239,6 +240,7 @@ class LinuxKernel:
         if not self._datapath.is_settled:
             with self._noting_writes():
                 self._datapath.settle()
+        self._datapath.free_rows()
 
     @contextmanager
     def _noting_writes(self, change: Change | None = None) -> Iterator[None]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.kernel.bpf import Map, pin
-from firewall.layout import CONTROL, INTERFACE_SLOT, LAYOUT, POLICY, POLICY_RULE
+from firewall.layout import CONTROL, FRONT_ROW, INTERFACE_SLOT, LAYOUT, POLICY, POLICY_RULE
 
 HASHES = (
     "address4_maps",
@@ -28,6 +28,7 @@ HASHES = (
 ARRAYS = {
     "control_map": CONTROL,
     "address_filter": LAYOUT.structs["filter_word"],
+    "address_front": FRONT_ROW,
     "policy_heads": POLICY,
     "policy_index4": LAYOUT.structs["index_pair"],
     "policy_ranges4": LAYOUT.structs["interval4"],
