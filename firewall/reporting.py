@@ -170,6 +170,7 @@ class Reporting:
                     self._look(source)
             except Exception:
                 log.exception("reading reports failed")
+                self._pause.wait(_LOOK_S)
             self._pause.wait(_GATHER_S)
 
     def _deliver(self, records: Sequence[bytes], listeners: Sequence[Listener]) -> None:

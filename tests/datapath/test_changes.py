@@ -374,7 +374,7 @@ def test_address_tables_grow_or_stay_as_they_were(fresh: Loaded, monkeypatch: py
 
 MANY_VECTORS = [
     {"id": f"v{n}", "sources": [f"100.{n >> 8}.{n & 255}.0/24"], "destination_ports": [2 * n], "priority": n}
-    for n in range(700)
+    for n in range(1200)
 ]
 
 
