@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import analysis, check, export, import_rules, interfaces, packet_test, packets, rules, status
+from cli import analysis, check, export, import_rules, interfaces, packet_test, packets, panic, rules, status
 from cli.failure import EXIT_FAILED, EXIT_USAGE, failure
 from cli.session import DEFAULT_CONFIG, AsJson, Config, Session, Url, command, shared_options
 
@@ -58,6 +58,7 @@ command(app, "serve")(serve)
 command(app, "status")(status.status)
 app.add_typer(rules.app, name="rule")
 app.add_typer(interfaces.app, name="interface")
+app.add_typer(panic.app, name="panic")
 command(app, "import")(import_rules.import_rules)
 command(app, "export")(export.export)
 command(app, "analysis")(analysis.analysis)
