@@ -261,7 +261,7 @@ struct line {
  *
  * For IPv4 policy_index4 has for every 16 leading bits which intervals reach into them:
  *
- *   bit   31 ... 5     4 ... 0
+ *   bit   31 ... 9     8 ... 0
  *         the first    how many
  *
  * Where these are more than POLICY_CROWD, it says 0 and leads to a block of one such number for each value of the
@@ -270,7 +270,7 @@ struct line {
 #define POLICY_INDEX_BITS 16
 #define POLICY_BLOCK_BITS 8
 #define POLICY_CROWD 16
-#define INDEX_COUNT_BITS 5
+#define INDEX_COUNT_BITS 9 /* a block's number stands for 256 addresses, which 257 intervals may reach into */
 #define POLICY_BLOCK_SHARE 16
 #define POLICY_SCOPE_COUNT 8 /* (generation * HOOK_COUNT + hook) * SIDE_COUNT + side */
 

@@ -116,12 +116,13 @@ def test_questions_are_answered_after_growth_and_restart(firewall: Loaded) -> No
 
 
 def test_an_entry_that_others_deleted_is_told_as_a_difference(fresh: Loaded) -> None:
-    fresh.rules({"id": "gone", "sources": "192.0.2.200"})
-    assert ask(fresh, tcp()).consistent
+    frame = tcp("2001:db8:99::200", "2001:db8::1")
+    fresh.rules({"id": "gone", "sources": "2001:db8:99::/48"})
+    assert ask(fresh, frame).consistent
     maps = fresh.kernel._set.maps
-    (key,) = maps["address4"].keys()
-    maps["address4"].delete(key)
-    found = ask(fresh, tcp())
+    (key,) = maps["address6"].keys()
+    maps["address6"].delete(key)
+    found = ask(fresh, frame)
     assert (found.verdict, found.rule, found.consistent) == ("pass", None, False)
     assert [each.id for each in found.also_matched] == ["gone"]
 

@@ -531,3 +531,13 @@ def test_a_batch_and_a_replace_are_judged_as_one_rule_set(firewall: Loaded) -> N
         DROPPED,
     ]
     assert firewall.hits("keep") == (1, len(tcp()))
+
+
+def test_hundreds_of_neighbours_in_the_policy_are_told_apart(firewall: Loaded) -> None:
+    """More intervals in one block of addresses than any number of few bits holds."""
+    even = [f"10.0.0.{last}" for last in range(0, 256, 2)]
+    firewall.rules({"sources": even, "protocols": ["tcp"]})
+    for last in range(256):
+        wanted = PASSES if last % 2 else DROPPED
+        assert firewall.judge(tcp(f"10.0.0.{last}")) == wanted, last
+    assert firewall.judge(tcp("10.0.1.0")) == PASSES
