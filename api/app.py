@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from api import docs, errors, imports, interfaces, metrics, openapi, rules, ruleset, status
+from api import changes, docs, errors, imports, interfaces, metrics, openapi, rules, ruleset, status
 from api.guard import MOST_BODY_BYTES, Guard
 from api.running import Phase, Running
 from api.short_way import ShortWay
@@ -33,7 +33,7 @@ def create_app(
     )
     app.state.running = Running(enforcer, phase)
     app.state.metrics = metrics.registry_of(app.state.running)
-    for part in (imports, rules, ruleset, interfaces, status, metrics, docs):
+    for part in (imports, rules, ruleset, changes, interfaces, status, metrics, docs):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(ShortWay, running=app.state.running)

@@ -6,12 +6,14 @@ Owns the query and reading the body; parsing the list is firewall.address_list's
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from api import schemas
+from api.asking import ChangeQuery, Prefer, caution, perform, tried
 from api.json_body import JsonResponse
 from api.openapi import CHANGE_PROBLEMS, problems
 from api.running import InService
@@ -22,10 +24,8 @@ from firewall.rule import DEFAULT_PRIORITY, PRIORITY_MAX, Action
 router = APIRouter(prefix="/v1/rules", tags=["rules"])
 
 
-class ImportQuery(BaseModel):
+class ImportQuery(ChangeQuery):
     """What all rules of a list have in common."""
-
-    model_config = ConfigDict(extra="forbid")
 
     action: Action = "drop"
     priority: int = Field(DEFAULT_PRIORITY, ge=0, le=PRIORITY_MAX)
@@ -36,8 +36,7 @@ class ImportQuery(BaseModel):
 
 @router.post(
     "/import",
-    response_model=schemas.ImportAnswer,
-    responses=problems(*CHANGE_PROBLEMS),
+    responses={**tried(schemas.ImportAnswer), **problems(*CHANGE_PROBLEMS)},
     summary="Import a list of addresses",
     openapi_extra={
         "requestBody": {
@@ -49,7 +48,10 @@ class ImportQuery(BaseModel):
     },
 )
 async def import_list(
-    request: Request, running: InService, query: Annotated[ImportQuery, Query()]
+    request: Request,
+    running: InService,
+    query: Annotated[ImportQuery, Query()],
+    prefer: Prefer = None,
 ) -> Response:
     """One rule for each address or CIDR of a text (one a line, `#` and `;` start comments), all in one change.
 
@@ -59,10 +61,8 @@ async def import_list(
     body = await request.body()
     firewall = running.firewall
     columns = await asyncio.to_thread(lambda: parse_list(_text(body)))
-    outcome = await running.change(
-        firewall.import_list, columns, query.action, query.priority, query.direction
-    )
-    return JsonResponse({"added": outcome.added, "unchanged": outcome.unchanged})
+    bring = partial(firewall.import_list, columns, query.action, query.priority, query.direction)
+    return await perform(running, caution(request.scope, query, prefer), bring, JsonResponse)
 
 
 def _text(body: bytes) -> str:

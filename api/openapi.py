@@ -22,6 +22,7 @@ what to do. Unknown fields and parameters are errors."""
 TAGS = [
     {"name": "rules", "description": "What to drop and what to let through."},
     {"name": "ruleset", "description": "All rules at once."},
+    {"name": "changes", "description": "Changes that go unless they are confirmed."},
     {"name": "interfaces", "description": "Where packets are judged."},
     {"name": "status", "description": "How the service is and what it has counted."},
 ]
@@ -29,7 +30,8 @@ TAGS = [
 PROBLEMS = {
     403: "Sent by a web page (it has an Origin header).",
     404: "There is no such thing.",
-    409: "The id belongs to another rule, or the host is in a state that forbids it.",
+    409: "The id belongs to another rule, a change that waits for its confirmation is in the way, it would lock somebody"
+    " out, or the host is in a state that forbids it.",
     412: "The rule set is not the one that If-Match names.",
     413: "The body is too large, or has too many rules.",
     415: "The body is not application/json.",
@@ -39,7 +41,7 @@ PROBLEMS = {
     507: "A map has no room; `table`, `capacity`, `wanted` and `setting` say which. Nothing was changed.",
 }
 READ_PROBLEMS = (421, 422, 503)
-CHANGE_PROBLEMS = (403, 413, 415, 421, 422, 503, 507)
+CHANGE_PROBLEMS = (403, 409, 413, 415, 421, 422, 503, 507)
 REFERENCE = "#/components/schemas/{model}"
 
 

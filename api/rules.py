@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import rule_body, schemas
+from api.asking import CONFIRM_HEADERS, Asked, perform, tried
 from api.errors import RequestRefused
 from api.json_body import JsonResponse, JsonRoute
 from api.openapi import CHANGE_PROBLEMS, READ_PROBLEMS, problems
@@ -84,10 +86,13 @@ def list_rules(running: InService, filters: Annotated[RuleFilters, Query()]) -> 
 
 
 ADDED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The same rule was there already; nothing changed.", "model": schemas.Rule},
+    **tried(schemas.Rule, "The same rule was there already; nothing changed."),
     201: {
         "description": "Added.",
-        "headers": {"Location": {"description": "Where the rule is.", "schema": {"type": "string"}}},
+        "headers": {
+            "Location": {"description": "Where the rule is.", "schema": {"type": "string"}},
+            **CONFIRM_HEADERS,
+        },
     },
 }
 
@@ -96,27 +101,36 @@ ADDED: dict[int | str, dict[str, Any]] = {
     "",
     status_code=201,
     response_model=schemas.Rule,
-    responses={**ADDED, **problems(409, *CHANGE_PROBLEMS)},
+    responses={**ADDED, **problems(*CHANGE_PROBLEMS)},
     summary="Add a rule",
-    dependencies=[NO_QUERY],
 )
-async def add_rule(running: InService, fields: schemas.RuleBody) -> Response:
+async def add_rule(running: InService, asked: Asked, fields: schemas.RuleBody) -> Response:
     """Answered when the rule is durable and in the kernel. The same id with another body is a 409."""
     rule = rule_body.read_new(fields, running.firewall.new_rule_id, time.time())
-    view, created = await running.change(running.firewall.add, rule)
+    return await perform(running, asked, partial(running.firewall.add, rule), _added)
+
+
+def _added(outcome: tuple[RuleView, bool]) -> Response:
+    view, created = outcome
     if not created:
         return JsonResponse(rule_json(view))
     return JsonResponse(rule_json(view), 201, {"Location": f"/v1/rules/{view.rule.id}"})
 
 
+def _changed(view: RuleView) -> Response:
+    return JsonResponse(rule_json(view))
+
+
+def _deleted(_: None) -> Response:
+    return Response(status_code=204)
+
+
 @router.post(
     "/batch",
-    response_model=schemas.BatchAnswer,
-    responses=problems(404, 409, *CHANGE_PROBLEMS),
+    responses={**tried(schemas.BatchAnswer), **problems(404, *CHANGE_PROBLEMS)},
     summary="Add and delete many rules in one change",
-    dependencies=[NO_QUERY],
 )
-async def change_rules(running: InService, body: schemas.BatchRequest) -> Response:
+async def change_rules(running: InService, asked: Asked, body: schemas.BatchRequest) -> Response:
     """All or nothing, and for packets at one moment. Deletes come before adds."""
     if len(body.add) + len(body.delete) > MOST_RULES:
         raise RequestRefused(
@@ -130,8 +144,7 @@ async def change_rules(running: InService, body: schemas.BatchRequest) -> Respon
         rules = rule_body.read_many(*arguments)
     else:
         rules = await asyncio.to_thread(rule_body.read_many, *arguments)
-    outcome = await running.change(running.firewall.batch, rules, body.delete)
-    return JsonResponse(outcome)
+    return await perform(running, asked, partial(running.firewall.batch, rules, body.delete), JsonResponse)
 
 
 @router.get(
@@ -148,41 +161,38 @@ def read_rule(running: InService, rule_id: str) -> Response:
 
 @router.put(
     "/{rule_id}",
-    response_model=schemas.Rule,
-    responses=problems(404, *CHANGE_PROBLEMS),
+    responses={**tried(schemas.Rule), **problems(404, *CHANGE_PROBLEMS)},
     summary="Replace a rule",
-    dependencies=[NO_QUERY],
 )
-async def replace_rule(running: InService, rule_id: str, fields: schemas.RuleBody) -> Response:
+async def replace_rule(running: InService, asked: Asked, rule_id: str, fields: schemas.RuleBody) -> Response:
     """Fields that are absent get their defaults. What the rule has counted stays. The id cannot change."""
     rule = rule_body.read_whole(fields, rule_id, time.time())
-    return JsonResponse(rule_json(await running.change(running.firewall.replace, rule)))
+    return await perform(running, asked, partial(running.firewall.replace, rule), _changed)
 
 
 @router.patch(
     "/{rule_id}",
-    response_model=schemas.Rule,
-    responses=problems(404, *CHANGE_PROBLEMS),
+    responses={**tried(schemas.Rule), **problems(404, *CHANGE_PROBLEMS)},
     summary="Change fields of a rule",
-    dependencies=[NO_QUERY],
 )
-async def patch_rule(running: InService, rule_id: str, patch: schemas.PatchBody) -> Response:
+async def patch_rule(running: InService, asked: Asked, rule_id: str, patch: schemas.PatchBody) -> Response:
     """JSON merge patch (RFC 7396): null resets a field to its default, lists are replaced as a whole. A ttl
     starts again only if the patch names it."""
     now = time.time()
-    edit = running.firewall.edit
-    view = await running.change(edit, rule_id, lambda rule: rule_body.patched(rule, patch, now))
-    return JsonResponse(rule_json(view))
+    edit = partial(running.firewall.edit, rule_id, lambda rule: rule_body.patched(rule, patch, now))
+    return await perform(running, asked, edit, _changed)
 
 
 @router.delete(
     "/{rule_id}",
     status_code=204,
-    responses=problems(404, *CHANGE_PROBLEMS),
+    responses={
+        **tried(None, "Nothing was deleted."),
+        204: {"description": "Deleted.", "headers": CONFIRM_HEADERS},
+        **problems(404, *CHANGE_PROBLEMS),
+    },
     summary="Delete a rule",
-    dependencies=[NO_QUERY],
 )
-async def delete_rule(running: InService, rule_id: str) -> Response:
+async def delete_rule(running: InService, asked: Asked, rule_id: str) -> Response:
     """Answered when no packet meets the rule any more."""
-    await running.change(running.firewall.delete, rule_id)
-    return Response(status_code=204)
+    return await perform(running, asked, partial(running.firewall.delete, rule_id), _deleted)

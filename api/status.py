@@ -53,6 +53,7 @@ def status_json(view: StatusView) -> dict[str, Any]:
         "maps": view.maps,
         "drift": view.drift,
         "last_error": view.last_error,
+        "changes_waiting": view.changes_waiting,
     }
 
 

@@ -14,11 +14,11 @@ from functools import partial
 
 import structlog
 
+from firewall.confirmation import Confirmations
 from firewall.datapath import Kernel, LeftOver
 from firewall.errors import FirewallError
 from firewall.following import tell
 from firewall.in_force import About, Limits, Manner
-from firewall.interface_changes import InterfaceChanges
 from firewall.interfaces import Interfaces
 from firewall.layout import HOOKS
 from firewall.list_import import ListImport
@@ -32,7 +32,7 @@ _WATCH_S = 0.5
 _LOOK_S = 2.0  # between looks at what no message tells of
 
 
-class Enforcer(RuleChanges, ListImport, InterfaceChanges):
+class Enforcer(RuleChanges, ListImport, Confirmations):
     """The rules in force. Every method may be called from any thread."""
 
     def __init__(
@@ -53,6 +53,7 @@ class Enforcer(RuleChanges, ListImport, InterfaceChanges):
     def start(self) -> None:
         """Loads the programs, makes the maps hold the stored rules, attaches. Raises FirewallError."""
         with self._lock:
+            self._take_up_pending()
             now = self._clock()
             while expired := self._store.expired(now, _EXPIRY_CHUNK):
                 with self._store.transaction():
@@ -113,11 +114,11 @@ class Enforcer(RuleChanges, ListImport, InterfaceChanges):
     def _watch(self) -> None:
         next_look = 0.0
         while not self._stopping.is_set():
-            happened = self._kernel.wait(self._until_next_expiry())
+            happened = self._kernel.wait(min(self._until_next_expiry(), self._until_due()))
             if self._stopping.is_set():
                 return
             is_time = time.monotonic() >= next_look
-            steps = [self._mend, self._kernel.settle, self._expire]
+            steps = [self._mend, self._kernel.settle, self._roll_back_overdue, self._expire]
             if happened or is_time:
                 steps.append(partial(self._following.follow, happened))
                 steps.append(partial(self._watched.look_at_hooks, happened))

@@ -75,8 +75,8 @@ class RuleChanges(Commits, Reads):
             first = self._store.next_handle
             records = [self._new_record(rule, first + number) for number, rule in enumerate(new)]
             removed = [present[rule_id] for rule_id in going]
-            if removed or records:
-                self._change(removed, records)
+            if removed or records or self._is_rehearsal:
+                self._change(removed, records, len(adds) - len(records))
             ids = tuple(rule.id for rule in adds)
             return BatchOutcome(len(records), len(set(deletes)), len(adds) - len(records), ids)
 
@@ -107,8 +107,8 @@ class RuleChanges(Commits, Reads):
                 else:
                     removed.append(old)
                     written.append(Record(old.handle, rule, old.created_at, now))
-            if removed or deleted or written:
-                self._change([*removed, *deleted], written)
+            if removed or deleted or written or self._is_rehearsal:
+                self._change([*removed, *deleted], written, unchanged)
             return BatchOutcome(len(written), len(deleted), unchanged, tuple(rule.id for rule in rules))
 
     def _present_and_other(self, ids: set[str]) -> tuple[dict[str, Record], list[Record]]:

@@ -1,8 +1,9 @@
-"""The kernel's tick as wall time: what last_hit is written in (bpf/account.h, tick())."""
+"""The kernel's tick as wall time: what last_hit is written in (bpf/account.h, tick()). And which boot this is."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from firewall.layout import C
 
@@ -17,3 +18,11 @@ def tick_to_wall(tick: int) -> float:
         return 0.0
     ended_at_uptime_s = ((tick + 1 << C["TICK_SHIFT"]) - _INITIAL_JIFFIES) / HZ
     return time.time() - max(0.0, time.monotonic() - ended_at_uptime_s)
+
+
+def boot_id() -> str:
+    """Another one after each boot; empty where /proc does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
