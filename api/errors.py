@@ -40,6 +40,7 @@ STATUS: dict[type[FirewallError], int] = {
     NotFound: 404,
     AlreadyExists: 409,
     Conflict: 409,
+    Lockout: 409,
     PreconditionFailed: 412,
     TableFull: 507,
     KernelRefused: 503,

@@ -30,8 +30,8 @@ TAGS = [
 PROBLEMS = {
     403: "Sent by a web page (it has an Origin header).",
     404: "There is no such thing.",
-    409: "The id belongs to another rule, a change that waits for its confirmation is in the way, it would lock somebody"
-    " out, or the host is in a state that forbids it.",
+    409: "The id belongs to another rule, a change that waits for its confirmation is in the way, it would lock"
+    " somebody out, or the host is in a state that forbids it.",
     412: "The rule set is not the one that If-Match names.",
     413: "The body is too large, or has too many rules.",
     415: "The body is not application/json.",

@@ -2,7 +2,8 @@
 
 Owns recognizing the three requests that a busy client sends by the thousand: POST /v1/rules, PUT and DELETE
 /v1/rules/{id}. Their routes, which describe them in the OpenAPI document, have the same handlers. Whatever is not
-plain (a query, a preference, a body that is no JSON object, a service that starts) goes the long way, which has the words for it.
+plain (a query, a preference, a body that is no JSON object, a service that starts) goes the long way, which has the
+words for it.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Cautious(InForce):
     _beginning: PendingChange
     _steady: Callable[[], float] = staticmethod(time.monotonic)  # since this boot, only forward
 
-    def on_pending(self) -> None:
-        """Called when a change waits for its confirmation. Whoever runs the service may put another in its place."""
+    # Called when a change began to wait for its confirmation. Whoever runs the service puts another in its place.
+    on_pending: Callable[[], None] = staticmethod(lambda: None)
 
     @cached_property
     def _boot(self) -> str:

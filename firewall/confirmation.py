@@ -161,6 +161,11 @@ class Confirmations(InterfaceChanges):
                 self._interfaces.remember(name, request)
             log.warning("change rolled back", change=change.id, what=change.what, reason=reason)
 
+    def take_back_in_store(self) -> None:
+        """Instead of a start, where nothing judges that would have to be told."""
+        with self._lock:
+            self._take_up_pending()
+
     def _still_waits(self, change: PendingChange) -> bool:
         return change.boot == self._boot and (change.id in self._waiting or change.due > self._steady())
 
