@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import check, export, import_rules, interfaces, rules, status
+from cli import changes, check, export, import_rules, interfaces, rules, status
 from cli.failure import EXIT_FAILED, EXIT_USAGE, failure
 from cli.session import DEFAULT_CONFIG, AsJson, Config, Session, Url, command, shared_options
 
@@ -60,6 +60,9 @@ app.add_typer(rules.app, name="rule")
 app.add_typer(interfaces.app, name="interface")
 command(app, "import")(import_rules.import_rules)
 command(app, "export")(export.export)
+command(app, "changes")(changes.changes)
+command(app, "confirm")(changes.confirm)
+command(app, "rollback")(changes.rollback)
 command(app, "check")(check.check)
 
 

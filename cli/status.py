@@ -46,6 +46,8 @@ def _summary(answer: Json) -> Iterator[tuple[str, Any]]:
     yield "rules", f"{answer['rules']:,} (revision {answer['revision']})"
     yield "default", f"ingress {default['ingress']}, egress {default['egress']}"
     yield "pinned", answer["pin_root"]
+    if count := answer.get("changes_waiting"):
+        yield "waiting", f"{count} to be confirmed: ebpf-fw changes"
     for entry in answer["drift"]:
         yield "drift", _text(entry)
     if answer["last_error"]:
