@@ -78,8 +78,8 @@ soak: setup  ## Change, read, flood and kill the service for MINUTES=60, in a na
 	SOAK_MINUTES=$(MINUTES) $(pytest) -s tests/netns/test_soak.py $(PYTEST_ARGS)
 
 .PHONY: swap
-swap: setup  ## Swap two rule sets SWAPS=5000 times while packets are judged: none may meet a mixture (root)
-	SWAPS=$(SWAPS) $(pytest) tests/datapath/test_changes.py -k mixture $(PYTEST_ARGS)
+swap: setup  ## Change and swap rules SWAPS=5000 times while packets are judged: none may meet a mixture (root)
+	SWAPS=$(SWAPS) $(pytest) tests/datapath/test_changes.py tests/datapath/test_swaps.py -k mixture $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: setup  ## Measure the firewall and its peers; QUICK=1 takes under three minutes (root)

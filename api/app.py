@@ -10,8 +10,23 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from api import changes, docs, errors, imports, interfaces, metrics, openapi, rules, ruleset, status
+from api import (
+    analysis,
+    capture,
+    changes,
+    docs,
+    errors,
+    events,
+    imports,
+    interfaces,
+    metrics,
+    openapi,
+    rules,
+    ruleset,
+    status,
+)
 from api.guard import MOST_BODY_BYTES, Guard
+from api.measured import Measured
 from api.running import Phase, Running
 from api.short_way import ShortWay
 from api.wiring import version
@@ -33,11 +48,13 @@ def create_app(
     )
     app.state.running = Running(enforcer, phase)
     app.state.metrics = metrics.registry_of(app.state.running)
-    for part in (imports, rules, ruleset, changes, interfaces, status, metrics, docs):
+    parts = (imports, rules, ruleset, analysis, changes, interfaces, events, capture, status, metrics, docs)
+    for part in parts:
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(ShortWay, running=app.state.running)
     app.add_middleware(Guard, most_body_bytes=most_body_bytes)
+    app.add_middleware(Measured, requests=app.state.running.requests)
     _document(app)
     return app
 

@@ -77,7 +77,11 @@ class Guard:
             raise self._too_large()
         if length != "0" or "transfer-encoding" in headers:
             is_text = scope["path"] in TEXT_PATHS
-            allowed = ("text/plain",) if is_text else MEDIA_TYPES.get(method, ("application/json",))
+            allowed = (
+                ("text/plain", "application/x-ndjson")
+                if is_text
+                else MEDIA_TYPES.get(method, ("application/json",))
+            )
             _check_media_type(allowed, headers.get("content-type"))
 
     def _limited(self, receive: Receive) -> Receive:

@@ -24,6 +24,7 @@ TAGS = [
     {"name": "ruleset", "description": "All rules at once."},
     {"name": "changes", "description": "Changes that go unless they are confirmed."},
     {"name": "interfaces", "description": "Where packets are judged."},
+    {"name": "packets", "description": "What is dropped, as it is dropped."},
     {"name": "status", "description": "How the service is and what it has counted."},
 ]
 

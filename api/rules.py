@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,11 +22,13 @@ from api.errors import RequestRefused
 from api.json_body import JsonResponse, JsonRoute
 from api.openapi import CHANGE_PROBLEMS, READ_PROBLEMS, problems
 from api.running import NO_QUERY, InService
-from firewall.address import Prefix, parse_prefix
+from firewall.address import parse_prefix
 from firewall.errors import InvalidInput, Problem
+from firewall.match import parse_duration
 from firewall.rule import Action, Direction, format_time
-from firewall.view import RuleQuery, RuleView
+from firewall.view import BatchOutcome, RuleQuery, RuleView, RuleWarning
 
+T = TypeVar("T")
 router = APIRouter(prefix="/v1/rules", tags=["rules"], route_class=JsonRoute)
 MOST_RULES = 200_000  # of one batch: half a gigabyte while it is made
 FEW_RULES = 100  # read on the event loop; more of them in a thread
@@ -46,18 +50,27 @@ class RuleFilters(BaseModel):
         description="Address or CIDR: rules whose sources or destinations cover it.",
         examples=["203.0.113.7"],
     )
+    unused_for: str | None = Field(
+        None,
+        description="Enabled rules that are as old as this (or whose counters were reset so long ago) and matched no"
+        " packet since: seconds, or text such as 90s, 1h30m, 30d.",
+        examples=["30d"],
+    )
 
     def query(self) -> RuleQuery:
         key, equals, value = (self.label or "").partition("=")
         label = (key, value if equals else None) if key else None
-        return RuleQuery(self.direction, self.action, self.enabled, label, self._prefix())
+        prefix = _parsed("address", self.address, parse_prefix)
+        unused_for_s = _parsed("unused_for", self.unused_for, parse_duration)
+        return RuleQuery(self.direction, self.action, self.enabled, label, prefix, unused_for_s)
 
-    def _prefix(self) -> Prefix | None:
-        try:
-            return None if self.address is None else parse_prefix(self.address)
-        except ValueError as error:
-            problem = Problem("?address", str(error))
-            raise InvalidInput(f"?address: {error}", "", (problem,), "invalid_query") from None
+
+def _parsed(name: str, text: str | None, parse: Callable[[str], T]) -> T | None:
+    try:
+        return None if text is None else parse(text)
+    except ValueError as error:
+        problem = Problem(f"?{name}", str(error))
+        raise InvalidInput(f"?{name}: {error}", "", (problem,), "invalid_query") from None
 
 
 def rule_json(view: RuleView) -> dict[str, Any]:
@@ -68,6 +81,11 @@ def rule_json(view: RuleView) -> dict[str, Any]:
         "updated_at": format_time(view.updated_at),
         "stats": {"packets": view.packets, "bytes": view.bytes, "last_hit": last_hit},
     }
+
+
+def whole_json(view: RuleView) -> dict[str, Any]:
+    """One rule, with what may be wrong with it."""
+    return {**rule_json(view), "warnings": view.warnings}
 
 
 @router.get("", response_model=schemas.RulePage, responses=problems(*READ_PROBLEMS), summary="List rules")
@@ -85,8 +103,13 @@ def list_rules(running: InService, filters: Annotated[RuleFilters, Query()]) -> 
     return JsonResponse(page)
 
 
+def warnings_json(warnings: Sequence[tuple[str, RuleWarning]]) -> list[dict[str, Any]]:
+    """Of many rules: each with the id of the rule that it is about."""
+    return [{"id": rule_id, **asdict(each)} for rule_id, each in warnings]
+
+
 ADDED: dict[int | str, dict[str, Any]] = {
-    **tried(schemas.Rule, "The same rule was there already; nothing changed."),
+    **tried(schemas.WarnedRule, "The same rule was there already; nothing changed."),
     201: {
         "description": "Added.",
         "headers": {
@@ -100,7 +123,7 @@ ADDED: dict[int | str, dict[str, Any]] = {
 @router.post(
     "",
     status_code=201,
-    response_model=schemas.Rule,
+    response_model=schemas.WarnedRule,
     responses={**ADDED, **problems(*CHANGE_PROBLEMS)},
     summary="Add a rule",
 )
@@ -113,12 +136,28 @@ async def add_rule(running: InService, asked: Asked, fields: schemas.RuleBody) -
 def _added(outcome: tuple[RuleView, bool]) -> Response:
     view, created = outcome
     if not created:
-        return JsonResponse(rule_json(view))
-    return JsonResponse(rule_json(view), 201, {"Location": f"/v1/rules/{view.rule.id}"})
+        return JsonResponse(whole_json(view))
+    return JsonResponse(whole_json(view), 201, {"Location": f"/v1/rules/{view.rule.id}"})
+
+
+def too_many_rules(detail: str) -> RequestRefused:
+    hint = "send several batches, or a plain list of addresses to /v1/rules/import"
+    return RequestRefused(413, "too_many_rules", detail, hint)
 
 
 def _changed(view: RuleView) -> Response:
-    return JsonResponse(rule_json(view))
+    return JsonResponse(whole_json(view))
+
+
+def _batched(outcome: BatchOutcome) -> Response:
+    answer = {
+        "added": outcome.added,
+        "deleted": outcome.deleted,
+        "unchanged": outcome.unchanged,
+        "ids": outcome.ids,
+        "warnings": warnings_json(outcome.warnings),
+    }
+    return JsonResponse(answer)
 
 
 def _deleted(_: None) -> Response:
@@ -133,35 +172,32 @@ def _deleted(_: None) -> Response:
 async def change_rules(running: InService, asked: Asked, body: schemas.BatchRequest) -> Response:
     """All or nothing, and for packets at one moment. Deletes come before adds."""
     if len(body.add) + len(body.delete) > MOST_RULES:
-        raise RequestRefused(
-            413,
-            "too_many_rules",
-            f"the batch has {len(body.add) + len(body.delete):,} rules; {MOST_RULES:,} are the most",
-            "send several batches, or a plain list of addresses to /v1/rules/import",
+        raise too_many_rules(
+            f"the batch has {len(body.add) + len(body.delete):,} rules; {MOST_RULES:,} are the most"
         )
     arguments = body.add, "/add", running.firewall.new_rule_id, time.time()
     if len(body.add) <= FEW_RULES:
         rules = rule_body.read_many(*arguments)
     else:
         rules = await asyncio.to_thread(rule_body.read_many, *arguments)
-    return await perform(running, asked, partial(running.firewall.batch, rules, body.delete), JsonResponse)
+    return await perform(running, asked, partial(running.firewall.batch, rules, body.delete), _batched)
 
 
 @router.get(
     "/{rule_id}",
-    response_model=schemas.Rule,
+    response_model=schemas.WarnedRule,
     responses=problems(404, *READ_PROBLEMS),
     summary="Read a rule",
     dependencies=[NO_QUERY],
 )
 def read_rule(running: InService, rule_id: str) -> Response:
     """The rule in canonical text, with what it has counted."""
-    return JsonResponse(rule_json(running.firewall.rule(rule_id)))
+    return JsonResponse(whole_json(running.firewall.rule(rule_id)))
 
 
 @router.put(
     "/{rule_id}",
-    responses={**tried(schemas.Rule), **problems(404, *CHANGE_PROBLEMS)},
+    responses={**tried(schemas.WarnedRule), **problems(404, *CHANGE_PROBLEMS)},
     summary="Replace a rule",
 )
 async def replace_rule(running: InService, asked: Asked, rule_id: str, fields: schemas.RuleBody) -> Response:
@@ -172,7 +208,7 @@ async def replace_rule(running: InService, asked: Asked, rule_id: str, fields: s
 
 @router.patch(
     "/{rule_id}",
-    responses={**tried(schemas.Rule), **problems(404, *CHANGE_PROBLEMS)},
+    responses={**tried(schemas.WarnedRule), **problems(404, *CHANGE_PROBLEMS)},
     summary="Change fields of a rule",
 )
 async def patch_rule(running: InService, asked: Asked, rule_id: str, patch: schemas.PatchBody) -> Response:
@@ -196,3 +232,16 @@ async def patch_rule(running: InService, asked: Asked, rule_id: str, patch: sche
 async def delete_rule(running: InService, asked: Asked, rule_id: str) -> Response:
     """Answered when no packet meets the rule any more."""
     return await perform(running, asked, partial(running.firewall.delete, rule_id), _deleted)
+
+
+@router.post(
+    "/{rule_id}/reset-counters",
+    response_model=schemas.WarnedRule,
+    responses=problems(404, *CHANGE_PROBLEMS),
+    summary="Let a rule count from 0 again",
+    dependencies=[NO_QUERY],
+)
+async def reset_counters(running: InService, rule_id: str) -> Response:
+    """Packets and bytes are 0 and `last_hit` is null until the next packet. No packet is lost: what is counted at this
+    moment is counted before it or after it. The counters of interfaces go on."""
+    return JsonResponse(whole_json(await running.change(running.firewall.reset_counters, rule_id)))

@@ -20,6 +20,7 @@ from api.asking import CONFIRM_HEADERS, Asked, perform, tried
 from api.json_body import JsonResponse, JsonRoute
 from api.openapi import CHANGE_PROBLEMS, READ_PROBLEMS, problems
 from api.rule_body import read_many
+from api.rules import warnings_json
 from api.running import NO_QUERY, InService
 from firewall.rule import Rule
 from firewall.view import BatchOutcome
@@ -86,6 +87,7 @@ async def replace_ruleset(
             "added": outcome.added,
             "deleted": outcome.deleted,
             "unchanged": outcome.unchanged,
+            "warnings": warnings_json(outcome.warnings),
         }
         return JsonResponse(content, headers={"ETag": etag})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,15 +19,34 @@ import structlog
 from fastapi import Depends, Request
 
 from api.errors import RequestRefused
+from api.measured import Requests
 from firewall.commit import Outcome
 from firewall.enforcer import Enforcer
 from firewall.errors import InvalidInput, Problem
+from firewall.timings import Timings
 
 Phase = Literal["starting", "running", "stopping"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
+
+
+# What kind of change a method of the enforcer makes, for the metrics.
+KINDS = {
+    "add": "add",
+    "replace": "replace",
+    "edit": "patch",
+    "delete": "delete",
+    "batch": "batch",
+    "replace_all": "ruleset",
+    "import_list": "import",
+    "attach": "interface",
+    "detach": "interface",
+    "reset_counters": "reset_counters",
+    "reload": "reload",
+}
+OTHER = "other"
 
 
 class _Asked(NamedTuple):
@@ -46,6 +66,9 @@ class Running:
         self._lock = threading.Lock()
         self._asked: list[_Asked] = []
         self._is_writing = False
+        self.requests = Requests()
+        self.changes = {kind: Timings() for kind in sorted({*KINDS.values(), OTHER})}
+        self.refused = Counter(dict.fromkeys(self.changes, 0))
 
     @property
     def firewall(self) -> Enforcer:
@@ -62,12 +85,18 @@ class Running:
         """Calls it in the writer thread, together with the others that wait there. A client that goes away does not
         stop a change under way."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        with self._lock:
-            self._asked.append(_Asked(partial(call, *arguments, **keywords), answer))
-            if not self._is_writing:
-                self._is_writing = True
-                self._writer.submit(self._write)
-        return await answer
+        kind = KINDS.get(getattr(call, "__name__", ""), OTHER)
+        with self.changes[kind].timing():
+            with self._lock:
+                self._asked.append(_Asked(partial(call, *arguments, **keywords), answer))
+                if not self._is_writing:
+                    self._is_writing = True
+                    self._writer.submit(self._write)
+            try:
+                return await answer
+            except Exception:
+                self.refused[kind] += 1
+                raise
 
     def _write(self) -> None:
         """In the writer thread, until nobody waits."""

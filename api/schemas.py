@@ -65,6 +65,17 @@ class Stats(Document):
     last_hit: Time | None = Field(description="When it last won; null: never.")
 
 
+class Warned(Document):
+    """Why a rule may not do what was meant."""
+
+    code: str = Field(
+        description="shadowed, redundant, duplicate, matches_nothing, no_interface or expired.",
+        examples=["shadowed"],
+    )
+    detail: str
+    rule: str | None = Field(description="Id of the other rule that it has to do with.")
+
+
 class RuleFields(Document):
     """A rule as a client writes it. Every field is optional, an empty match field means any, and a list of
     one element may be written as the element alone. Read-only fields are accepted and ignored, so that what
@@ -97,6 +108,7 @@ class RuleFields(Document):
     created_at: Time | None = Field(None, description="Read-only, ignored.")
     updated_at: Time | None = Field(None, description="Read-only, ignored.")
     stats: Stats | None = Field(None, description="Read-only, ignored.")
+    warnings: list[Warned] | None = Field(None, description="Read-only, ignored.")
 
 
 class RuleExport(Document):
@@ -129,6 +141,26 @@ class Rule(RuleExport):
     stats: Stats
 
 
+class WarnedRule(Rule):
+    """One rule, with what may be wrong with it."""
+
+    warnings: list[Warned]
+
+
+class WarnedOf(Warned):
+    id: Id = Field(description="The rule that it is about.")
+
+
+class Analysis(Document):
+    """In order of creation of the rules; `total` and `total_pages` count all that was found."""
+
+    items: list[WarnedOf]
+    total: int
+    page: int
+    page_size: int
+    total_pages: int
+
+
 class RulePage(Document):
     """`total` and `total_pages` count all rules that the filters let through."""
 
@@ -154,6 +186,7 @@ class BatchAnswer(Document):
     deleted: int
     unchanged: int
     ids: list[str] = Field(description="Ids of the rules in `add`, in their order.")
+    warnings: list[WarnedOf] = Field(description="Of the first 1,000 rules that were added, at most 100.")
 
 
 class RulesetRequest(Document):
@@ -171,6 +204,7 @@ class RulesetAnswer(Document):
     added: int
     deleted: int
     unchanged: int
+    warnings: list[WarnedOf] = Field(description="Of the first 1,000 rules that changed, at most 100.")
 
 
 class ImportAnswer(Document):

@@ -96,6 +96,7 @@ async def _live(
         guarding.cancel()
         running.phase = "stopping"
         notify("STOPPING=1", "STATUS=stopping")
+        running.enforcer.reporting.end_all()  # answers that go on would hold up the end
         server.should_exit = True
         await asyncio.wait((serving,))
         await asyncio.to_thread(running.close)

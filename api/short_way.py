@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import rules
 from api.asking import client_of
 from api.errors import firewall_error_response
+from api.measured import ROUTE
 from api.running import Running
 from firewall.caution import Caution
 from firewall.errors import FirewallError
@@ -41,6 +42,7 @@ class ShortWay:
         if not is_short:
             await self._app(scope, receive, send)
             return
+        scope[ROUTE] = f"{RULES}/{{rule_id}}" if rule_id else RULES
         messages: list[Message] = []
         fields = None if method == "DELETE" else await _json_object(receive, messages)
         if method != "DELETE" and fields is None:

@@ -12,7 +12,9 @@ from firewall.in_force import About, Limits, Manner
 from firewall.interfaces import Interfaces
 from firewall.kernel.linux import LinuxKernel
 from firewall.layout import C
-from firewall.settings import Filter, Settings
+from firewall.report import Limit
+from firewall.reporting import ReportLimits
+from firewall.settings import Events, Filter, Settings
 from firewall.store import Store
 
 DATABASE = "rules.db"
@@ -43,7 +45,18 @@ def about(settings: Settings) -> About:
 
 
 def manner(settings: Settings) -> Manner:
-    return Manner(filter_options(settings.filter), settings.service.on_drift == "heal")
+    return Manner(
+        filter_options(settings.filter), settings.service.on_drift == "heal", report_limits(settings.events)
+    )
+
+
+def report_limits(settings: Events) -> ReportLimits:
+    return ReportLimits(
+        events=Limit(settings.rate, settings.burst),
+        capture=Limit(settings.capture_rate, settings.capture_burst),
+        log_drops=settings.log_drops,
+        log_rate=settings.log_rate,
+    )
 
 
 def linux_kernel(settings: Settings) -> Kernel:

@@ -56,7 +56,7 @@ class Plan:
     @property
     def concurrent_adds(self) -> int:
         """Of each client."""
-        return 250 if self.is_quick else 1000
+        return 250 if self.is_quick else 500
 
     @property
     def bulk_rounds(self) -> int:

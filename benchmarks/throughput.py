@@ -6,6 +6,7 @@ blackhole route: that part is the same for all. Each contender's own counters mu
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from benchmarks.guarded import Guarded
 from benchmarks.measure import Answers, Goal, Plan, Row
 from benchmarks.peers import Ipset, Nftables, xdp_program
 from benchmarks.world import BPFFS, GUARDED, World, on_one_cpu
+from firewall.listener import Wanted
 
 QUESTION = "throughput"
 MILLION = 1_000_000
@@ -28,6 +30,7 @@ LEAST_SEEN = 0.999
 
 
 HIT, MISS, DEFAULT = "hit", "miss", "dropped by default"
+OURS, LISTENED_TO = "ebpf-fw", "ebpf-fw, one listens to events"
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ def run(world: World, plan: Plan) -> Answers:
     with ExitStack() as stack:
         bare, drop = _bare(driver), _bare_drop(driver)
         peers = _loaded_peers(stack, world, hosts)
-        contenders = [*bare, drop, _ours(stack, world, hosts), *_peers(peers, False)]
+        contenders = [*bare, drop, *_ours(stack, world, hosts), *_peers(peers, False)]
         rates = _rounds(world, plan, driver, contenders, {HIT: listed, MISS: others})
-        contenders = [drop, _ours(stack, world, hosts, is_default_drop=True), *_peers(peers, True)]
+        contenders = [drop, *_ours(stack, world, hosts, is_default_drop=True), *_peers(peers, True)]
         rates |= _rounds(world, plan, driver, contenders, {DEFAULT: others})
     answers = Answers([Row(QUESTION, name, "Mpps", values, "higher") for name, values in rates.items()])
     _compare(answers)
@@ -90,7 +93,10 @@ def _xdp_drops() -> int:
     return sum(int(value) for _, value in lines)
 
 
-def _ours(stack: ExitStack, world: World, hosts: Addresses4, is_default_drop: bool = False) -> Contender:
+def _ours(
+    stack: ExitStack, world: World, hosts: Addresses4, is_default_drop: bool = False
+) -> list[Contender]:
+    """Alone, and with one who listens to events: in this process, but not on the CPU that packets are measured on."""
     guarded = stack.enter_context(Guarded(world, default="drop" if is_default_drop else "allow"))
     guarded.list_addresses([address_lists.host_columns(hosts)])
     guarded.detach()
@@ -103,8 +109,48 @@ def _ours(stack: ExitStack, world: World, hosts: Addresses4, is_default_drop: bo
         finally:
             guarded.detach()
 
+    @contextmanager
+    def active_with_listener() -> Iterator[None]:
+        with active(), _listener(guarded):
+            yield
+
     counted, traffic = (("drop", "default"), DEFAULT) if is_default_drop else (("drop", "rule"), HIT)
-    return Contender("ebpf-fw", active, lambda: guarded.counted().get(counted, 0), (traffic,))
+
+    def dropped() -> int:
+        return guarded.counted().get(counted, 0)
+
+    return [
+        Contender(OURS, active, dropped, (traffic,)),
+        Contender(LISTENED_TO, active_with_listener, dropped, (traffic,)),
+    ]
+
+
+@contextmanager
+def _listener(guarded: Guarded) -> Iterator[None]:
+    """Takes events and makes JSON of them, as the API does."""
+    there_is = threading.Event()
+    listener = guarded.enforcer.reporting.listen(Wanted(), there_is.set)
+
+    def read() -> None:
+        while True:
+            there_is.wait()
+            there_is.clear()
+            taken = listener.take(256)
+            for report in taken.reports:
+                _ = report.json
+            if taken.is_over:
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield
+    finally:
+        guarded.enforcer.reporting.leave(listener)
+        while listener.take(256).reports:
+            pass
+        listener.end()
+        reader.join()
 
 
 def _loaded_peers(stack: ExitStack, world: World, hosts: Addresses4) -> list[Nftables | Ipset]:
@@ -167,6 +213,11 @@ def _compare(answers: Answers) -> None:
         Goal(name, passing.best / bare.best, 0.8, "×", at_most=False, rests_on=(passing, bare))
     )
     for kind, what in ((HIT, "dropping"), (DEFAULT, DEFAULT)):
+        alone, told = rows[f"{OURS}, {kind}"], rows[f"{LISTENED_TO}, {kind}"]
+        name = f"1M addresses, {what}: rate with one who listens / without"
+        answers.goals.append(
+            Goal(name, told.best / alone.best, 0.9, "×", at_most=False, rests_on=(told, alone))
+        )
         dropping = rows[f"ebpf-fw, {kind}"]
         for peer, limit in ((Nftables.name, 3.0), (Ipset.name, 3.5)):
             other = rows[f"{peer}, {kind}"]

@@ -26,13 +26,14 @@ QUESTION = "updates"
 MILLION = 1_000_000
 POLICY_RULES = 4096
 CLIENTS = 8
+GROWTH_BATCH = 8000  # more than a table for a million has room for
 FSYNCS = 200
 
 
 def run(world: World, plan: Plan) -> Answers:
     random = np.random.default_rng(11)
     hosts = address_lists.random_hosts(
-        random, MILLION + plan.address_changes + CLIENTS * plan.concurrent_adds
+        random, MILLION + plan.address_changes + CLIENTS * plan.concurrent_adds + GROWTH_BATCH
     )
     listed, spare = hosts[:MILLION], address_lists.text(hosts[MILLION:])
     answers = Answers()
@@ -47,7 +48,17 @@ def run(world: World, plan: Plan) -> Answers:
             extra = [_policy_rule(at) for at in range(plan.policy_changes)]
             _latencies(answers, connection, "policy rule", extra, 30)
         _adds_a_second(answers, service, plan, spare[plan.address_changes :])
+        with service.connect() as connection:
+            _growth(answers, connection, spare[-GROWTH_BATCH:])
     return answers
+
+
+def _growth(answers: Answers, connection: Connection, addresses: Sequence[str]) -> None:
+    """What all changes wait for when the table of a million addresses becomes one of two million."""
+    batch = {"add": [_address_rule(f"growth-{at}", address) for at, address in enumerate(addresses)]}
+    took = _timed_ms(connection, encoded("POST", "/v1/rules/batch", json.dumps(batch).encode()), 200)
+    name = f"batch of {len(addresses):,} during which the table doubles"
+    answers.add(Row(QUESTION, name, "ms", [took]))
 
 
 def _fill(connection: Connection, addresses: bytes, random: np.random.Generator) -> None:

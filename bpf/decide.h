@@ -32,6 +32,7 @@ static __always_inline void decide(struct decision *decision, const struct packe
 		return;
 	decision->rank = RANK_NONE;
 	decision->best = BEST_NONE ^ control->always_zero;
+	decision->listening = control->listening;
 	epoch = *(volatile __u64 *)&control->epoch;
 	scope = (epoch & 1) * HOOK_COUNT + hook;
 	head = policy_heads.lookup(&scope);

@@ -13,6 +13,7 @@ struct decision {
 	struct workspace *room;
 	__u32 slot; /* of policy_counters, when the winner is a policy rule */
 	__u32 options;
+	__u32 listening; /* LISTEN_* */
 	__u8 verdict;
 	__u8 reason;
 	__u8 is_policy;

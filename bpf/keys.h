@@ -8,17 +8,22 @@
 #ifndef EBPF_FW_KEYS_H
 #define EBPF_FW_KEYS_H
 
-/* Index of the lowest set bit of x != 0. __builtin_ctzll crashes clang 14's BPF backend, a branching
- * search explodes the verifier's states: de Bruijn multiplication (Leiserson, Prokop, Randall 1998) has
- * neither. bcc has no constant data, so the table is six population counts instead:
- * the bits below the lowest set one are (x & -x) - 1. */
-static __always_inline __u32 lowest_bit(__u64 x)
+/* How many bits are set (Warren, Hacker's Delight, 5-1). */
+static __always_inline __u32 bit_count(__u64 x)
 {
-	x = (x & -x) - 1;
 	x -= (x >> 1) & 0x5555555555555555ULL;
 	x = (x & 0x3333333333333333ULL) + ((x >> 2) & 0x3333333333333333ULL);
 	x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
 	return (x * 0x0101010101010101ULL) >> 56;
+}
+
+/* Index of the lowest set bit of x != 0. __builtin_ctzll crashes clang 14's BPF backend, a branching
+ * search explodes the verifier's states: de Bruijn multiplication (Leiserson, Prokop, Randall 1998) has
+ * neither. bcc has no constant data, so the table is a population count instead:
+ * the bits below the lowest set one are (x & -x) - 1. */
+static __always_inline __u32 lowest_bit(__u64 x)
+{
+	return bit_count((x & -x) - 1);
 }
 
 /* The first `length` (0..32) bits of a network-order word. */

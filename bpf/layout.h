@@ -129,20 +129,54 @@ struct filter_word {
  */
 #define LENGTH_WORDS6 3
 
+/*
+ * Reports of packets to whoever listens. A report goes out on streams, each with a limit of its own: events, and captures
+ * with the packet's bytes. Of a limit every CPU has a bucket of tokens: `rate` more at each tick of jiffies64, `most` at
+ * most, and a report costs `cost` of them. (With cost = HZ a rate is in reports a second, without a division.)
+ *
+ * Bits of control.listening. The lowest two are 1 << verdict, so that a program asks with one shift whether anybody
+ * wants to know of a packet; the others say what for.
+ */
+enum stream {
+	STREAM_EVENTS = 0,
+	STREAM_CAPTURE = 1,
+	STREAM_COUNT = 2,
+};
+
+#define LISTEN_PASSED 1
+#define LISTEN_DROPPED 2
+#define LISTEN_EVENTS 4	      /* of dropped packets */
+#define LISTEN_CAPTURE 8      /* of dropped packets */
+#define LISTEN_CAPTURE_ALL 16 /* of all judged packets */
+#define SNAP_LENGTH_MAX 2048
+
+struct report_limit {
+	__u32 rate;
+	__u32 most;
+	__u32 cost;
+	__u32 padding;
+};
+
 struct control {
 	__u64 epoch;
 	__u64 lengths4[4];  /* by scope */
 	__u32 filter_mask;  /* W - 1 of the address filter */
 	__u32 always_zero;  /* which the verifier cannot know: see decide() */
+	__u32 listening;    /* LISTEN_*: what reports are wanted of; 0 = nobody listens */
+	__u32 snap_length;  /* bytes of a packet that a capture wants at most, up to SNAP_LENGTH_MAX */
 	__u64 lengths6[12]; /* by scope * LENGTH_WORDS6 + word */
 	__u64 program;	    /* fingerprint of the program text and its capacities */
 	__u64 layout;	    /* fingerprint of layout.h and maps.h */
 	__u64 owner;	    /* whose rules these are: the service's database */
+	struct report_limit report_limits[2]; /* by stream */
 };
 
 #define FAMILY_IPV4 0
 #define FAMILY_IPV6 1
 #define FAMILY_COUNT 2
+
+/* Elements of arrays are multiples of 8 bytes, so those of 4 go in pairs: number n is pair n / 2, half n % 2. */
+#define PAIR 2
 
 /* Consecutive elements of an array. */
 struct span {
@@ -150,7 +184,10 @@ struct span {
 	__u32 count;
 };
 
-/* What one generation of the policy says for one hook. Vector numbers index policy_vectors. */
+/*
+ * What one generation of the policy says for one hook. Vector numbers index policy_vectors. `anywhere`: by family and
+ * side, the vector of an address that is in no prefix.
+ */
 #define OPTION_DEFAULT_DROP 1
 #define OPTION_FRAGMENTS_DROP 2
 #define OPTION_MALFORMED_PASS 4
@@ -162,31 +199,58 @@ struct policy {
 	__u32 options;		  /* OPTION_* */
 	__u32 any_interface;	  /* vector for an interface that no rule names */
 	struct span addresses[2]; /* by side: of policy_ranges6 */
+	__u32 anywhere[4];	  /* family * SIDE_COUNT + side */
+};
+
+/*
+ * The vector of a class of addresses is that of an address in no prefix, but for some words: those are stored alone,
+ * so that the vectors of thousands of classes stay in a processor's cache. A class is consecutive elements of
+ * policy_lines, seen as words (S: summary words of a vector, bpf/maps.h):
+ *
+ *   0 ... S-1      bit w of word w / 64: word w differs, and stands below
+ *   S              16 bits for each of the former, lowest first: where those of its words begin
+ *   S+1 ...        the words that differ, lowest first
+ *
+ * An interval names a class by its first element.
+ */
+#define LINE_WORDS 8
+
+struct line {
+	__u64 word[LINE_WORDS]; /* 64 bytes, as a cache line */
 };
 
 /*
  * Addresses between two ends of prefixes are in the same prefixes, all of them: such an interval reaches from
- * `start` (host order) to the next element's, and names the vector of its addresses. The first of a list
+ * `start` (host order) to the next element's, and names the class of its addresses. The first of a list
  * starts at 0.
  *
- * For IPv4 policy_index4 has a struct span for every 16 leading bits: which intervals reach into them. Where
- * these are more than POLICY_CROWD, its count is 0 and it leads to a block of one span for each value of the
- * next 6 bits. Blocks stand behind all of the former, POLICY_BLOCK_SHARE elements for each interval there may be.
+ * For IPv4 policy_index4 has for every 16 leading bits which intervals reach into them:
+ *
+ *   bit   31 ... 5     4 ... 0
+ *         the first    how many
+ *
+ * Where these are more than POLICY_CROWD, it says 0 and leads to a block of one such number for each value of the
+ * next 8 bits. Blocks stand behind all of the former, POLICY_BLOCK_SHARE numbers for each interval there may be.
  */
 #define POLICY_INDEX_BITS 16
-#define POLICY_BLOCK_BITS 6
+#define POLICY_BLOCK_BITS 8
 #define POLICY_CROWD 16
-#define POLICY_BLOCK_SHARE 4
+#define INDEX_COUNT_BITS 5
+#define POLICY_BLOCK_SHARE 16
 #define POLICY_SCOPE_COUNT 8 /* (generation * HOOK_COUNT + hook) * SIDE_COUNT + side */
+
+struct index_pair {
+	__u32 reach[PAIR];
+};
 
 struct interval4 {
 	__u32 start;
-	__u32 vector;
+	__u32 line;
 };
 
 struct interval6 {
 	__u64 start[2]; /* upper and lower half */
-	__u64 vector;
+	__u64 line;
 };
 
 /*
@@ -208,8 +272,9 @@ struct vector_number {
 	__u64 vector;
 };
 
-struct port_vectors {
-	__u32 side[2]; /* as a source port, as a destination port */
+/* Number (scope * SIDE_COUNT + side) * PORT_ROWS + port. */
+struct port_pair {
+	__u32 vector[PAIR];
 };
 
 struct interface_key {
@@ -272,22 +337,74 @@ struct offload_state {
 	struct counter by[OFFLOAD_COUNTERS];
 };
 
+/* What a report tells of: a verdict, or what a rule that only observes would have done. */
+enum report_kind {
+	REPORT_JUDGED = 0,
+	REPORT_OBSERVED = 1,
+	REPORT_COUNT = 2,
+};
+
+/* Which of the fields below IP the packet has. */
+#define REPORT_HAS_PORTS 1
+#define REPORT_HAS_FLAGS 2
+#define REPORT_HAS_ICMP 4
+
+/* A report, before `captured` bytes of the packet. Addresses in network order, ports in host order. */
+struct report {
+	__u64 time; /* CLOCK_MONOTONIC, ns */
+	__u32 source[4];
+	__u32 destination[4];
+	__u32 ifindex;
+	__u32 length; /* of the frame, bytes */
+	__u32 handle; /* of the rule that decided, 0 = none */
+	__u32 captured;
+	__u16 source_port;
+	__u16 destination_port;
+	__u8 hook;
+	__u8 verdict;
+	__u8 reason;
+	__u8 kind;    /* REPORT_* */
+	__u8 streams; /* 1 << STREAM_*: whose token was taken */
+	__u8 is_bare; /* the device has no Ethernet header */
+	__u8 family;
+	__u8 is_ip;
+	__u8 protocol;
+	__u8 has; /* REPORT_HAS_* */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 padding[7];
+};
+
+/* Of one CPU and stream: its bucket, and reports that went nowhere. */
+struct report_bucket {
+	__u64 tick; /* when it was filled last, jiffies */
+	__u64 tokens;
+	__u64 suppressed; /* for want of a token */
+	__u64 lost;	  /* for want of room in the ring */
+};
+
 #define LAYOUT_SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), #type)
 
 LAYOUT_SIZE(struct prefix4, 8);
 LAYOUT_SIZE(struct prefix6, 20);
 LAYOUT_SIZE(struct address_entry, 40);
-LAYOUT_SIZE(struct control, 168);
+LAYOUT_SIZE(struct report_limit, 16);
+LAYOUT_SIZE(struct control, 208);
 LAYOUT_SIZE(struct span, 8);
-LAYOUT_SIZE(struct policy, 32);
+LAYOUT_SIZE(struct policy, 48);
+LAYOUT_SIZE(struct line, 64);
 LAYOUT_SIZE(struct interval4, 8);
 LAYOUT_SIZE(struct interval6, 24);
-LAYOUT_SIZE(struct port_vectors, 8);
+LAYOUT_SIZE(struct index_pair, 8);
+LAYOUT_SIZE(struct port_pair, 8);
 LAYOUT_SIZE(struct interface_key, 8);
 LAYOUT_SIZE(struct policy_rule, 16);
 LAYOUT_SIZE(struct rule_counter, 24);
 LAYOUT_SIZE(struct interface_slot, 8);
 LAYOUT_SIZE(struct counter, 16);
 LAYOUT_SIZE(struct offload_state, 1088);
+LAYOUT_SIZE(struct report, 80);
+LAYOUT_SIZE(struct report_bucket, 32);
 
 #endif

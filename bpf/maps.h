@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Dual MIT/GPL */
 /*
  * Every map, a line of purpose each. All are pinned below PIN_ROOT "/maps"; a map that is already pinned
- * there is used as it is. PIN_ROOT, MAX_*, VECTOR_* and INTERVAL_COUNT come from the loader (-D).
+ * there is used as it is. PIN_ROOT, MAX_*, VECTOR_*, LINE_COUNT and INTERVAL_COUNT come from the loader (-D).
  *
  * BPF_F_MMAPABLE arrays are written by the service through mmap: no system call an element.
  */
@@ -41,8 +41,8 @@ BPF_TABLE_PINNED("array", __u32, struct filter_word, address_filter, FILTER_WORD
 
 /* The policy: per generation and hook its head, then a table per field from value to vector number. */
 BPF_TABLE_PINNED("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, PIN("policy_heads"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct span, policy_index4,
-		 POLICY_SCOPE_COUNT * (1 << POLICY_INDEX_BITS) + GENERATION_COUNT * INTERVAL_COUNT * POLICY_BLOCK_SHARE,
+BPF_TABLE_PINNED("array", __u32, struct index_pair, policy_index4,
+		 (POLICY_SCOPE_COUNT * (1 << POLICY_INDEX_BITS) + GENERATION_COUNT * INTERVAL_COUNT * POLICY_BLOCK_SHARE) / PAIR,
 		 PIN("policy_index4"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct interval4, policy_ranges4, GENERATION_COUNT * INTERVAL_COUNT,
 		 PIN("policy_ranges4"), BPF_F_MMAPABLE);
@@ -50,15 +50,18 @@ BPF_TABLE_PINNED("array", __u32, struct interval6, policy_ranges6, GENERATION_CO
 		 PIN("policy_ranges6"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct vector_number, policy_protocol, GENERATION_COUNT * HOOK_COUNT * PROTOCOL_ROWS,
 		 PIN("policy_protocol"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct port_vectors, policy_port, GENERATION_COUNT * HOOK_COUNT * PORT_ROWS,
+BPF_TABLE_PINNED("array", __u32, struct port_pair, policy_port,
+		 GENERATION_COUNT * HOOK_COUNT * SIDE_COUNT * PORT_ROWS / PAIR,
 		 PIN("policy_port"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct vector_number, policy_icmp, GENERATION_COUNT * HOOK_COUNT * ICMP_ROWS,
 		 PIN("policy_icmp"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("hash", struct interface_key, __u32, policy_iface, MAX_POLICY_INTERFACES, PIN("policy_iface"),
 		 BPF_F_NO_PREALLOC);
 
-/* The vectors themselves (both generations), and what each bit of a vector stands for. */
+/* The vectors themselves (both generations), those of addresses apart, and what each bit of a vector stands for. */
 BPF_TABLE_PINNED("array", __u32, struct vector, policy_vectors, GENERATION_COUNT * VECTOR_COUNT, PIN("policy_vectors"),
+		 BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", __u32, struct line, policy_lines, GENERATION_COUNT * LINE_COUNT, PIN("policy_lines"),
 		 BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct policy_rule, policy_rules, GENERATION_COUNT * HOOK_COUNT * VECTOR_WORDS * 64,
 		 PIN("policy_rules"), BPF_F_MMAPABLE);
@@ -84,11 +87,25 @@ BPF_TABLE_PINNED("array", __u32, struct interface_slot, interface_slots, SLOT_RO
 BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, (INTERFACES_MAX + 1) * COUNTERS_PER_INTERFACE,
 		 PIN("counters"));
 
+/*
+ * What was decided, for the reporter, which is another program and has no stack of this one. `handle`: of the policy
+ * rule that was found, or nothing; the rest is written only before the reporter is called.
+ */
+struct outcome {
+	__u64 best; /* as in struct decision */
+	__u32 handle;
+	__u8 verdict;
+	__u8 reason;
+	__u8 is_policy;
+	__u8 is_bare;
+};
+
 /* What is known of the packet at hand, and room for the keys that its lookups need. */
 struct workspace {
 	struct packet packet;
 	struct prefix6 key;
 	__u32 index;
+	struct outcome outcome;
 };
 
 /*
@@ -98,5 +115,29 @@ struct workspace {
  * CPU never overlap: XDP runs in NAPI, clsact with bottom halves disabled.
  */
 BPF_TABLE_PINNED("percpu_array", __u32, struct workspace, scratch, HOOK_COUNT, PIN("scratch"));
+
+/* The reporter of each program type: its only element. Every set of programs has its own, so these are never kept. */
+BPF_TABLE_PINNED("prog", __u32, __u32, report_xdp, 1, PIN("report_xdp"));
+BPF_TABLE_PINNED("prog", __u32, __u32, report_tc, 1, PIN("report_tc"));
+
+/* Where a report is put together; by stream its limits at work. */
+struct report_room {
+	struct report report;
+	__u8 bytes[SNAP_LENGTH_MAX];
+};
+BPF_TABLE_PINNED("percpu_array", __u32, struct report_room, report_rooms, 1, PIN("report_rooms"));
+BPF_TABLE_PINNED("percpu_array", __u32, struct report_bucket, report_buckets, STREAM_COUNT, PIN("report_buckets"));
+
+/* The ring that the service reads reports from (Linux 5.8). bcc's own macro cannot pin one. */
+struct reports_table_t {
+	int key;
+	__u32 leaf;
+	int (*ringbuf_output)(void *, __u64, __u64);
+	void *(*ringbuf_reserve)(__u64);
+	void (*ringbuf_discard)(void *, __u64);
+	void (*ringbuf_submit)(void *, __u64);
+	__u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" PIN("reports")))) struct reports_table_t reports = {.max_entries = REPORT_BYTES};
 
 #endif

@@ -24,36 +24,38 @@ static __always_inline __u32 block_element(__u32 address)
 	return address >> (32 - POLICY_INDEX_BITS - POLICY_BLOCK_BITS) & ((1 << POLICY_BLOCK_BITS) - 1);
 }
 
+#define INDEX_COUNT ((1 << INDEX_COUNT_BITS) - 1)
+
+static __always_inline __u32 index_reach(__u32 number)
+{
+	__u32 at = number / PAIR;
+	struct index_pair *pair = policy_index4.lookup(&at);
+
+	return pair ? pair->reach[number % PAIR] : 0;
+}
+
 /*
  * The intervals that the two addresses are in, by binary search: `at` stays at an interval that starts at or
  * before the address, and the one after `at + count - 1` starts beyond it. Without a branch on what is found,
  * which a processor could not foresee, and both sides in one loop, so that their waiting for memory overlaps.
+ * `lines`: by side, the first of the class. 0 where a lookup failed.
  */
-static __always_inline void address_vectors4(const struct packet *packet, __u32 scope, __u32 *vectors)
+static __always_inline int address_lines4(const struct packet *packet, __u32 scope, __u32 *lines)
 {
 	__u64 source = bpf_ntohl(packet->source[0]), destination = bpf_ntohl(packet->destination[0]);
 	__u32 at0 = scope * SIDE_COUNT << POLICY_INDEX_BITS | source >> POLICY_INDEX_BITS;
 	__u32 at1 = (scope * SIDE_COUNT + 1) << POLICY_INDEX_BITS | destination >> POLICY_INDEX_BITS;
-	struct span *span0 = policy_index4.lookup(&at0), *span1 = policy_index4.lookup(&at1);
 	struct interval4 *interval0, *interval1;
-	__u32 count0, count1, half0, half1, probe0, probe1;
+	__u32 reach0 = index_reach(at0), reach1 = index_reach(at1), count0, count1, half0, half1, probe0, probe1;
 
-	if (!span0 || !span1)
-		return;
-	if (!span0->count) {
-		at0 = span0->first + block_element(source);
-		span0 = policy_index4.lookup(&at0);
-	}
-	if (!span1->count) {
-		at1 = span1->first + block_element(destination);
-		span1 = policy_index4.lookup(&at1);
-	}
-	if (!span0 || !span1)
-		return;
-	at0 = span0->first;
-	at1 = span1->first;
-	count0 = span0->count;
-	count1 = span1->count;
+	if (!(reach0 & INDEX_COUNT))
+		reach0 = index_reach((reach0 >> INDEX_COUNT_BITS) + block_element(source));
+	if (!(reach1 & INDEX_COUNT))
+		reach1 = index_reach((reach1 >> INDEX_COUNT_BITS) + block_element(destination));
+	at0 = reach0 >> INDEX_COUNT_BITS;
+	at1 = reach1 >> INDEX_COUNT_BITS;
+	count0 = reach0 & INDEX_COUNT;
+	count1 = reach1 & INDEX_COUNT;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < SEARCH_STEPS; i++) {
 		half0 = count0 >> 1;
@@ -63,7 +65,7 @@ static __always_inline void address_vectors4(const struct packet *packet, __u32 
 		interval0 = policy_ranges4.lookup(&probe0);
 		interval1 = policy_ranges4.lookup(&probe1);
 		if (!interval0 || !interval1)
-			return;
+			return 0;
 		at0 += half0 & ~if_negative(source - interval0->start);
 		at1 += half1 & ~if_negative(destination - interval1->start);
 		count0 -= half0;
@@ -75,9 +77,10 @@ static __always_inline void address_vectors4(const struct packet *packet, __u32 
 	interval0 = policy_ranges4.lookup(&at0);
 	interval1 = policy_ranges4.lookup(&at1);
 	if (!interval0 || !interval1)
-		return;
-	vectors[SIDE_SOURCE] = interval0->vector;
-	vectors[SIDE_DESTINATION] = interval1->vector;
+		return 0;
+	lines[SIDE_SOURCE] = interval0->line;
+	lines[SIDE_DESTINATION] = interval1->line;
+	return 1;
 }
 
 /* All ones where the 128-bit address is before start, else 0: the borrow of a subtraction (Warren, Hacker's
@@ -94,7 +97,7 @@ static __always_inline __u64 host_order(const __u32 *words)
 	return (__u64)bpf_ntohl(words[0]) << 32 | bpf_ntohl(words[1]);
 }
 
-static __always_inline void address_vectors6(const struct packet *packet, const struct policy *head, __u32 *vectors)
+static __always_inline int address_lines6(const struct packet *packet, const struct policy *head, __u32 *lines)
 {
 	__u64 high0 = host_order(packet->source), low0 = host_order(packet->source + 2);
 	__u64 high1 = host_order(packet->destination), low1 = host_order(packet->destination + 2);
@@ -112,7 +115,7 @@ static __always_inline void address_vectors6(const struct packet *packet, const 
 		interval0 = policy_ranges6.lookup(&probe0);
 		interval1 = policy_ranges6.lookup(&probe1);
 		if (!interval0 || !interval1)
-			return;
+			return 0;
 		at0 += half0 & ~if_before(high0, low0, interval0->start);
 		at1 += half1 & ~if_before(high1, low1, interval1->start);
 		count0 -= half0;
@@ -124,9 +127,10 @@ static __always_inline void address_vectors6(const struct packet *packet, const 
 	interval0 = policy_ranges6.lookup(&at0);
 	interval1 = policy_ranges6.lookup(&at1);
 	if (!interval0 || !interval1)
-		return;
-	vectors[SIDE_SOURCE] = interval0->vector;
-	vectors[SIDE_DESTINATION] = interval1->vector;
+		return 0;
+	lines[SIDE_SOURCE] = interval0->line;
+	lines[SIDE_DESTINATION] = interval1->line;
+	return 1;
 }
 
 static __always_inline __u32 protocol_vector(const struct packet *packet, __u32 scope)
@@ -154,14 +158,15 @@ static __always_inline __u32 protocol_vector(const struct packet *packet, __u32 
 /* Rules without ports match any row, so a packet without ports asks its protocol's vector once more. */
 static __always_inline __u32 port_vector(const struct packet *packet, __u32 scope, __u32 side, __u32 without)
 {
-	struct port_vectors *vectors;
-	__u32 row;
+	struct port_pair *pair;
+	__u32 number, at;
 
 	if (packet->l4 != L4_TCP && packet->l4 != L4_PORTS)
 		return without;
-	row = scope * PORT_ROWS + (side == SIDE_SOURCE ? packet->source_port : packet->destination_port);
-	vectors = policy_port.lookup(&row);
-	return vectors ? vectors->side[side] : 0;
+	number = side == SIDE_SOURCE ? packet->source_port : packet->destination_port;
+	at = ((scope * SIDE_COUNT + side) * PORT_ROWS + number) / PAIR;
+	pair = policy_port.lookup(&at);
+	return pair ? pair->vector[number % PAIR] : 0;
 }
 
 static __always_inline __u32 interface_vector(const struct packet *packet, struct policy *head, __u32 scope,
@@ -176,6 +181,34 @@ static __always_inline __u32 interface_vector(const struct packet *packet, struc
 	return vector ? *vector : head->any_interface;
 }
 
+/* Six vectors by their numbers; those of the addresses by the first lines of their classes, too. */
+struct vectors {
+	__u32 protocol;
+	__u32 port[SIDE_COUNT];
+	__u32 interface;
+	__u32 anywhere[SIDE_COUNT];
+	__u32 lines[SIDE_COUNT];
+};
+
+/* Of at most four summary words: there is one where there is room for it alone. */
+#define SUMMARY_INDEX(at) (SUMMARY_WORDS == 1 ? 0 : (at)&3)
+
+/*
+ * The word that a class has of its own, 0 where it has none. `first`: its first line; `at`, `bit`: which of its summary
+ * words, and the word's bit there.
+ */
+static __always_inline __u64 own_word(const struct line *first, __u32 number, __u64 at, __u64 bit)
+{
+	__u64 own = first->word[at], is_own = own & bit, mask = -((is_own | -is_own) >> 63);
+	__u32 place = (first->word[SUMMARY_WORDS] >> at * 16 & 0xffff) + bit_count(own & (bit - 1));
+	struct line *line;
+
+	number += place / LINE_WORDS;
+	line = policy_lines.lookup(&number);
+	asm volatile("" : "+r"(mask));
+	return line ? line->word[place % LINE_WORDS] & mask : 0;
+}
+
 /*
  * The first of the rules whose bits all six vectors have, RULE_NONE without one. Bit vectors after Lakshman
  * and Stiliadis (SIGCOMM 1998), aggregated and rearranged after Baboescu and Varghese (SIGCOMM 2001): the
@@ -184,17 +217,20 @@ static __always_inline __u32 interface_vector(const struct packet *packet, struc
  */
 #define RULE_NONE 0xffffffff
 
-static __always_inline __u32 first_rule(volatile struct search *search, __u32 scope, __u32 n0, __u32 n1, __u32 n2,
-					__u32 n3, __u32 n4, __u32 n5)
+static __always_inline __u32 first_rule(volatile struct search *search, __u32 scope, struct vectors *of)
 {
-	struct vector *v0 = policy_vectors.lookup(&n0), *v1 = policy_vectors.lookup(&n1);
-	struct vector *v2 = policy_vectors.lookup(&n2), *v3 = policy_vectors.lookup(&n3);
-	struct vector *v4 = policy_vectors.lookup(&n4), *v5 = policy_vectors.lookup(&n5);
-	__u64 at, candidates, word, both, better;
+	struct vector *v0 = policy_vectors.lookup(&of->protocol), *v1 = policy_vectors.lookup(&of->interface);
+	struct vector *v2 = policy_vectors.lookup(&of->port[SIDE_SOURCE]);
+	struct vector *v3 = policy_vectors.lookup(&of->port[SIDE_DESTINATION]);
+	struct vector *v4 = policy_vectors.lookup(&of->anywhere[SIDE_SOURCE]);
+	struct vector *v5 = policy_vectors.lookup(&of->anywhere[SIDE_DESTINATION]);
+	struct line *line4 = policy_lines.lookup(&of->lines[SIDE_SOURCE]);
+	struct line *line5 = policy_lines.lookup(&of->lines[SIDE_DESTINATION]);
+	__u64 at, candidates, word, both, better, own4, own5, lowest;
 	struct policy_rule *rule;
 	__u32 bit;
 
-	if (!v0 || !v1 || !v2 || !v3 || !v4 || !v5)
+	if (!v0 || !v1 || !v2 || !v3 || !v4 || !v5 || !line4 || !line5)
 		return RULE_NONE;
 	search->candidates = 0;
 	search->summaries = 0;
@@ -209,19 +245,22 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 				break;
 			search->summaries = at + 1;
 			search->candidates = v0->summary[at] & v1->summary[at] & v2->summary[at] & v3->summary[at] &
-					     v4->summary[at] & v5->summary[at];
+					     (v4->summary[at] | line4->word[at]) & (v5->summary[at] | line5->word[at]);
 			continue;
 		}
 		search->candidates = candidates & (candidates - 1);
-		word = (at - 1) * 64 + lowest_bit(candidates);
+		lowest = candidates & -candidates;
+		word = (at - 1) * 64 + bit_count(lowest - 1);
 		if (word >= search->enough)
 			break;
 		/* Keeps the optimiser from folding both exits into one that the verifier cannot bound. */
 		asm volatile("" : "+r"(word));
 		if (word >= VECTOR_WORDS)
 			break;
-		both = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] & v4->word[word] &
-		       v5->word[word];
+		own4 = own_word(line4, of->lines[SIDE_SOURCE], SUMMARY_INDEX(at - 1), lowest);
+		own5 = own_word(line5, of->lines[SIDE_DESTINATION], SUMMARY_INDEX(at - 1), lowest);
+		both = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] & (v4->word[word] | own4) &
+		       (v5->word[word] | own5);
 		if (!both)
 			continue;
 		bit = (scope * VECTOR_WORDS + word) * 64 + lowest_bit(both);
@@ -236,31 +275,37 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 	return search->best;
 }
 
-/* scope: generation * HOOK_COUNT + hook. */
+/*
+ * scope: generation * HOOK_COUNT + hook. What a packet's ports lead to is asked before its addresses: it comes from
+ * memory while those are searched.
+ */
 static __always_inline void best_policy(struct decision *best, struct policy *head, const struct packet *packet,
 					__u32 scope)
 {
-	__u32 protocol = protocol_vector(packet, scope), addresses[SIDE_COUNT] = {}, bit;
-	__u32 hook = scope % HOOK_COUNT;
+	__u32 hook = scope % HOOK_COUNT, family = packet->family & 1, bit;
 	struct search *search = policy_search.lookup(&hook);
 	struct policy_rule *rule;
+	struct vectors of = {};
 
 	if (!search)
 		return;
-	if (packet->family == FAMILY_IPV4)
-		address_vectors4(packet, scope, addresses);
-	else
-		address_vectors6(packet, head, addresses);
-	bit = first_rule(search, scope, protocol, addresses[SIDE_SOURCE], addresses[SIDE_DESTINATION],
-			 port_vector(packet, scope, SIDE_SOURCE, protocol),
-			 port_vector(packet, scope, SIDE_DESTINATION, protocol),
-			 interface_vector(packet, head, scope, protocol));
+	of.protocol = protocol_vector(packet, scope);
+	of.port[SIDE_SOURCE] = port_vector(packet, scope, SIDE_SOURCE, of.protocol);
+	of.port[SIDE_DESTINATION] = port_vector(packet, scope, SIDE_DESTINATION, of.protocol);
+	of.interface = interface_vector(packet, head, scope, of.protocol);
+	of.anywhere[SIDE_SOURCE] = head->anywhere[family * SIDE_COUNT + SIDE_SOURCE];
+	of.anywhere[SIDE_DESTINATION] = head->anywhere[family * SIDE_COUNT + SIDE_DESTINATION];
+	if (!(packet->family == FAMILY_IPV4 ? address_lines4(packet, scope, of.lines)
+					    : address_lines6(packet, head, of.lines)))
+		return;
+	bit = first_rule(search, scope, &of);
 	rule = policy_rules.lookup(&bit);
 	if (!rule || rule->rank >= best->rank)
 		return;
 	best->rank = rule->rank;
 	best->slot = rule->slot;
 	best->is_policy = 1;
+	best->room->outcome.handle = rule->handle;
 }
 
 #endif

@@ -40,6 +40,10 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 	}
 	decide(&decision, packet, HOOK_EGRESS);
 	account(&decision, packet, HOOK_EGRESS);
+	if (is_listened_to(&decision)) {
+		hand_over(&decision, bare);
+		report_tc.call(skb, 0);
+	}
 	return decision.verdict == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 

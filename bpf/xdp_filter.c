@@ -23,6 +23,10 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 	parse(&cursor, bare, packet);
 	decide(&decision, packet, HOOK_INGRESS);
 	account(&decision, packet, HOOK_INGRESS);
+	if (is_listened_to(&decision)) {
+		hand_over(&decision, bare);
+		report_xdp.call(ctx, 0);
+	}
 	return decision.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
 }
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import changes, check, export, import_rules, interfaces, rules, status
+from cli import analysis, changes, check, export, import_rules, interfaces, packets, rules, status
 from cli.failure import EXIT_FAILED, EXIT_USAGE, failure
 from cli.session import DEFAULT_CONFIG, AsJson, Config, Session, Url, command, shared_options
 
@@ -63,6 +63,9 @@ command(app, "export")(export.export)
 command(app, "changes")(changes.changes)
 command(app, "confirm")(changes.confirm)
 command(app, "rollback")(changes.rollback)
+command(app, "analysis")(analysis.analysis)
+command(app, "events")(packets.events)
+command(app, "capture")(packets.capture)
 command(app, "check")(check.check)
 
 

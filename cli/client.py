@@ -112,9 +112,10 @@ class Client:
         content: Iterable[bytes] | None = None,
         query: Query | None = None,
         headers: Mapping[str, str] | None = None,
+        is_endless: bool = False,
     ) -> Iterator[httpx.Response]:
         """The answer with its body still to come. Whoever iterates the body does it inside the `with`. `body`: sent as
-        JSON; `content`: sent as it is."""
+        JSON; `content`: sent as it is; `is_endless`: it is no fault when nothing comes for long."""
         sent: bytes | Iterable[bytes] | None = content
         if body is not None:
             sent, headers = orjson.dumps(body), {"Content-Type": "application/json", **(headers or {})}
@@ -124,6 +125,9 @@ class Client:
             content=sent,
             params={key: value for key, value in (query or {}).items() if value is not None},
             headers=headers,
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+            if is_endless
+            else httpx.USE_CLIENT_DEFAULT,
         )
         with self._unreachable():
             response = self._http.send(request, stream=True)

@@ -106,6 +106,8 @@ def add(
     else:
         done = "added" if response.status_code == 201 else "was already there:"
         output.line(f"{done} {added['id']}: {added['action']} {rule_text.match_text(added)}")
+    for warning in added.get("warnings") or []:
+        output.note(rule_text.warning_text(warning))
 
 
 def _rule_of_file(file: Path) -> Json:

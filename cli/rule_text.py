@@ -26,6 +26,8 @@ def field_pairs(rule: Rule) -> Iterator[tuple[str, Any]]:
     for name, value in rule.items():
         if name == "stats" and isinstance(value, dict):
             yield from ((key, value[key]) for key in ("packets", "bytes", "last_hit") if key in value)
+        elif name == "warnings":
+            yield from (("warning", f"{each['code']}: {each['detail']}") for each in value)
         elif name == "tcp_flags" and value:
             yield name, _flags(value)
         elif isinstance(value, dict):
@@ -66,3 +68,7 @@ def _flags(flags: dict[str, list[str]]) -> str:
     return " ".join(
         [f"+{name}" for name in flags.get("set") or []] + [f"-{name}" for name in flags.get("unset") or []]
     )
+
+
+def warning_text(warning: Rule) -> str:
+    return f"warning: {warning['code']}: {warning['detail']}"

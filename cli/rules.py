@@ -1,4 +1,4 @@
-"""Owns `ebpf-fw rule list | show | delete`, and the group that `add` belongs to."""
+"""Owns `ebpf-fw rule list | show | delete | reset-counters`, and the group that `add` belongs to."""
 
 import sys
 from typing import Annotated, Any
@@ -16,7 +16,11 @@ from cli.session import Session, command, shared_options
 
 PAGE_SIZE = 1000
 
-app = typer.Typer(help="Add, list, show and delete rules.", callback=shared_options, no_args_is_help=True)
+app = typer.Typer(
+    help="Add, list, show and delete rules, and reset their counters.",
+    callback=shared_options,
+    no_args_is_help=True,
+)
 
 
 command(app, "add")(rule_add.add)
@@ -34,6 +38,12 @@ def list_rules(
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Rules that cover this address.")
     ] = None,
+    unused_for: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Enabled rules of that age that matched nothing since, such as 30d."
+        ),
+    ] = None,
     page: Annotated[int | None, typer.Option(min=1, help="One page only. Default: every page.")] = None,
     page_size: Annotated[int, typer.Option(min=1, max=PAGE_SIZE)] = PAGE_SIZE,
 ) -> None:
@@ -44,6 +54,7 @@ def list_rules(
         "enabled": enabled,
         "label": label,
         "address": address,
+        "unused_for": unused_for,
         "page_size": page_size,
     }
     with session.client() as client:
@@ -65,6 +76,17 @@ def show(session: Session, rule_id: Annotated[str, typer.Argument(metavar="ID")]
         output.json_document(rule)
     else:
         output.fields(rule_text.field_pairs(rule))
+
+
+@command(app, "reset-counters")
+def reset_counters(session: Session, rule_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Let a rule count from 0 again."""
+    with session.client() as client:
+        rule: Json = orjson.loads(client.send("POST", f"{_path(rule_id)}/reset-counters").content)
+    if session.as_json:
+        output.json_document(rule)
+    else:
+        output.line(f"reset the counters of {rule['id']}")
 
 
 @command(app, "delete")

@@ -6,7 +6,7 @@ in 18 bytes. 16 bytes an IPv4 entry, 26 an IPv6 one; a change costs a dictionary
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,20 @@ class AddressIndex:
         at = int(np.searchsorted(keys, wanted)[0])
         return at if at < len(keys) and keys[at] == wanted[0] else None
 
+    def get_many(self, keys: Sequence[Key]) -> list[tuple[Key, Entry]]:
+        """Of few keys those that are there, with one search."""
+        found = [(key, entry) for key in keys if (entry := self._changed.get(key)) is not None]
+        asked = [key for key in keys if key not in self._changed]
+        base = self._base
+        if asked and len(base):
+            wanted = np.array([encode(key) for key in asked], base.keys.dtype)
+            at = np.searchsorted(base.keys, wanted)
+            at[at == len(base)] = 0
+            for number in np.flatnonzero(base.keys[at] == wanted).tolist():
+                place = int(at[number])
+                found.append((asked[number], Entry(int(base.ranks[place]), int(base.handles[place]))))
+        return found
+
     def put(self, key: Key, entry: Entry | None) -> None:
         self._changed[key] = entry
         if len(self._changed) > _MERGE_AT:
@@ -125,6 +139,12 @@ class AddressIndex:
     def entries(self) -> Entries:
         self._merge()
         return self._base
+
+    def frozen(self) -> AddressIndex:
+        """A copy that no change reaches; the columns are shared."""
+        copy = AddressIndex(self.version)
+        copy._base = self.entries()
+        return copy
 
     def _merge(self) -> None:
         if not self._changed:

@@ -6,7 +6,6 @@ Plans a change before anything is touched; knows no map.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from firewall.rule import VERSIONS, Rule
 
 _SCOPES = C["ADDRESS_SCOPE_COUNT"]
 _Length = tuple[int, int, int]  # IP version, scope, prefix length
+Counts = dict[_Length, int]
 
 
 def address_keys(rule: Rule) -> list[Key]:
@@ -45,15 +45,17 @@ class AddressPlan:
     edits: list[Edit]
     come: list[Entries]
     gone: list[Entries]
-    counts: Counter[_Length]
+    counts: Counts
     after: Occupancy
 
     def new_keys(self) -> dict[int, int]:
         """By IP version, how many keys come that were not there."""
-        count = Counter(edit.key.version for edit in self.edits if edit.old is None)
+        count = dict.fromkeys(BITS, 0)
+        for edit in self.edits:
+            count[edit.key.version] += edit.old is None
         for each in self.come:
             count[each.version] += len(each)
-        return {version: count[version] for version in BITS}
+        return count
 
 
 class AddressTables:
@@ -62,7 +64,7 @@ class AddressTables:
     def __init__(self) -> None:
         self._winners = {version: AddressIndex(version) for version in BITS}
         self._losers: dict[Key, list[Entry]] = {}
-        self._counts: Counter[_Length] = Counter()
+        self._counts: Counts = {}
         self.occupancy = Occupancy()
 
     def entries(self, key: Key) -> list[Entry]:
@@ -92,6 +94,44 @@ class AddressTables:
         prefixes = [(each, address >> (bits - each) << (bits - each)) for each in range(length + 1)]
         keys = (Key(version, scope, each, masked) for scope in range(_SCOPES) for each, masked in prefixes)
         return [entry for key in keys for entry in self.entries(key)]
+
+    def winners_at(self, keys: Sequence[Key]) -> list[tuple[Key, Entry]]:
+        """Of the keys those that have an entry."""
+        return [
+            pair
+            for version, index in self._winners.items()
+            for pair in index.get_many([key for key in keys if key.version == version])
+        ]
+
+    def around(self, key: Key) -> list[tuple[Key, Entry]]:
+        """The winners of prefixes that have every packet of a key, its own too: of its list, and where the other list
+        of its hook has all addresses."""
+        bits = BITS[key.version]
+        lengths = self._lengths(key.version, key.scope) & ((2 << key.length) - 1)
+        keys = [
+            Key(key.version, key.scope, each, key.address >> (bits - each) << (bits - each))
+            for each in range(lengths.bit_length())
+            if lengths >> each & 1
+        ]
+        other_side = key.scope ^ C["SIDE_DESTINATION"]
+        if self._lengths(key.version, other_side) & 1:
+            keys.append(Key(key.version, other_side, 0, 0))
+        return self._winners[key.version].get_many(keys) if keys else []
+
+    def _lengths(self, version: int, scope: int) -> int:
+        return (self.occupancy.lengths4 if version == 4 else self.occupancy.lengths6)[scope]
+
+    def frozen(self) -> AddressTables:
+        """A copy that no change reaches."""
+        copy = AddressTables()
+        copy._winners = {version: each.frozen() for version, each in self._winners.items()}
+        copy._losers = dict(self._losers)
+        copy._counts, copy.occupancy = self._counts, self.occupancy
+        return copy
+
+    def losers(self) -> dict[Key, list[Entry]]:
+        """By key, those that the winner beats, in order. A copy."""
+        return dict(self._losers)
 
     def plan(
         self,
@@ -142,12 +182,18 @@ class AddressTables:
             if old != new:
                 edits.append(Edit(key, old, new))
             if (old is None) != (new is None):
-                counts[key.version, key.scope, key.length] += 1 if old is None else -1
+                length = key.version, key.scope, key.length
+                counts[length] = counts.get(length, 0) + (1 if old is None else -1)
         for each in come:
-            counts.update(_length_counts(each))
+            for length, count in _length_counts(each).items():
+                counts[length] = counts.get(length, 0) + count
         for each in gone:
-            counts.subtract(_length_counts(each))
-        return AddressPlan(entries, edits, come, gone, +counts, _occupancy(counts))
+            for length, count in _length_counts(each).items():
+                counts[length] = counts.get(length, 0) - count
+        counts = {length: count for length, count in counts.items() if count}
+        is_same = counts.keys() == self._counts.keys()
+        occupancy = self.occupancy if is_same else _occupancy(counts)
+        return AddressPlan(entries, edits, come, gone, counts, occupancy)
 
     def commit(self, plan: AddressPlan) -> None:
         for key, entries in plan.entries.items():
@@ -214,7 +260,7 @@ def _named(some: Entries, keys: Iterable[Key]) -> npt.NDArray[np.bool_]:
     return np.isin(some.keys, np.array(mine, some.keys.dtype))
 
 
-def _length_counts(entries: Entries) -> dict[_Length, int]:
+def _length_counts(entries: Entries) -> Counts:
     scopes, lengths, _ = key_columns(entries.version, entries.keys)
     codes, counts = np.unique(scopes.astype(np.uint16) << np.uint16(8) | lengths, return_counts=True)
     return {
@@ -223,10 +269,9 @@ def _length_counts(entries: Entries) -> dict[_Length, int]:
     }
 
 
-def _occupancy(counts: Counter[_Length]) -> Occupancy:
+def _occupancy(counts: Iterable[_Length]) -> Occupancy:
     lengths = {version: [0] * _SCOPES for version in BITS}
-    for (version, scope, length), count in counts.items():
-        if count:
-            lengths[version][scope] |= 1 << length
+    for version, scope, length in counts:
+        lengths[version][scope] |= 1 << length
     four, six = ((each[0], each[1], each[2], each[3]) for each in lengths.values())
     return Occupancy(four, six)

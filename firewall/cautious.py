@@ -276,4 +276,4 @@ class Cautious(InForce):
         """Ids by handle, of rules that are stored or about to be."""
         names = {each.handle: each.rule.id for each in written}
         stored = self._store.by_handles([each for each in dict.fromkeys(handles) if each not in names])
-        return {**{handle: each.rule.id for handle, each in stored.items()}, **names}
+        return {**{each.handle: each.rule.id for each in stored}, **names}

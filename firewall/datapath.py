@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from firewall.hits import Hits, InterfaceHits
 from firewall.policy import Policy
+from firewall.report import ReportSource
 
 
 class Entry(NamedTuple):
@@ -179,12 +180,15 @@ class Kernel(Protocol):
         """Loads or finds the programs, those of this owner (a number of the store). Answers the slots of policy
         rules by handle that the maps already count."""
 
+    def report_source(self) -> ReportSource:
+        """Of the programs that start() found or loaded, for as long as they run. Whoever asks closes it."""
+
     def stop(self, keep: bool = False) -> None:
         """Unpins everything and lets go of it (detach first), or, to `keep` it, lets go alone: what hooks run goes
         on judging, and the next start finds it."""
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
-        """Makes the tables large enough: address entries by IP version, the policy's vectors and intervals."""
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
+        """Makes the tables large enough for so many address entries by IP version, and for the policy."""
 
     def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this, whatever they held."""
@@ -204,6 +208,9 @@ class Kernel(Protocol):
 
     def all_address_hits(self) -> dict[int, Hits]:
         """By handle, of every entry that was hit."""
+
+    def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
+        """Handles, of entries that were hit at a moment or after it: seconds since 1970."""
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]: ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -16,13 +16,16 @@ import structlog
 
 from firewall.confirmation import Confirmations
 from firewall.datapath import Kernel, LeftOver
+from firewall.drop_log import DropLog
 from firewall.errors import FirewallError
 from firewall.following import tell
 from firewall.in_force import About, Limits, Manner
 from firewall.interfaces import Interfaces
 from firewall.layout import HOOKS
 from firewall.list_import import ListImport
+from firewall.resets import Resets
 from firewall.rule_changes import RuleChanges
+from firewall.settings import Interface
 from firewall.store import InterfaceTotal, Store
 
 log = structlog.get_logger()
@@ -32,7 +35,7 @@ _WATCH_S = 0.5
 _LOOK_S = 2.0  # between looks at what no message tells of
 
 
-class Enforcer(RuleChanges, ListImport, Confirmations):
+class Enforcer(RuleChanges, ListImport, Confirmations, Resets):
     """The rules in force. Every method may be called from any thread."""
 
     def __init__(
@@ -47,6 +50,7 @@ class Enforcer(RuleChanges, ListImport, Confirmations):
     ) -> None:
         """`manner`: its options are those that the kernel was made with; `clock`: seconds since 1970."""
         super().__init__(store, kernel, interfaces, limits, about, manner, clock)
+        self._drop_log = DropLog(self.reporting)
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -66,13 +70,22 @@ class Enforcer(RuleChanges, ListImport, Confirmations):
             for link, hook in self._kernel.detach_from_others(self._interfaces.protected().values()):
                 log.info("detached", interface=link.name, hook=HOOKS[hook], reason="not asked for any more")
             self._save_left_over(self._kernel.release())
+            self.reporting.start(self._kernel.report_source())
+            self._drop_log.follow()
             self._is_started = True
+            self._check_resets()
             self._look_around()
         self._watcher.start()
+
+    def reload(self, about: About, manner: Manner, configured: Sequence[Interface]) -> None:
+        super().reload(about, manner, configured)
+        self._drop_log.follow()
 
     def stop(self, keep: bool = False) -> None:
         """Saves the counters, detaches, unpins; or, to `keep` the filters, leaves all that to the next start."""
         self._stopping.set()
+        self._drop_log.close()
+        self.reporting.close()
         if self._watcher.is_alive():
             self._kernel.wake()
             self._watcher.join()

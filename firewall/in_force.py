@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from firewall.hits import Hits
 from firewall.interfaces import Interfaces
 from firewall.layout import C
 from firewall.policy import Policy
+from firewall.reporting import Reporting, ReportLimits
 from firewall.ruleset import Ruleset
 from firewall.store import Block, Store
 
@@ -49,10 +50,12 @@ class Manner:
 
     options: tuple[int, int]
     heals: bool
+    reports: ReportLimits = field(default_factory=ReportLimits)
 
 
 class InForce:
-    """`_adrift`: why maps and store may differ, None where they do not. `_owed`: hits by handle that the maps have no
+    """`_resets`: by handle, what is subtracted from counters.
+    `_adrift`: why maps and store may differ, None where they do not. `_owed`: hits by handle that the maps have no
     more and the store has not yet. All under `_lock`."""
 
     def __init__(
@@ -78,9 +81,11 @@ class InForce:
         self._ruleset = self._empty_ruleset({})
         self._watched = DriftWatch(kernel, interfaces, lambda: self._ruleset.addresses, self._image)
         self._watched.heals = manner.heals
+        self.reporting = Reporting(store.ids_of, manner.reports)
         self._is_started = False
         self._adrift: str | None = None
         self._owed: dict[int, Hits] = {}
+        self._resets = store.resets()
         self._last_seen: dict[str, object] = {}
         self.last_error: str | None = None
 
@@ -108,7 +113,7 @@ class InForce:
         )
 
     def _reserve(self, sizes: dict[int, int], policy: Policy) -> None:
-        self._kernel.reserve(sizes, policy.vector_count, policy.interval_count)
+        self._kernel.reserve(sizes, policy)
 
     def _block_entries(self, block: Block) -> Entries:
         left = self._store.block_rules(block)

@@ -97,6 +97,7 @@ class InterfaceChanges(Commits, Reads):
                 self._apply_options(manner.options)
             self._about, self._watched.heals = about, manner.heals
             self._following.reconfigure(configured)
+            self.reporting.configure(manner.reports)
 
     def _apply_options(self, options: tuple[int, int]) -> None:
         occupancy, policy = self._ruleset.addresses.occupancy, self._ruleset.policy

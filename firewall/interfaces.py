@@ -87,6 +87,12 @@ class Interfaces:
         """ifindex by name."""
         return {name: held.link.ifindex for name, held in self._held.items()}
 
+    def names(self) -> set[str]:
+        """Of interfaces that are there, protected or not, and of those that are asked for by name."""
+        names = {link.name for link in self._kernel.links()}
+        names |= {entry.name for entry in self._configured if not _GLOB.search(entry.name)}
+        return names | {name for name, request in self._requests.items() if request.attach}
+
     def link(self, name: str) -> Link:
         links = self._kernel.links()
         for link in links:

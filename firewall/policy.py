@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.layout import POLICY_RULE, RANK_NONE, C
-from firewall.policy_addresses import Intervals, Words, address_intervals, nowhere
+from firewall.policy_addresses import Classes, Intervals, Words, address_intervals, nowhere
 from firewall.policy_columns import Ints, PolicyRule, RuleColumns, rule_columns
 from firewall.policy_fields import Pool, bit_vector, interface_vectors, port_rows, protocol_rows
 
@@ -25,9 +25,10 @@ _BITS = 64  # of a word
 
 @dataclass(frozen=True)
 class HookPolicy:
-    """One hook's image. Vector numbers are those of `Policy.vector`.
+    """One hook's image. Vector numbers are those of `Policy.vector`, classes those of `Policy.address_vector`.
 
-    intervals4/6: by side; protocol: (768,); port: (65536, 2); icmp: (131072,); interfaces: vector by ifindex;
+    intervals4/6: by side; anywhere4/6: by side, the vector of an address in no prefix; protocol: (768,);
+    port: (65536, 2); icmp: (131072,); interfaces: vector by ifindex;
     rules: by bit, `words` * 64 of them, handle 0 where a bit stands for none.
     """
 
@@ -37,6 +38,8 @@ class HookPolicy:
     any_interface: int
     intervals4: tuple[Intervals, Intervals]
     intervals6: tuple[Intervals, Intervals]
+    anywhere4: tuple[int, int]
+    anywhere6: tuple[int, int]
     protocol: npt.NDArray[np.uint32]
     port: npt.NDArray[np.uint32]
     icmp: npt.NDArray[np.uint32]
@@ -50,18 +53,23 @@ class HookPolicy:
 @dataclass(frozen=True)
 class Policy:
     """Both hooks' images and the vectors that they share, number 0 being zero: pieces, each with the number of its
-    first and (count, words in use)."""
+    first and (count, words in use). The same for classes of addresses."""
 
     hooks: tuple[HookPolicy, HookPolicy]
     vector_count: int
     pieces: tuple[tuple[int, Words], ...]
+    classes: tuple[tuple[int, Classes], ...]
 
     def vector(self, number: int) -> Words:
-        for first, rows in self.pieces:
-            if first <= number < first + len(rows):
-                vector: Words = rows[number - first]
-                return vector
-        return np.zeros(0, np.uint64)
+        return _row(self.pieces, number)
+
+    def address_vector(self, number: int) -> Words:
+        return _row([(first, each.vectors) for first, each in self.classes], number)
+
+    @property
+    def line_count(self) -> int:
+        """Elements that the classes of addresses need."""
+        return 1 + sum(int(each.lines.sum()) for _, each in self.classes)
 
     @property
     def interval_count(self) -> int:
@@ -71,6 +79,14 @@ class Policy:
         )
 
 
+def _row(pieces: Iterable[tuple[int, Words]], number: int) -> Words:
+    for first, rows in pieces:
+        if first <= number < first + len(rows):
+            vector: Words = rows[number - first]
+            return vector
+    return np.zeros(0, np.uint64)
+
+
 EMPTY = HookPolicy(
     best_rank=RANK_NONE,
     words=0,
@@ -78,6 +94,8 @@ EMPTY = HookPolicy(
     any_interface=0,
     intervals4=(nowhere(4), nowhere(4)),
     intervals6=(nowhere(6), nowhere(6)),
+    anywhere4=(0, 0),
+    anywhere6=(0, 0),
     protocol=np.zeros(C["PROTOCOL_ROWS"], np.uint32),
     port=np.zeros((C["PORT_ROWS"], C["SIDE_COUNT"]), np.uint32),
     icmp=np.zeros(C["ICMP_ROWS"], np.uint32),
@@ -94,7 +112,7 @@ def compile_columns(rules: RuleColumns, interfaces: Mapping[str, int]) -> Policy
     """`interfaces`: ifindex by name, what globs are matched with."""
     pool = Pool()
     hooks = tuple(_compile_hook(rules, hook, interfaces, pool) for hook in range(C["HOOK_COUNT"]))
-    return Policy((hooks[0], hooks[1]), pool.count, tuple(pool.pieces))
+    return Policy((hooks[0], hooks[1]), pool.count, tuple(pool.pieces), tuple(pool.classes))
 
 
 def _compile_hook(rules: RuleColumns, hook: int, interfaces: Mapping[str, int], pool: Pool) -> HookPolicy:
@@ -113,10 +131,12 @@ def _compile_hook(rules: RuleColumns, hook: int, interfaces: Mapping[str, int], 
     )
     by_row = np.full(len(rules), -1, np.int64)
     by_row[rows] = bits
-    intervals = {
+    found = {
         version: [_intervals(rules, version, side, by_row, words, pool) for side in _SIDES]
         for version in (4, 6)
     }
+    intervals = {version: [each for each, _ in sides] for version, sides in found.items()}
+    anywhere = {version: [number for _, number in sides] for version, sides in found.items()}
     return HookPolicy(
         best_rank=int(rules.ranks[rows].min()),
         words=words,
@@ -124,6 +144,8 @@ def _compile_hook(rules: RuleColumns, hook: int, interfaces: Mapping[str, int], 
         any_interface=any_interface,
         intervals4=(intervals[4][0], intervals[4][1]),
         intervals6=(intervals[6][0], intervals[6][1]),
+        anywhere4=(anywhere[4][0], anywhere[4][1]),
+        anywhere6=(anywhere[6][0], anywhere[6][1]),
         protocol=protocol,
         port=np.stack([_ports(rules, side, by_row, words, pool) for side in _SIDES], axis=1),
         icmp=icmp,
@@ -155,14 +177,16 @@ def _numbered_bits(rules: RuleColumns, rows: Ints) -> tuple[Ints, npt.NDArray[np
     return bits, table
 
 
-def _intervals(rules: RuleColumns, version: int, side: int, bits: Ints, words: int, pool: Pool) -> Intervals:
-    """`bits`: by row, -1 for a rule of the other hook."""
+def _intervals(
+    rules: RuleColumns, version: int, side: int, bits: Ints, words: int, pool: Pool
+) -> tuple[Intervals, int]:
+    """And the vector of an address in no prefix. `bits`: by row, -1 for a rule of the other hook."""
     is_mine = (bits >= 0) & (rules.versions >> (version == 6) & 1).astype(np.bool_)
     anywhere = bit_vector(bits[is_mine & (rules.addresses >> side & 1 == 0)], words)
     ranges = rules.prefixes(version)
     ranges = ranges.only((ranges.sides == side) & is_mine[ranges.rows])
-    intervals, vectors = address_intervals(ranges, bits[ranges.rows], anywhere)
-    return intervals.shifted(pool.append(vectors))
+    intervals, classes = address_intervals(ranges, bits[ranges.rows], anywhere)
+    return intervals.shifted(pool.append_classes(classes)), int(pool.numbers_of(anywhere[None])[0])
 
 
 def _ports(rules: RuleColumns, side: int, bits: Ints, words: int, pool: Pool) -> npt.NDArray[np.uint32]:

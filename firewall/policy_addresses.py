@@ -6,6 +6,7 @@ Owns nested prefixes and which rules hold together for which addresses. Knows ru
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -18,22 +19,44 @@ Words = npt.NDArray[np.uint64]
 Spans = npt.NDArray[np.void]
 _BUCKETS = 1 << C["POLICY_INDEX_BITS"]
 _BLOCK = 1 << C["POLICY_BLOCK_BITS"]
+_MOST_HEADER_WORDS = 5  # of a class: four summary words serve 16,384 rules, the most that can be set
 _BLOCK_SHIFT = np.uint64(32 - C["POLICY_INDEX_BITS"] - C["POLICY_BLOCK_BITS"])
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """From each start to the next one, addresses of one vector. The first start is 0."""
+    """From each start to the next one, addresses of one class. The first start is 0."""
 
     starts: Starts
-    vectors: npt.NDArray[np.uint32]
+    classes: npt.NDArray[np.uint32]
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def shifted(self, by: int) -> Intervals:
-        """The same with other numbers of vectors."""
-        return Intervals(self.starts, self.vectors + np.uint32(by))
+        """The same with other numbers of classes."""
+        return Intervals(self.starts, self.classes + np.uint32(by))
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes of addresses: the vector of each, a row; that of an address in no prefix is the first."""
+
+    vectors: Words
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @cached_property
+    def is_own(self) -> npt.NDArray[np.bool_]:
+        """Which words differ from the first row's, by class and word."""
+        return np.asarray(self.vectors != self.vectors[0])
+
+    @cached_property
+    def lines(self) -> Ints:
+        """How many lines each class takes at most (bpf/layout.h, struct line), whatever the vectors' capacity."""
+        words: Ints = self.is_own.sum(axis=1) + _MOST_HEADER_WORDS
+        return -(-words // C["LINE_WORDS"])
 
 
 class _Prefixes(NamedTuple):
@@ -61,16 +84,16 @@ class _Sets(NamedTuple):
 
 
 def nowhere(version: int) -> Intervals:
-    """All addresses have vector 0."""
+    """All addresses are of class 0."""
     return Intervals(np.zeros(1, START[version]), np.zeros(1, np.uint32))
 
 
-def address_intervals(ranges: Ranges, bits: Ints, anywhere: Words) -> tuple[Intervals, Words]:
-    """Intervals, and the vectors that they name. `bits`: of each range's rule; `anywhere`: the vector of an address in
-    no prefix, which is number 0 of those."""
+def address_intervals(ranges: Ranges, bits: Ints, anywhere: Words) -> tuple[Intervals, Classes]:
+    """Intervals, and the classes that they name. `bits`: of each range's rule; `anywhere`: the vector of an address in
+    no prefix, which is class 0 of those."""
     zero = np.zeros(1, ranges.starts.dtype)
     if not len(bits):
-        return Intervals(zero, np.zeros(1, np.uint32)), anywhere[None]
+        return Intervals(zero, np.zeros(1, np.uint32)), Classes(anywhere[None])
     starts, places = np.unique(np.concatenate((zero, ranges.starts, ranges.ends)), return_inverse=True)
     first, beyond = places[1 : len(bits) + 1], places[len(bits) + 1 :]
     beyond = np.where(beyond == 0, len(starts), beyond)  # 0: up to the last address
@@ -82,7 +105,7 @@ def address_intervals(ranges: Ranges, bits: Ints, anywhere: Words) -> tuple[Inte
     for made, upto in levels:
         vectors[made:upto] |= vectors[parents[made:upto]]
     is_first = np.append(True, owners[1:] != owners[:-1])
-    return Intervals(starts[is_first], owners[is_first].astype(np.uint32)), vectors
+    return Intervals(starts[is_first], owners[is_first].astype(np.uint32)), Classes(vectors)
 
 
 def set_bits(rows: Words, row: Ints, bit: Ints) -> None:
@@ -113,7 +136,9 @@ def _distinct_sets(members: Ints, begins: Ints, ends: Ints) -> tuple[_Sets, Ints
     for count in np.unique(counts).tolist():
         mine = np.flatnonzero(counts == count)
         rows = members[begins[mine][:, None] + np.arange(count)].astype(">u4")
-        _, at, number = np.unique(rows.view(f"S{4 * count}"), return_index=True, return_inverse=True)
+        # Numbers are sorted faster than strings, and most sets have one member.
+        values = rows.astype(np.uint32) if count == 1 else rows.view(f"S{4 * count}")
+        _, at, number = np.unique(values.reshape(-1), return_index=True, return_inverse=True)
         numbers[mine] = known + number.reshape(-1)
         chosen.append(mine[at])
         known += len(at)
@@ -148,8 +173,10 @@ def _painted(
 
 
 def index_spans(starts: Starts, base: int, blocks_at: int) -> tuple[Spans, Spans]:
-    """Which IPv4 intervals reach into each bucket of addresses, as struct span: by the leading bits, and the blocks of
+    """Which IPv4 intervals reach into each bucket of addresses: by the leading bits, and the blocks of
     crowded buckets. The first interval is element `base`, the first block element `blocks_at`."""
+    if len(starts) == 1:
+        return _spans(np.full(_BUCKETS, base), 1), np.empty(0, SPAN)
     first, last = _reaching_into(starts)
     spans = _spans(first + base, last - first + 1)
     crowded = np.flatnonzero(spans["count"] > C["POLICY_CROWD"])

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from firewall.layout import C
 from firewall.match import ICMP, ICMPV6, PORT_PROTOCOLS, TCP
-from firewall.policy_addresses import Words, set_bits
+from firewall.policy_addresses import Classes, Words, set_bits
 from firewall.policy_columns import Below, Ints, Ranges
 
 _TCP_ROWS, _PORT_ROWS, _ROWS = C["PROTOCOL_ROW_TCP"], C["PROTOCOL_ROW_PORTS"], C["PROTOCOL_ROWS"]
@@ -24,32 +24,42 @@ _UNNAMED = -1  # stands for every protocol that no rule names
 
 @dataclass
 class Pool:
-    """The vectors of a policy, numbered in order of appearance; number 0 matches nothing."""
+    """The vectors of a policy and its classes of addresses, numbered in order of appearance; number 0 of either
+    matches nothing."""
 
     count: int = 1
     pieces: list[tuple[int, Words]] = field(default_factory=list)
+    class_count: int = 1
+    classes: list[tuple[int, Classes]] = field(default_factory=list)
     _numbers: dict[bytes, int] = field(default_factory=dict)
 
-    def append(self, rows: Words) -> int:
-        """Number of the first. Nobody looks whether they are there already."""
-        first = self.count
-        self.pieces.append((first, rows))
+    def append(self, rows: Words) -> None:
+        self.pieces.append((self.count, rows))
         self.count += len(rows)
+
+    def append_classes(self, classes: Classes) -> int:
+        """Number of the first."""
+        first = self.class_count
+        self.classes.append((first, classes))
+        self.class_count += len(classes)
         return first
 
     def numbers_of(self, rows: Words) -> npt.NDArray[np.uint32]:
         """Each distinct one is kept once."""
-        distinct: list[int] = []
-        new: list[Words] = []
-        for row in rows:
-            content = row.tobytes()
-            number = self._numbers.setdefault(content, self.count + len(new)) if row.any() else 0
-            if number == self.count + len(new):
-                new.append(row)
-            distinct.append(number)
+        contents = np.ascontiguousarray(rows).tobytes()
+        size = rows.shape[1] * rows.itemsize
+        known, following = self._numbers, self.count
+        numbers = np.zeros(len(rows), np.uint32)
+        new: list[int] = []
+        for at in np.flatnonzero(rows.any(axis=1)).tolist():
+            number = known.setdefault(contents[at * size : (at + 1) * size], following)
+            if number == following:
+                new.append(at)
+                following += 1
+            numbers[at] = number
         if new:
-            self.append(np.array(new))
-        return np.array(distinct, np.uint32)
+            self.append(rows[new])
+        return numbers
 
     def next_hook(self) -> None:
         """Bits mean other rules now: vectors of the same content have nothing to do with each other."""

@@ -12,22 +12,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, cast
 
+import numpy as np
+
 from firewall.address import Prefix
-from firewall.addresses import address_keys
+from firewall.counts import Counts
 from firewall.errors import NotFound
-from firewall.hits import NO_HITS, Hits
-from firewall.in_force import InForce
 from firewall.layout import HOOKS, REASONS, VERDICTS
 from firewall.rule import Rule
-from firewall.ruleset import is_policy
 from firewall.store import InterfaceTotal, Record
-from firewall.view import CounterView, InterfaceView, MapView, RuleQuery, RuleView, StatusView
+from firewall.timings import Timing
+from firewall.view import CounterView, InterfaceView, MapView, MeasuredView, RuleQuery, RuleView, StatusView
 
 T = TypeVar("T")
 _PATIENCE_S = 0.1
+MOST_MEASURED = 300  # rules with metrics of their own
 
 
-class Reads(InForce):
+class Reads(Counts):
     """Every method may be called from any thread."""
 
     def etag(self) -> str:
@@ -46,8 +47,19 @@ class Reads(InForce):
 
     def rules(self, query: RuleQuery, offset: int, limit: int) -> tuple[list[RuleView], int]:
         among = None if query.address is None else self._covering(query.address)
+        if query.unused_for_s is not None:
+            return self._unused_page(query, offset, limit, among)
         records, total = self._store.page(query, offset, limit, among)
         return self._views(records), total
+
+    def _unused_page(
+        self, query: RuleQuery, offset: int, limit: int, among: Sequence[int] | None
+    ) -> tuple[list[RuleView], int]:
+        handles = self._unused(query, is_first=offset == 0)
+        if among is not None:
+            handles = handles[np.isin(handles, among)]
+        records = self._store.by_handles(handles[offset : offset + limit].tolist())
+        return self._views(sorted(records, key=lambda each: each.handle)), len(handles)
 
     def _covering(self, prefix: Prefix) -> list[int]:
         """Handles of rules whose sources or destinations cover a prefix."""
@@ -73,41 +85,13 @@ class Reads(InForce):
         return self._views([record])[0]
 
     def _views(self, records: Sequence[Record]) -> list[RuleView]:
-        with self._lock:
-            saved = self._store.hits([each.handle for each in records])
-            live = [self._live_hits(each) for each in records]
-            owed = [self._owed.get(each.handle, NO_HITS) for each in records]
-        views = []
-        for record, hits, more in zip(records, live, owed, strict=True):
-            hits = hits.plus(saved.get(record.handle, NO_HITS)).plus(more)
-            views.append(
-                RuleView(
-                    record.rule,
-                    record.created_at,
-                    record.updated_at,
-                    hits.packets,
-                    hits.bytes,
-                    hits.last_hit or None,
-                )
+        counted = self._counted(records)
+        return [
+            RuleView(
+                each.rule, each.created_at, each.updated_at, hits.packets, hits.bytes, hits.last_hit or None
             )
-        return views
-
-    def _live_hits(self, record: Record) -> Hits:
-        if not self._is_started or not record.rule.enabled:
-            return NO_HITS
-        if is_policy(record):
-            compiled = self._ruleset.policy_rules.get(record.handle)
-            return NO_HITS if compiled is None else self._kernel.policy_hits([compiled.slot])[0]
-        tables = self._ruleset.addresses
-        keys = [
-            key
-            for key in dict.fromkeys(address_keys(record.rule))
-            if (winner := tables.winner(key)) and winner.handle == record.handle
+            for each, hits in zip(records, counted, strict=True)
         ]
-        total = NO_HITS
-        for hits in self._kernel.address_hits(keys):
-            total = total.plus(hits)
-        return total
 
     # -- the host: now, or while a change holds the lock, as last seen
 
@@ -122,7 +106,7 @@ class Reads(InForce):
 
     def _look_around(self) -> None:
         """So that there is something to tell whenever it is asked."""
-        self.interfaces(), self.counters(), self.fills(), self.not_ready()
+        self.interfaces(), self.counters(), self.fills(), self.measured(), self.not_ready()
 
     def interfaces(self) -> list[InterfaceView]:
         return self._seen_now("interfaces", self._interfaces.views, [])
@@ -162,6 +146,25 @@ class Reads(InForce):
             )
             for (name, hook, verdict, reason), count in sorted(packets.items())
         ]
+
+    def measured(self) -> MeasuredView:
+        """Rules with the label metrics=true, the oldest of them."""
+        return self._seen_now("measured", self._measured, MeasuredView())
+
+    def _measured(self) -> MeasuredView:
+        records, total = self._store.measured(MOST_MEASURED)
+        return MeasuredView(tuple(self._views(records)), total - len(records))
+
+    def rules_by_structure(self) -> dict[str, int]:
+        """`none`: of disabled ones."""
+        disabled, policy = self._store.count_disabled(), len(self._ruleset.policy_rules)
+        address = max(0, self._store.count() - disabled - policy)
+        return {"address": address, "policy": policy, "none": disabled}
+
+    @property
+    def commits(self) -> Timing:
+        """How long it took to make changes durable."""
+        return self._store.commits.read()
 
     def fills(self) -> list[MapView]:
         return self._seen_now("fills", self._fills, [])

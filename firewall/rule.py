@@ -282,7 +282,7 @@ def _check_together(read: _Reader, rule: Rule) -> None:
 
 
 WRITABLE = frozenset(Rule("any").fields()) | {"ttl"}
-READ_ONLY = frozenset(("created_at", "updated_at", "stats"))
+READ_ONLY = frozenset(("created_at", "updated_at", "stats", "warnings"))
 
 
 def rule_from_fields(fields: Mapping[str, object], rule_id: str, now: float) -> Rule:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from firewall.advice import Advice
 from firewall.commit import Commits
 from firewall.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed, Problem
-from firewall.reads import Reads
 from firewall.rule import Rule
 from firewall.store import Record
 from firewall.view import BatchOutcome, RuleView
 
 
-class RuleChanges(Commits, Reads):
+class RuleChanges(Commits, Advice):
     """Every method may be called from any thread."""
 
     def add(self, rule: Rule) -> tuple[RuleView, bool]:
@@ -25,11 +25,11 @@ class RuleChanges(Commits, Reads):
             if present is not None and not self._is_over(present):
                 if not present.rule.asks_same_as(rule):
                     raise _exists(rule.id)
-                return self._view(present), False
+                return self._warned(self._view(present), present), False
             self._interfaces.check_names(rule)
             record = self._new_record(rule, self._store.next_handle)
             self._change([present] if present is not None else [], [record])
-            return _fresh_view(record), True
+            return self._warned(_fresh_view(record), record), True
 
     def replace(self, rule: Rule) -> RuleView:
         return self.edit(rule.id, lambda _: rule)
@@ -40,11 +40,11 @@ class RuleChanges(Commits, Reads):
             present = self._present(rule_id)
             rule = edit(present.rule)
             if present.rule == rule:
-                return self._view(present)
+                return self._warned(self._view(present), present)
             self._interfaces.check_names(rule, present.rule.interfaces)
             changed = Record(present.handle, rule, present.created_at, self._clock())
             self._change([present], [changed])
-            return self._view(changed)
+            return self._warned(self._view(changed), changed)
 
     def delete(self, rule_id: str) -> None:
         with self._changing():
@@ -78,7 +78,8 @@ class RuleChanges(Commits, Reads):
             if removed or records or self._is_rehearsal:
                 self._change(removed, records, len(adds) - len(records))
             ids = tuple(rule.id for rule in adds)
-            return BatchOutcome(len(records), len(set(deletes)), len(adds) - len(records), ids)
+            warnings = self._warnings_of_many(records)
+            return BatchOutcome(len(records), len(set(deletes)), len(adds) - len(records), ids, warnings)
 
     def replace_all(self, rules: Sequence[Rule], if_match: str | None) -> BatchOutcome:
         """Makes the rule set just this, as one change. Rules that stay as they were keep their counters."""
@@ -109,7 +110,9 @@ class RuleChanges(Commits, Reads):
                     written.append(Record(old.handle, rule, old.created_at, now))
             if removed or deleted or written or self._is_rehearsal:
                 self._change([*removed, *deleted], written, unchanged)
-            return BatchOutcome(len(written), len(deleted), unchanged, tuple(rule.id for rule in rules))
+            ids = tuple(rule.id for rule in rules)
+            warnings = self._warnings_of_many(written)
+            return BatchOutcome(len(written), len(deleted), unchanged, ids, warnings)
 
     def _present_and_other(self, ids: set[str]) -> tuple[dict[str, Record], list[Record]]:
         """Of all stored rules: those with these ids, and the others. One goes by after the other."""

@@ -6,13 +6,18 @@ nothing here reads or writes the kernel or the store.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from firewall.address import BITS
 from firewall.addresses import AddressPlan, AddressTables, PlannedAddresses
 from firewall.datapath import Change, Entries
 from firewall.errors import table_full
+from firewall.layout import C
 from firewall.policy import Policy, PolicyRule, compile_columns
 from firewall.policy_columns import RuleColumns, rule_columns
 from firewall.store import Record
@@ -58,6 +63,29 @@ class Ruleset:
         self.held_rules = 0  # policy rules that went and may come back: their room is kept
         taken = set(used_slots.values())
         self._free_slots = deque(slot for slot in range(slots) if slot not in taken)
+
+    def frozen(self) -> Ruleset:
+        """As it is now, to be looked at while others change the rules. Nothing may be planned with it."""
+        frozen = copy.copy(self)
+        frozen.addresses = self.addresses.frozen()
+        return frozen
+
+    @property
+    def columns(self) -> RuleColumns:
+        """The policy rules, a row each."""
+        return self._columns
+
+    def wide_policy_rules(self) -> list[PolicyRule]:
+        """Those that leave sources or destinations open, or ask for all of them."""
+        columns = self._columns
+        asks = columns.addresses
+        both = asks == (1 << C["SIDE_COUNT"]) - 1
+        for version in BITS:
+            ranges = columns.prefixes(version)
+            both[ranges.rows[ranges.lengths <= 1]] = False
+        plain = np.array([each.protocols is None for each in columns.belows], np.bool_)
+        wide = ~both & plain[columns.below] if len(columns) else both
+        return [self.policy_rules[handle] for handle in columns.handles[wide].tolist()]
 
     def plan(
         self,

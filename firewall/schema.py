@@ -47,6 +47,14 @@ CREATE TABLE interfaces (
 INSERT INTO meta VALUES ('identity', lower(hex(randomblob(4)))), ('revision', 0), ('next_handle', 1);
 """
 
+# What is subtracted from a rule's counters: what they were when somebody reset them.
+# And what the metrics ask for, so that no scrape looks at every rule (firewall/store.py asks in the same words).
+_COUNTS = """
+CREATE TABLE resets (handle INTEGER PRIMARY KEY, packets INTEGER, bytes INTEGER, at REAL);
+CREATE INDEX rules_disabled ON rules (handle) WHERE NOT enabled;
+CREATE INDEX rules_measured ON rules (handle) WHERE instr(fields, '"metrics":"true"') > 0;
+"""
+
 # Changes that wait for their confirmation (docs/adr/0011), the last that ended, and what takes each back.
 _UNDO = """
 CREATE TABLE changes (
@@ -80,7 +88,7 @@ CREATE TABLE undo_interfaces (         -- requests as they were; attach NULL: th
 ) WITHOUT ROWID;
 """
 
-STEPS = (_FIRST, _UNDO)
+STEPS = (_FIRST, _COUNTS, _UNDO)
 VERSION = len(STEPS)
 
 

@@ -101,6 +101,17 @@ class Service(_Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class Events(_Section):
+    """Reports of packets. Rates are a second and CPU; `log_rate` is lines a second."""
+
+    rate: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    burst: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    capture_rate: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
+    capture_burst: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
+    log_drops: bool = False
+    log_rate: Annotated[int, Field(ge=1, le=100_000)] = 10
+
+
 class Interface(_Section):
     """An interface to protect; `name` may be a glob."""
 
@@ -118,6 +129,7 @@ class Settings(_Section):
     state: State = State()
     bpf: Bpf = Bpf()
     filter: Filter = Filter()
+    events: Events = Events()
     interfaces: list[Interface] = []
 
 

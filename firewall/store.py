@@ -24,10 +24,13 @@ import numpy.typing as npt
 from firewall import schema
 from firewall.address import Prefix
 from firewall.errors import FirewallError, StoreFailed
-from firewall.hits import Hits
+from firewall.hits import Hits, Reset
 from firewall.rule import Rule, rule_from_fields
+from firewall.timings import Timings
 from firewall.view import RuleQuery
 
+# The label, as encode() writes it: a quote inside other text has a backslash before it.
+_MEASURED = """instr(fields, '"metrics":"true"') > 0"""
 _COLUMNS = "handle, id, fields, created_at, updated_at, expires_at"
 
 
@@ -108,6 +111,7 @@ class InterfaceTotal(NamedTuple):
 
 
 _DEFAULTS = Rule("default").fields()
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _BLOCK_COLUMNS = "first_handle, count, uid, version, action, priority, direction, created_at"
 _BLOCK_ID = re.compile(r"import-([0-9a-f]{8})-(0|[1-9]\d{0,8})")
 
@@ -119,7 +123,7 @@ def encode(rule: Rule) -> str:
     fields.pop("expires_at", None)
     if rule.ttl_s is not None:
         fields["ttl"] = rule.ttl_s
-    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(fields)
 
 
 def decode(rule_id: str, fields: str, expires_at: float | None) -> Rule:
@@ -129,6 +133,7 @@ def decode(rule_id: str, fields: str, expires_at: float | None) -> Rule:
     return replace(rule, expires_at=expires_at)
 
 
+_FEW = 4  # rules of a block; for more of them all of it is read
 _DISK_HINT = "check the disk and the state directory's permissions"
 
 
@@ -150,6 +155,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._readers = threading.local()
+        self.commits = Timings()
         with _failures(f"opening {path}"):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -245,7 +251,7 @@ class Store:
     def commit(self) -> None:
         """What was written is durable when it returns: WAL with synchronous FULL syncs the log before that, and shows
         other connections nothing earlier. Where it raises, rollback() is still to be called."""
-        with _failures("making the change durable"):
+        with self.commits.timing(), _failures("making the change durable"):
             self._writer.execute("COMMIT")
         self._durable_revision, self._durable_handle = self._revision, self.next_handle
         self._writing_thread = None
@@ -297,6 +303,7 @@ class Store:
             self._writer.executemany("DELETE FROM rules WHERE handle = ?", handles)
             if not keep_hits:
                 self._writer.executemany("DELETE FROM hits WHERE handle = ?", handles)
+                self._writer.executemany("DELETE FROM resets WHERE handle = ?", handles)
             self._writer.executemany("INSERT OR IGNORE INTO gone VALUES (?)", of_blocks)
             self._writer.executemany("INSERT OR REPLACE INTO rules VALUES (?,?,?,?,?,?,?,?,?)", rows)
             self._write_meta()
@@ -329,7 +336,7 @@ class Store:
             for block in [each for each in self._blocks if each.first_handle in first_handles]:
                 span = block.first_handle, block.first_handle + block.count
                 self._writer.execute("DELETE FROM blocks WHERE first_handle = ?", span[:1])
-                for table in ("gone", "hits", "rules"):
+                for table in ("gone", "hits", "resets", "rules"):
                     self._writer.execute(f"DELETE FROM {table} WHERE handle >= ? AND handle < ?", span)
                 self._removed_blocks.add(block.first_handle)
 
@@ -429,6 +436,23 @@ class Store:
                 rows,
             )
 
+    def write_resets(self, resets: Iterable[tuple[int, Reset]]) -> None:
+        """Inside a transaction: what counted from 0 again, by handle."""
+        with _failures("saving counters"):
+            self._writer.executemany(
+                "INSERT OR REPLACE INTO resets VALUES (?,?,?,?)", [(handle, *each) for handle, each in resets]
+            )
+
+    def resets(self) -> dict[int, Reset]:
+        with _failures("reading counters"):
+            return {row[0]: Reset(*row[1:]) for row in self._reader.execute("SELECT * FROM resets")}
+
+    def handles_hit_since(self, moment: float) -> npt.NDArray[np.int64]:
+        """Of rules whose saved hits say so."""
+        with _failures("reading counters"):
+            rows = self._reader.execute("SELECT handle FROM hits WHERE last_hit >= ?", (moment,)).fetchall()
+        return np.array(rows, np.int64).reshape(-1)
+
     def add_interface_hits(self, totals: Iterable[InterfaceTotal]) -> None:
         with _failures("saving counters"):
             self._writer.executemany(
@@ -459,14 +483,6 @@ class Store:
             found |= {each.rule.id: each for each in of_blocks if each is not None}
         return found
 
-    def by_handles(self, handles: Sequence[int]) -> dict[int, Record]:
-        found = {each.handle: each for each in self._by_many("handle", handles)}
-        for handle in self.in_blocks(each for each in handles if each not in found):
-            block = self._block_of(handle)
-            record = self._block_record(block, handle - block.first_handle) if block else None
-            found |= {handle: record} if record else {}
-        return found
-
     def between(self, first: int, past: int) -> list[Record]:
         """Rules of no block with handles from `first` on and before `past`."""
         return self._records("WHERE handle >= ? AND handle < ?", (first, past))
@@ -475,6 +491,34 @@ class Store:
         for at in range(0, len(values), 500):
             some = values[at : at + 500]
             yield from self._records(f"WHERE {column} IN ({','.join('?' * len(some))})", some)
+
+    def by_handles(self, handles: Sequence[int]) -> list[Record]:
+        """Those that there are, in no order."""
+        found = list(self._by_many("handle", handles))
+        loose = {each.handle for each in found}
+        of_blocks: dict[Block, list[int]] = {}
+        for handle in handles:
+            block = self._block_of(handle)
+            if block is not None and handle not in loose:
+                of_blocks.setdefault(block, []).append(handle - block.first_handle)
+        for block, numbers in of_blocks.items():
+            found += self._block_records(block, numbers)
+        return found
+
+    def _block_records(self, block: Block, numbers: Sequence[int]) -> list[Record]:
+        if len(numbers) <= _FEW:
+            return [record for each in numbers if (record := self._block_record(block, each)) is not None]
+        left = self.block_rules(block)
+        at = np.flatnonzero(np.isin(left.numbers, numbers))
+        return list(BlockRules(block, left.numbers[at], left.lengths[at], left.addresses[at]).records())
+
+    def with_family(self) -> list[Record]:
+        """Enabled rules that are narrowed to one IP version."""
+        return self._records("WHERE enabled AND json_extract(fields, '$.family') IS NOT NULL")
+
+    def ids_of(self, handles: Sequence[int]) -> dict[int, str]:
+        """Ids of the rules that exist, by handle."""
+        return {each.handle: each.rule.id for each in self.by_handles(handles)}
 
     def loose(self, chunk: int = 5000) -> Iterator[Record]:
         """Rules that are in no block, in order of handle, that is of creation."""
@@ -510,6 +554,22 @@ class Store:
         skip = max(0, offset - total)
         found, count = self._loose_page(clauses, parameters, first, None, skip, limit - len(records))
         return records + found, total + count
+
+    def enabled_since(self, query: RuleQuery, moment: float) -> npt.NDArray[np.int64]:
+        """Handles, sorted, of enabled rules that fit a query and were made before a moment."""
+        clauses, parameters = _conditions(query)
+        where = " AND ".join([*clauses, "enabled", "created_at <= ?"])
+        with _failures("reading the rules"):
+            rows = self._reader.execute(f"SELECT handle FROM rules WHERE {where}", [*parameters, moment])
+            parts = [np.array(rows.fetchall(), np.int64).reshape(-1)]
+            for block in self._blocks:
+                if _block_fits(block, query) and block.created_at <= moment:
+                    end = block.first_handle + block.count
+                    gone = np.array(self._gone(block.first_handle, end), np.int64)
+                    left = np.ones(block.count, np.bool_)
+                    left[gone - block.first_handle] = False
+                    parts.append(block.first_handle + np.flatnonzero(left))
+        return np.sort(np.concatenate(parts))
 
     def _loose_page(
         self, clauses: list[str], parameters: list[object], first: int, end: int | None, skip: int, limit: int
@@ -566,6 +626,17 @@ class Store:
 
     def disabled(self) -> list[Record]:
         return self._records("WHERE NOT enabled")
+
+    def count_disabled(self) -> int:
+        with _failures("reading the rules"):
+            row = self._reader.execute("SELECT count(*) FROM rules WHERE NOT enabled").fetchone()
+        return int(row[0])
+
+    def measured(self, limit: int) -> tuple[list[Record], int]:
+        """The first rules that ask for metrics of their own by the label metrics=true, and how many do in all."""
+        with _failures("reading the rules"):
+            row = self._reader.execute(f"SELECT count(*) FROM rules WHERE {_MEASURED}").fetchone()
+        return self._records(f"WHERE {_MEASURED} ORDER BY handle LIMIT ?", (limit,)), int(row[0])
 
     def count(self) -> int:
         with _failures("reading the rules"):

@@ -132,17 +132,18 @@ class UndoLog:
         connection = self._store.connection
         with _failures("ending the change"):
             if state == "confirmed":  # what deleted rules had counted was kept in case they came back
-                connection.execute(
-                    "DELETE FROM hits WHERE handle IN (SELECT handle FROM undo_rules WHERE change = ?)"
-                    " AND handle NOT IN (SELECT handle FROM rules)",
-                    (change,),
-                )
-                for first, past in self._ranges(change, "gone"):
+                for table in ("hits", "resets"):
                     connection.execute(
-                        "DELETE FROM hits WHERE handle >= ? AND handle < ?"
+                        f"DELETE FROM {table} WHERE handle IN (SELECT handle FROM undo_rules WHERE change = ?)"
                         " AND handle NOT IN (SELECT handle FROM rules)",
-                        (first, past),
+                        (change,),
                     )
+                    for first, past in self._ranges(change, "gone"):
+                        connection.execute(
+                            f"DELETE FROM {table} WHERE handle >= ? AND handle < ?"
+                            " AND handle NOT IN (SELECT handle FROM rules)",
+                            (first, past),
+                        )
             connection.execute(
                 "UPDATE changes SET state = ?, reason = ?, ended_at = ? WHERE id = ?",
                 (state, reason, now, change),
@@ -160,7 +161,7 @@ class UndoLog:
         connection = self._store.connection
         with _failures("taking the change back"):
             for first, past in self._ranges(change, "added"):
-                for table in ("rules", "hits"):
+                for table in ("rules", "hits", "resets"):
                     connection.execute(f"DELETE FROM {table} WHERE handle >= ? AND handle < ?", (first, past))
             for first, past in self._ranges(change, "gone"):
                 for table in ("rules", "gone"):
@@ -214,7 +215,7 @@ class UndoLog:
             ).fetchall()
         before = [self._store.record(row) for row in rows]
         gone = self._ranges(change, "gone")
-        present = list(self._store.by_handles([each.handle for each in before]).values())
+        present = self._store.by_handles([each.handle for each in before])
         added = [
             each for first, past in self._ranges(change, "added") for each in self._store.between(first, past)
         ]

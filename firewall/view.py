@@ -9,6 +9,15 @@ from firewall.rule import Rule
 
 
 @dataclass(frozen=True, slots=True)
+class RuleWarning:
+    """Why a rule may not do what was meant; `rule`: id of the other rule that it has to do with."""
+
+    code: str
+    detail: str
+    rule: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RuleView:
     """A rule with its life and its hits. Times are seconds since 1970, UTC."""
 
@@ -18,6 +27,7 @@ class RuleView:
     packets: int
     bytes: int
     last_hit: float | None
+    warnings: tuple[RuleWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +39,35 @@ class RuleQuery:
     enabled: bool | None = None
     label: tuple[str, str | None] | None = None
     address: Prefix | None = None
+    unused_for_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundView:
+    """What the analysis says of a rule."""
+
+    id: str
+    warning: RuleWarning
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisView:
+    """A page of what was found, and how much there is in all."""
+
+    items: tuple[FoundView, ...]
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOutcome:
-    """What a change of many rules did; `ids` are those of the rules that were given, in their order."""
+    """What a change of many rules did; `ids` are those of the rules that were given, in their order. `warnings`: with
+    the id of the rule, the first of them."""
 
     added: int
     deleted: int
     unchanged: int
     ids: tuple[str, ...]
+    warnings: tuple[tuple[str, RuleWarning], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +172,14 @@ class MapView:
     used: int
     capacity: int
     setting: str
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredView:
+    """Rules that ask for metrics of their own; `omitted`: how many more do."""
+
+    rules: tuple[RuleView, ...] = ()
+    omitted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from api.wiring import build
 from firewall.address_index import decoded
 from firewall.datapath import (
@@ -27,6 +30,7 @@ from firewall.enforcer import Enforcer
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
 from firewall.policy import Policy
+from firewall.report import Limit, NotSent
 from firewall.settings import Settings
 
 LINKS = (
@@ -35,6 +39,44 @@ LINKS = (
     Link(3, "eth1", True, True),
     Link(4, "wg0", False, True),
 )
+
+
+class MemoryReports:
+    """What came over the wire is what a test puts into `records`, one report each."""
+
+    def __init__(self) -> None:
+        self.records: list[bytes] = []
+        self.missing = [NotSent(0, 0), NotSent(0, 0)]
+        self.limits: Sequence[Limit] = ()
+        self.listening = self.snap_length = 0
+        self._there_is = threading.Event()
+
+    def limit(self, limits: Sequence[Limit]) -> None:
+        self.limits = tuple(limits)
+
+    def listen(self, listening: int, snap_length: int) -> None:
+        self.listening, self.snap_length = listening, snap_length
+
+    def wait(self, timeout_s: float) -> None:
+        self._there_is.wait(timeout_s)
+        self._there_is.clear()
+
+    def wake(self) -> None:
+        self._there_is.set()
+
+    def put(self, *records: bytes) -> None:
+        self.records.extend(records)
+        self.wake()
+
+    def read(self, most: int) -> list[bytes]:
+        found, self.records = self.records[:most], self.records[most:]
+        return found
+
+    def not_sent(self) -> list[NotSent]:
+        return list(self.missing)
+
+    def close(self) -> None:
+        self.listen(0, 0)
 
 
 class MemoryKernel:
@@ -60,11 +102,15 @@ class MemoryKernel:
         self.boot = "first"
         self.live: list[Connection] = []
         self.routes: dict[tuple[int, int], int | None] = {(4, 0x7F000001): 1, (6, 1): 1}
+        self.reports = MemoryReports()
         self._wake = threading.Event()
         self._max_addresses, self._max_rules = max_addresses, max_rules
 
     def start(self, owner: int) -> dict[int, int]:
         return {}
+
+    def report_source(self) -> MemoryReports:
+        return self.reports
 
     def stop(self, keep: bool = False) -> None:
         if not keep:
@@ -76,7 +122,7 @@ class MemoryKernel:
     def settle(self) -> None:
         pass
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         pass
 
     def reconcile(self, image: Image) -> None:
@@ -121,6 +167,9 @@ class MemoryKernel:
 
     def all_address_hits(self) -> dict[int, Hits]:
         return dict(self.hits)
+
+    def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
+        return np.array([handle for handle, hits in self.hits.items() if hits.last_hit >= moment], np.uint32)
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
         return [NO_HITS for _ in slots]

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from firewall.datapath import Key
 from firewall.kernel.bpf import Records
 from firewall.kernel.maps import PinnedMaps
-from firewall.presence import MASK_MIN, Words, marks, mask_for, set_marks
+from firewall.presence import MASK_MIN, Words, marks, marks_of_one, mask_for, set_marks
 
 # Keys of all entries of the tables, in parts, each with its IP version.
 AllKeys = Callable[[], Iterable[tuple[int, Records]]]
@@ -39,6 +40,10 @@ class AddressFilter:
     def mark(self, version: int, keys: Records) -> None:
         """Call before entries of these keys are written."""
         set_marks(self._words, marks(version, keys, self._mask))
+
+    def mark_one(self, key: Key) -> None:
+        for place, bits in marks_of_one(*key, self._mask):
+            self._words[place] |= np.uint64(bits)
 
     def leave(self, count: int) -> bool:
         """Call after so many entries were deleted. True where it is time for renew()."""

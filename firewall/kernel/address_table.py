@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from firewall.datapath import Key
 from firewall.errors import FirewallError
 from firewall.kernel.address_filter import AddressFilter
 from firewall.kernel.bpf import Map, Records
-from firewall.kernel.keys import PREFIX
+from firewall.kernel.keys import PREFIX, key_bytes
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import ADDRESS_ENTRY
 
@@ -35,6 +39,10 @@ class AddressTable:
         self._filter.mark(self._version, keys)
         self._map.update_batch(keys, values)
 
+    def write_one(self, key: Key, value: bytes) -> None:
+        self._filter.mark_one(key)
+        self._map.update(key_bytes(key), value)
+
     def delete(self, keys: Records) -> None:
         """Keys that are not there are passed over."""
         self._map.delete_batch(keys)
@@ -44,6 +52,10 @@ class AddressTable:
 
     def lookup(self, key: bytes) -> bytes | None:
         return self._map.lookup(key)
+
+    def lookup_many(self, keys: Records) -> tuple[npt.NDArray[np.bool_], Records]:
+        found, values = self._map.lookup_many(keys, ADDRESS_ENTRY)
+        return found, values[:, 0]
 
     def dump(self) -> Iterator[tuple[Records, Records]]:
         return self._map.dump(PREFIX[self._version], ADDRESS_ENTRY)

@@ -199,6 +199,26 @@ class Map:
         found = self._element(MAP_LOOKUP, key, ctypes.addressof(holder), "reading", True)
         return holder.raw if found else None
 
+    def lookup_many(
+        self, keys: Records, value: Layout, copies: int = 1
+    ) -> tuple[npt.NDArray[np.bool_], Records]:
+        """Which of the keys are there, and a row of values for each; `copies`: of a value, for per-CPU maps."""
+        keys = np.ascontiguousarray(keys)
+        values = np.zeros((len(keys), copies), value)
+        found = np.zeros(len(keys), np.bool_)
+        attr = ctypes.create_string_buffer(_ATTR_SIZE)
+        key_at, value_at = keys.ctypes.data, values.ctypes.data
+        key_size, row_size = keys.itemsize, value.itemsize * copies
+        for row in range(len(keys)):
+            struct.pack_into(
+                "=IIQQQ", attr, 0, self.fd, 0, key_at + row * key_size, value_at + row * row_size, 0
+            )
+            if _libc.syscall(_BPF, MAP_LOOKUP, attr, _ATTR_SIZE) >= 0:
+                found[row] = True
+            elif (number := ctypes.get_errno()) != errno.ENOENT:
+                raise kernel_refused(f"reading map {self.info.name}", number)
+        return found, values
+
     def delete(self, key: bytes) -> bool:
         return self._element(MAP_DELETE, key, 0, "deleting from", True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def tick_to_wall(tick: int) -> float:
         return 0.0
     ended_at_uptime_s = ((tick + 1 << C["TICK_SHIFT"]) - _INITIAL_JIFFIES) / HZ
     return time.time() - max(0.0, time.monotonic() - ended_at_uptime_s)
+
+
+def wall_to_tick(moment: float) -> int:
+    """The first tick that ends at a moment (seconds since 1970) or after it."""
+    ends_at_uptime_s = time.monotonic() - (time.time() - moment)
+    return max(1, math.ceil((ends_at_uptime_s * HZ + _INITIAL_JIFFIES) / (1 << C["TICK_SHIFT"])) - 1)
 
 
 def boot_id() -> str:

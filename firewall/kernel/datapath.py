@@ -22,13 +22,14 @@ from firewall.hits import NO_HITS, Hits
 from firewall.kernel.address_filter import AddressFilter
 from firewall.kernel.address_table import AddressTable
 from firewall.kernel.bpf import Records
-from firewall.kernel.clock import tick_to_wall
+from firewall.kernel.clock import tick_to_wall, wall_to_tick
 from firewall.kernel.grace import GracePeriod
 from firewall.kernel.interface_counters import InterfaceCounters
 from firewall.kernel.keys import (
     encoded_keys,
     entries_key_records,
     entry_records,
+    key_bytes,
     key_records,
     many_entry_records,
 )
@@ -104,8 +105,22 @@ class KernelDatapath:
             if edit.new is None:
                 self._delete([edit])
             else:
-                self._write_entries([edit], present, since=0, before=False)
-        write_occupancy(self.maps.control, change.after)
+                self._write_one(edit.key, edit.new, None if _goes_over(edit) else present.get(edit.key))
+        if change.after != change.before:
+            write_occupancy(self.maps.control, change.after)
+
+    def _write_one(self, key: Key, entry: Entry, before: np.void | None) -> None:
+        """`before`: the entry that there was, whose hits go on."""
+        value = np.zeros((), ADDRESS_ENTRY)
+        if before is not None:
+            value[()] = before
+        value["since"], value["rank"], value["old_rank"], value["handle"] = (
+            0,
+            entry.rank,
+            entry.rank,
+            entry.handle,
+        )
+        self._tables[key.version].write_one(key, value.tobytes())
 
     def _apply_at_once(self, change: Change, present: Present) -> None:
         epoch = self.epoch + (2 if change.policy is None else 1)
@@ -126,6 +141,7 @@ class KernelDatapath:
         write_occupancy(self.maps.control, _union(change.before, change.after))
         self._epoch_word[0] = epoch
         self._unsettled = change
+        self._grace.begin()
 
     def _take_back(self) -> None:
         """Entries of an epoch that never came are invisible; none may stay until one comes with its number."""
@@ -144,13 +160,17 @@ class KernelDatapath:
             self._rewrite_many(each, None)
         self._cut_off = None
 
+    def wait_for_packets(self) -> None:
+        """Until none is left that is being judged now."""
+        self._grace.wait()
+
     def settle(self) -> None:
         """Waits until no packet of the old epoch is left, then clears away what only those could need."""
         self._take_back()
         change = self._unsettled
         if change is None:
             return
-        self._grace.wait()
+        self._grace.finish()
         write_occupancy(self.maps.control, change.after)
         self._delete([edit for edit in change.edits if edit.new is None])
         for each in change.gone:
@@ -255,15 +275,29 @@ class KernelDatapath:
     # -- hits
 
     def _entry(self, key: Key) -> np.void | None:
-        value = self._tables[key.version].lookup(key_records(key.version, [key]).tobytes())
+        value = self._tables[key.version].lookup(key_bytes(key))
         return None if value is None else np.frombuffer(value, ADDRESS_ENTRY)[0]
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
-        hits = []
-        for key in keys:
-            entry = self._entry(key)
-            hits.append(NO_HITS if entry is None else _hits(entry))
+        hits = [NO_HITS] * len(keys)
+        for version in VERSIONS:
+            rows = [row for row, key in enumerate(keys) if key.version == version]
+            if rows:
+                _, values = self._tables[version].lookup_many(
+                    key_records(version, [keys[row] for row in rows])
+                )
+                for row, each in zip(rows, _many_hits(values), strict=True):
+                    hits[row] = each
         return hits
+
+    def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
+        """Handles."""
+        tick = wall_to_tick(moment)
+        parts = [np.zeros(0, np.uint32)]
+        for version in VERSIONS:
+            for _, values in self._tables[version].dump():
+                parts.append(values["handle"][(values["packets"] != 0) & (values["last_hit"] >= tick)])
+        return np.concatenate(parts)
 
     def all_address_hits(self) -> dict[int, Hits]:
         hits: dict[int, Hits] = {}
@@ -275,14 +309,12 @@ class KernelDatapath:
         return hits
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
-        table = self.maps["policy_counters"]
-        hits = []
-        for slot in slots:
-            raw = table.lookup(slot.to_bytes(4, "little"), RULE_COUNTER.itemsize * self._cpus)
-            by_cpu = np.frombuffer(raw or b"", RULE_COUNTER)
-            last = int(by_cpu["last_hit"].max(initial=0))
-            hits.append(Hits(int(by_cpu["packets"].sum()), int(by_cpu["bytes"].sum()), tick_to_wall(last)))
-        return hits
+        keys = np.array(slots, "<u4")
+        _, values = self.maps["policy_counters"].lookup_many(keys, RULE_COUNTER, self._cpus)
+        totals = np.zeros(len(keys), RULE_COUNTER)
+        totals["packets"], totals["bytes"] = values["packets"].sum(axis=1), values["bytes"].sum(axis=1)
+        totals["last_hit"] = values["last_hit"].max(axis=1, initial=0)
+        return _many_hits(totals)
 
     def clear_policy_hits(self, slots: Sequence[int]) -> None:
         for slot in slots:
@@ -306,6 +338,14 @@ def _gone(edits: Sequence[Edit], present: Present) -> dict[int, Hits]:
 
 def _hits(record: np.void) -> Hits:
     return Hits(int(record["packets"]), int(record["bytes"]), tick_to_wall(int(record["last_hit"])))
+
+
+def _many_hits(records: Records) -> list[Hits]:
+    columns = (records[name].tolist() for name in ("packets", "bytes", "last_hit"))
+    return [
+        Hits(packets, size, tick_to_wall(tick)) if packets else NO_HITS
+        for packets, size, tick in zip(*columns, strict=True)
+    ]
 
 
 def _positions(entries: Entries, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -27,6 +27,11 @@ def prefix_records(version: int, keys: Sequence[tuple[int, int, int]]) -> Record
     return records
 
 
+def key_bytes(key: Key) -> bytes:
+    """One, as struct prefix4 or prefix6."""
+    return bytes((key.scope, key.length, 0, 0)) + key.address.to_bytes(4 if key.version == 4 else 16, "big")
+
+
 def key_records(version: int, keys: Sequence[Key]) -> Records:
     return prefix_records(version, [(key.scope, key.length, key.address) for key in keys])
 

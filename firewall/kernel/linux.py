@@ -12,6 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from firewall.datapath import (
     Attached,
     Change,
@@ -28,22 +31,24 @@ from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, clock, owner, program_set
 from firewall.kernel.bpf import program_info
 from firewall.kernel.connections import Connections, route_to
-from firewall.kernel.datapath import KernelDatapath
+from firewall.kernel.datapath import KernelDatapath, possible_cpus
 from firewall.kernel.events import LinkEvents
 from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.left_over import left_over, live_slots
 from firewall.kernel.loader import bcc_version
 from firewall.kernel.map_audit import MapAudit
-from firewall.kernel.maps import NAMES, PinnedMaps
+from firewall.kernel.maps import KEPT, NAMES, REPORT_WAYS, PinnedMaps
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
+from firewall.kernel.reports import KernelReports
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
 from firewall.layout import C
 from firewall.policy import Policy
 
 _INGRESS = C["HOOK_INGRESS"]
 _INITIAL_VECTORS = 1024
+_INITIAL_LINES = 8192
 _INITIAL_INTERVALS = 16384
 _GROWTH = 4
 
@@ -89,8 +94,8 @@ class LinuxKernel:
             return live_slots(self._datapath)
         if pinned is not None:
             # Laid out in the same way: what they count until the hooks have other programs is not lost.
-            self._superseded = PinnedMaps(self._pin_root)
-        self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_INTERVALS), {})
+            self._superseded = PinnedMaps(self._pin_root, KEPT)
+        self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_LINES, _INITIAL_INTERVALS), {})
         return {}
 
     def _recover(self, identity: int) -> Capacities | None:
@@ -108,7 +113,7 @@ class LinuxKernel:
     def _build_over_pinned(self, capacities: Capacities) -> None:
         """Other programs, the same maps."""
         with ExitStack() as descriptors:
-            keep = {name: bpf.get(self._pin_root / "maps" / name) for name in NAMES}
+            keep = {name: bpf.get(self._pin_root / "maps" / name) for name in KEPT}
             for fd in keep.values():
                 descriptors.callback(os.close, fd)
             self._build(capacities, keep)
@@ -125,11 +130,14 @@ class LinuxKernel:
         self._is_promoted = False
         self._use(built, capacities)
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         self._datapath.reserve(entries, self._pins())
         present = self._capacities
         wanted_sizes = replace(
-            present, vectors=_grown(present.vectors, vectors), intervals=_grown(present.intervals, intervals)
+            present,
+            vectors=_grown(present.vectors, policy.vector_count),
+            lines=_grown(present.lines, policy.line_count),
+            intervals=_grown(present.intervals, policy.interval_count),
         )
         if wanted_sizes != present:
             self._grow_policy(wanted_sizes)
@@ -143,6 +151,7 @@ class LinuxKernel:
         self._datapath.settle()
         old, present, old_datapath = self._set, self._capacities, self._datapath
         renewed = {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
+        renewed.update(REPORT_WAYS)
         kept = {name: old.maps[name].fd for name in NAMES if name not in renewed}
         was_promoted = self._is_promoted
         self._build(wanted, kept)
@@ -150,6 +159,9 @@ class LinuxKernel:
             if self._policy is not None:
                 write_policy(self._set.maps, self._datapath.epoch & 1, self._policy, self._options)
             self._reattach()
+            # A packet that a hook gave to the old programs has read the epoch before a change moves it: their
+            # policy is not written any more.
+            self._datapath.wait_for_packets()
         except BaseException:
             program_set.discard(self._pin_root / "next")
             self._set.close()
@@ -178,6 +190,9 @@ class LinuxKernel:
             program_set.promote(self._pin_root)
             self._is_promoted = True
         return left
+
+    def report_source(self) -> KernelReports:
+        return KernelReports(self._set.maps, possible_cpus())
 
     def stop(self, keep: bool = False) -> None:
         """Unpins the maps and programs, unless they are to `keep` judging until the next start."""
@@ -236,6 +251,11 @@ class LinuxKernel:
 
     def all_address_hits(self) -> dict[int, Hits]:
         return self._datapath.all_address_hits()
+
+    def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
+        handles = self._datapath.address_rules_hit_since(moment)
+        held = [device.handles_hit() for device in self._offloaded.values()]
+        return np.concatenate([handles, *held])
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
         return self._datapath.policy_hits(slots)

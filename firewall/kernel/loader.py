@@ -23,9 +23,9 @@ from firewall.kernel.source import (
     OFFLOAD_PARTS,
     OFFLOAD_PROGRAM,
     PROGRAMS,
-    TC_PROGRAMS,
     Capacities,
     build_header_tree,
+    is_xdp,
     program_text,
 )
 
@@ -101,8 +101,8 @@ def _job(order: dict[str, Any]) -> _Job:
         flags = [f'-DPIN_ROOT="{pin_root}"', f"-DOFFLOAD_ENTRIES={order['entries']}", "-Wno-unused-function"]
         return _Job(program_text(OFFLOAD_PARTS), flags, {OFFLOAD_PROGRAM: True}, order["device"].encode())
     capacities = Capacities(**order["capacities"])
-    is_xdp = {name: name not in TC_PROGRAMS.values() for name in PROGRAMS}
-    return _Job(program_text(), capacities.flags(pin_root), is_xdp, None)
+    kinds = {name: is_xdp(name) for name in PROGRAMS}
+    return _Job(program_text(), capacities.flags(pin_root), kinds, None)
 
 
 def _compile(job: _Job, pin_root: Path) -> str:
@@ -119,8 +119,8 @@ def _compile(job: _Job, pin_root: Path) -> str:
         os.dup2(2, 1)
         try:
             module = bcc.BPF(text=job.text, cflags=job.flags, device=job.device)
-            for name, is_xdp in job.is_xdp.items():
-                kind = bcc.BPF.XDP if is_xdp else bcc.BPF.SCHED_CLS
+            for name, for_xdp in job.is_xdp.items():
+                kind = bcc.BPF.XDP if for_xdp else bcc.BPF.SCHED_CLS
                 bpf.pin(module.load_func(name, kind, device=job.device).fd, pin_root / "programs" / name)
         finally:
             os.dup2(answer, 1)

@@ -25,10 +25,12 @@ from firewall.presence import marks
 
 # Looked at every time, because they are small and decide much; of the large ones one at each look.
 _SMALL = ("policy_heads", "policy_rules", "policy_protocol")
-_LARGE = ("policy_port", "policy_icmp", "policy_index4", "policy_ranges4", "policy_ranges6")
+_LARGE = ("policy_port", "policy_icmp", "policy_index4", "policy_ranges4", "policy_ranges6", "policy_lines")
 _POLICY_HASHES = ("policy_iface",)
 _VECTORS = "policy_vectors"
 _ENTRIES_A_LOOK = 16384
+# Control words that change without a change of rules: those of reports.py, which looks after them itself.
+_NOT_OURS = ("listening", "snap_length", "report_limits")
 VERSIONS = (4, 6)
 Numbers = npt.NDArray[np.uint32]
 
@@ -80,7 +82,9 @@ class MapAudit:
         """Puts the control words back, and forgets all sums: the maps are about to be written."""
         if self._control is not None:
             control = maps.arrays["control_map"]
-            control[...] = np.frombuffer(self._control, control.dtype)
+            for name in control.dtype.names or ():
+                if name not in _NOT_OURS:
+                    control[name] = np.frombuffer(self._control, control.dtype)[name]
         self._sums.clear()
         self._passes.clear()
 
@@ -162,7 +166,10 @@ def _is_filtered(maps: PinnedMaps, version: int, keys: Records) -> bool:
 
 
 def _control(maps: PinnedMaps) -> bytes:
-    return maps.arrays["control_map"].tobytes()
+    words = maps.arrays["control_map"].copy()
+    for name in _NOT_OURS:
+        words[name] = 0
+    return words.tobytes()
 
 
 def _sum(maps: PinnedMaps, name: str) -> int:

@@ -5,6 +5,7 @@ Owns the list of maps, opening and closing them, and the mapped arrays. Performs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,21 @@ ARRAYS = {
     "control_map": CONTROL,
     "address_filter": LAYOUT.structs["filter_word"],
     "policy_heads": POLICY,
-    "policy_index4": LAYOUT.structs["span"],
+    "policy_index4": LAYOUT.structs["index_pair"],
     "policy_ranges4": LAYOUT.structs["interval4"],
     "policy_ranges6": LAYOUT.structs["interval6"],
     "policy_protocol": LAYOUT.structs["vector_number"],
-    "policy_port": LAYOUT.structs["port_vectors"],
+    "policy_port": LAYOUT.structs["port_pair"],
     "policy_icmp": LAYOUT.structs["vector_number"],
+    "policy_lines": LAYOUT.structs["line"],
     "policy_rules": POLICY_RULE,
     "interface_slots": INTERFACE_SLOT,
 }
-NAMES = (*HASHES, *ARRAYS, "policy_vectors")
+# The reporter's own. Its way in (a map a program type) belongs to one set of programs; nothing here is worth keeping.
+REPORT_WAYS = ("report_xdp", "report_tc")
+REPORTING = ("reports", "report_rooms", "report_buckets", *REPORT_WAYS)
+KEPT = (*HASHES, *ARRAYS, "policy_vectors")
+NAMES = (*KEPT, *REPORTING)
 
 
 def vector_words(size: int) -> int:
@@ -46,15 +52,16 @@ def vector_words(size: int) -> int:
 
 
 class PinnedMaps:
-    """Every map below pin_root/maps: `hashes` by name, `arrays` shared with the kernel by name.
+    """The maps below pin_root/maps: `maps` by name, `arrays` shared with the kernel by name.
 
     Raises FileNotFoundError where one is missing.
     """
 
-    def __init__(self, pin_root: Path) -> None:
+    def __init__(self, pin_root: Path, names: Sequence[str] = NAMES) -> None:
+        """`names`: all, or KEPT."""
         self.maps: dict[str, Map] = {}
         try:
-            for name in NAMES:
+            for name in names:
                 self.maps[name] = Map.pinned(pin_root / "maps" / name)
         except BaseException:
             self.close()

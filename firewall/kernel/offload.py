@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from firewall.datapath import Change, Edit, Entry, Key, Link, MapFill
 from firewall.errors import Conflict, ProgramRejected, TableFull
@@ -137,6 +138,11 @@ class OffloadDevice:
             return NO_HITS
         record = np.frombuffer(raw, ADDRESS_ENTRY)[0]
         return Hits(int(record["packets"]), int(record["bytes"]), 0.0)
+
+    def handles_hit(self) -> npt.NDArray[np.uint32]:
+        """Ever: the hardware does not tell when."""
+        hit = [entry.handle for key, entry in self._entries.items() if self.address_hits(key).packets]
+        return np.array(hit, np.uint32)
 
     def fills(self) -> list[MapFill]:
         used = Counter(key.version for key in self._entries)

@@ -6,16 +6,20 @@ generation while it is written; datapath.py sees to that.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from firewall.kernel.bpf import Map, Records
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import INTERFACE_KEY, SPAN, C
 from firewall.policy import HookPolicy, Policy
-from firewall.policy_addresses import Words, index_spans
+from firewall.policy_addresses import Classes, Spans, Words, index_spans
 
 _HOOKS = C["HOOK_COUNT"]
 _NUMBER = np.dtype([("vector", "<u4")])
+Lines = npt.NDArray[Any]
 
 
 def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tuple[int, int]) -> None:
@@ -23,7 +27,7 @@ def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tup
     base = generation * capacity
     for first, vectors in policy.pieces:
         _write_vectors(maps.vectors[base + first : base + first + len(vectors)], vectors)
-    spans = _write_intervals(maps, generation, policy, base)
+    spans = _write_intervals(maps, generation, policy, _write_classes(maps, generation, policy))
     for hook, image in enumerate(policy.hooks):
         _write_arrays(maps, generation * _HOOKS + hook, image, base)
         _write_head(maps, generation * _HOOKS + hook, image, base, options[hook], spans[hook])
@@ -42,22 +46,68 @@ def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tup
 
 
 def _write_vectors(records: Records, vectors: Words) -> None:
-    """Each with its summary: a bit for every word that is not 0."""
+    """Each with its summary: a bit for every word that is not 0. Where the last one that stood here had no bit, the
+    words are 0 already; until the words are written its bits stay beside the new ones, so that this is true at every
+    moment."""
     in_use = vectors.shape[1]
+    summaries = np.zeros(records["summary"].shape, np.uint64)
+    bits = np.packbits(vectors != 0, axis=1, bitorder="little")
+    summaries.view(np.uint8)[:, : bits.shape[1]] = bits
+    records["summary"] |= summaries
+    stood = _highest_bit(np.bitwise_or.reduce(records["summary"], axis=0)) + 1
     records["word"][:, :in_use] = vectors
-    records["word"][:, in_use:] = 0
-    is_set = np.zeros((len(vectors), records["summary"].shape[1] * 64), np.bool_)
-    np.not_equal(vectors, 0, out=is_set[:, :in_use])
-    records["summary"] = np.packbits(is_set, axis=1, bitorder="little").view(np.uint64)
+    records["word"][:, in_use:stood] = 0
+    records["summary"] = summaries
+
+
+def _highest_bit(words: Words) -> int:
+    return int.from_bytes(words.astype("<u8").tobytes(), "little").bit_length() - 1
+
+
+def _write_classes(maps: PinnedMaps, generation: int, policy: Policy) -> Lines:
+    """The first line of each class. Class 0 has no words of its own: all are 0."""
+    records = maps.arrays["policy_lines"]["word"]
+    summary_words = maps.vectors["summary"].shape[1]
+    at = generation * (len(records) // C["GENERATION_COUNT"])
+    records[at] = 0
+    firsts, at = [np.array([at])], at + 1
+    for _, classes in policy.classes:
+        words, begins = packed(classes, summary_words)
+        lines = words.reshape(-1, C["LINE_WORDS"])
+        records[at : at + len(lines)] = lines
+        firsts.append(at + begins // C["LINE_WORDS"])
+        at += len(lines)
+    return np.concatenate(firsts).astype(np.uint32)
+
+
+def packed(classes: Classes, summary_words: int) -> tuple[Words, Lines]:
+    """As bpf/layout.h says (struct line), one class after the other; and the place of each one's first word."""
+    is_own = classes.is_own
+    header = summary_words + 1
+    counts = is_own.sum(axis=1)
+    sizes = -(-(counts + header) // C["LINE_WORDS"]) * C["LINE_WORDS"]
+    begins = np.cumsum(sizes) - sizes
+    words = np.zeros(int(sizes.sum()), np.uint64)
+    padded = np.zeros((len(classes), summary_words * 64), np.bool_)
+    padded[:, : is_own.shape[1]] = is_own
+    summaries = np.packbits(padded, axis=1, bitorder="little").view("<u8")
+    words[begins[:, None] + np.arange(summary_words)] = summaries
+    by_summary = padded.reshape(len(classes), summary_words, 64).sum(axis=2)
+    places = np.cumsum(by_summary, axis=1) - by_summary + header
+    words[begins + summary_words] = (places << np.arange(summary_words) * 16).sum(axis=1).astype(np.uint64)
+    rows = np.repeat(np.arange(len(classes)), counts)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    words[begins[rows] + header + within] = classes.vectors[is_own]
+    return words, begins
 
 
 def _write_intervals(
-    maps: PinnedMaps, generation: int, policy: Policy, base: int
+    maps: PinnedMaps, generation: int, policy: Policy, lines: Lines
 ) -> list[list[tuple[int, int]]]:
-    """Where the IPv6 ones stand, first and count, by hook and side."""
+    """Where the IPv6 ones stand, first and count, by hook and side. `lines`: the first of each class."""
     capacity = len(maps.arrays["policy_ranges4"]) // C["GENERATION_COUNT"]
     at4 = at6 = generation * capacity
-    index = maps.arrays["policy_index4"]
+    index = maps.arrays["policy_index4"]["reach"].reshape(-1)
     buckets = 1 << C["POLICY_INDEX_BITS"]
     blocks_at = C["POLICY_SCOPE_COUNT"] * buckets + at4 * C["POLICY_BLOCK_SHARE"]
     spans = []
@@ -66,19 +116,24 @@ def _write_intervals(
         for side in range(C["SIDE_COUNT"]):
             four, six = image.intervals4[side], image.intervals6[side]
             rows = maps.arrays["policy_ranges4"][at4 : at4 + len(four)]
-            rows["start"], rows["vector"] = four.starts, four.vectors + np.uint32(base)
+            rows["start"], rows["line"] = four.starts, lines[four.classes]
             scope = (generation * _HOOKS + hook) * C["SIDE_COUNT"] + side
             index_rows, blocks = index_spans(four.starts, at4, blocks_at)
-            index[blocks_at : blocks_at + len(blocks)] = blocks
-            index[scope * buckets : (scope + 1) * buckets] = index_rows
+            index[blocks_at : blocks_at + len(blocks)] = _reaches(blocks)
+            index[scope * buckets : (scope + 1) * buckets] = _reaches(index_rows)
             blocks_at += len(blocks)
             rows = maps.arrays["policy_ranges6"][at6 : at6 + len(six)]
             rows["start"] = six.starts.view(">u8").reshape(-1, 2)
-            rows["vector"] = six.vectors + np.uint32(base)
+            rows["line"] = lines[six.classes]
             mine.append((at6, len(six)))
             at4, at6 = at4 + len(four), at6 + len(six)
         spans.append(mine)
     return spans
+
+
+def _reaches(spans: Spans) -> npt.NDArray[np.uint32]:
+    """As policy_index4 has them (bpf/layout.h)."""
+    return np.asarray(spans["first"] << C["INDEX_COUNT_BITS"] | spans["count"], np.uint32)
 
 
 def _replace(table: Map, keys: Records, vectors: list[int], is_ours: object) -> None:
@@ -100,7 +155,8 @@ def _write_arrays(maps: PinnedMaps, scope: int, image: HookPolicy, base: int) ->
         return arrays[name][scope * count : (scope + 1) * count]
 
     rows("policy_protocol", C["PROTOCOL_ROWS"])["vector"] = image.protocol + np.uint32(base)
-    rows("policy_port", C["PORT_ROWS"])["side"] = image.port + np.uint32(base)
+    ports = arrays["policy_port"]["vector"].reshape(-1, C["SIDE_COUNT"], C["PORT_ROWS"])
+    ports[scope] = image.port.T + np.uint32(base)
     rows("policy_icmp", C["ICMP_ROWS"])["vector"] = image.icmp + np.uint32(base)
     room = maps.vectors["word"].shape[1] * 64
     # A restart reads the slots back from here, up to the last word in use.
@@ -116,3 +172,4 @@ def _write_head(
     head["options"] = options | (C["OPTION_INTERFACES"] if image.uses_interfaces else 0)
     head["any_interface"] = image.any_interface + base
     head["addresses"] = np.array(spans, SPAN)
+    head["anywhere"] = np.array(image.anywhere4 + image.anywhere6) + base

@@ -20,8 +20,8 @@ from firewall.errors import FirewallError
 from firewall.kernel import bpf, bpffs
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.loader import load
-from firewall.kernel.maps import NAMES, PinnedMaps
-from firewall.kernel.source import PROGRAMS, Capacities, layout_fingerprint, program_fingerprint
+from firewall.kernel.maps import KEPT, PinnedMaps
+from firewall.kernel.source import PROGRAMS, REPORTERS, Capacities, layout_fingerprint, program_fingerprint
 from firewall.layout import ADDRESS_ENTRY
 
 INITIAL_ADDRESSES = 16384
@@ -43,10 +43,10 @@ class ProgramSet:
 
 
 def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
-    """Of the maps that are pinned, None where they are not all there, are laid out in another way or hold the
-    rules of another owner."""
+    """Of the maps that are pinned, None where those to keep are not all there, are laid out in another way or hold
+    the rules of another owner."""
     try:
-        maps = PinnedMaps(pin_root)
+        maps = PinnedMaps(pin_root, KEPT)
     except FileNotFoundError:
         return None
     except ValueError:
@@ -54,10 +54,11 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
     try:
         if (int(maps.control["layout"]), int(maps.control["owner"])) != (layout_fingerprint(), owner):
             return None
-        size = {name: maps[name].info.max_entries for name in NAMES}
+        size = {name: maps[name].info.max_entries for name in KEPT}
         return Capacities(
             rules=size["policy_counters"] // 2,
             vectors=size["policy_vectors"] // 2,
+            lines=size["policy_lines"] // 2,
             intervals=size["policy_ranges4"] // 2,
         )
     finally:
@@ -75,12 +76,15 @@ def pinned_map_ids(pin_root: Path) -> set[int]:
 
 def adopt(pin_root: Path, capacities: Capacities) -> ProgramSet | None:
     """The pinned set, when it is complete and what build() would make. `capacities`: those of the pinned maps."""
-    maps = PinnedMaps(pin_root)
+    try:
+        maps = PinnedMaps(pin_root)
+    except FileNotFoundError:
+        return None
     if int(maps.control["program"]) != program_fingerprint(capacities):
         maps.close()
         return None
     try:
-        return ProgramSet(_open_programs(pin_root), maps, None)
+        return _with_reporters(ProgramSet(_open_programs(pin_root), maps, None))
     except FileNotFoundError:
         maps.close()
         return None
@@ -102,7 +106,7 @@ def recover(pin_root: Path, program_id: int) -> None:
         if inner_id is not None:
             found[f"address{version}"] = bpf.Map.by_id(int.from_bytes(inner_id, "little"))
     for name, each in found.items():
-        if name in NAMES:
+        if name in KEPT:
             bpf.pin(each.fd, pin_root / "maps" / name)
         each.close()
 
@@ -126,10 +130,17 @@ def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int], owner
         maps.control["program"] = program_fingerprint(capacities)
         maps.control["layout"] = layout_fingerprint()
         maps.control["owner"] = owner
-        return ProgramSet(_open_programs(beside), maps, version)
+        return _with_reporters(ProgramSet(_open_programs(beside), maps, version))
     except BaseException:
         discard(beside)
         raise
+
+
+def _with_reporters(loaded: ProgramSet) -> ProgramSet:
+    """The same set, its filters now led to its reporters."""
+    for way, program in REPORTERS.items():
+        loaded.maps[way].update(bytes(4), loaded.programs[program].to_bytes(4, "little"))
+    return loaded
 
 
 def _ensure_addresses(beside: Path) -> None:

@@ -18,7 +18,7 @@ from firewall.layout import BPF_DIRECTORY, C
 UAPI = ("bpf", "if_ether", "ip", "ipv6", "tcp", "udp", "pkt_cls")
 PARTS = (
     "layout.h", "parse.h", "maps.h", "keys.h", "decision.h", "address.h", "policy.h", "decide.h", "account.h",
-    "xdp_filter.c", "tc_filter.c",
+    "report.h", "xdp_filter.c", "tc_filter.c", "reporter.c",
 )  # fmt: skip
 
 OFFLOAD_PARTS = ("layout.h", "parse.h", "keys.h", "decision.h", "offload_filter.c")
@@ -27,20 +27,24 @@ OFFLOAD_PROGRAM = "fw_xdp_offload"
 # Entry points: (hook, has an Ethernet header) to function and program type name.
 XDP_PROGRAMS = {True: "fw_xdp_ethernet", False: "fw_xdp_ip"}
 TC_PROGRAMS = {True: "fw_tc_ethernet", False: "fw_tc_ip"}
-PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values())
+# By the map that leads to them: what the others end in when somebody listens.
+REPORTERS = {"report_xdp": "fw_report_xdp", "report_tc": "fw_report_tc"}
+PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values(), *REPORTERS.values())
 OUR_PROGRAMS = frozenset((*PROGRAMS, OFFLOAD_PROGRAM))
 
 BPF_F_NO_PREALLOC = 1
 POLICY_INTERFACES_MAX = 4096
+REPORT_BYTES = 1 << 22  # of the ring: a power of two, and whole pages of any size
 
 
 @dataclass(frozen=True)
 class Capacities:
-    """What the maps hold at most that are made with the programs. `rules`: policy rules; `vectors`: a generation;
-    `intervals`: of addresses, a generation and family."""
+    """What the maps hold at most that are made with the programs. `rules`: policy rules; `vectors` and `lines`: a
+    generation; `intervals`: of addresses, a generation and family."""
 
     rules: int
     vectors: int
+    lines: int
     intervals: int
 
     @property
@@ -53,9 +57,16 @@ class Capacities:
             "MAX_POLICY_INTERFACES": POLICY_INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
             "VECTOR_WORDS": self.words,
             "VECTOR_COUNT": self.vectors,
+            "LINE_COUNT": self.lines,
             "INTERVAL_COUNT": self.intervals,
+            "REPORT_BYTES": REPORT_BYTES,
         }
         return [f'-DPIN_ROOT="{pin_root}"', *(f"-D{name}={value}" for name, value in sizes.items())]
+
+
+def is_xdp(program: str) -> bool:
+    """Else it is a classifier."""
+    return program.startswith("fw_") and "_xdp" in program
 
 
 def program_text(parts: Sequence[str] = PARTS) -> str:

@@ -1,6 +1,6 @@
 """`ebpf-fw serve` with the kernel in memory: what tests/api/test_server.py runs as a process.
 
-python -m tests.api.service_process CONFIG [start-fails | start-is-rejected | start-is-slow | change-is-slow]
+python -m tests.api.service_process CONFIG [start-fails | start-is-rejected | start-is-slow | change-is-slow | drops]
 """
 
 from __future__ import annotations
@@ -14,16 +14,31 @@ import api.__main__
 from api.wiring import build
 from firewall.enforcer import Enforcer
 from firewall.errors import KernelRefused, ProgramRejected
+from firewall.policy import Policy
 from firewall.settings import Settings
-from tests.memory_kernel import MemoryKernel
+from tests.memory_kernel import MemoryKernel, MemoryReports
+from tests.records import record
 
 SLOW_S = 1.5
+
+
+class Dropping(MemoryReports):
+    """Something is dropped all the time, and reported while somebody listens."""
+
+    def read(self, most: int) -> list[bytes]:
+        time.sleep(0.01)
+        return [record(content=bytes(1400), streams=3) for _ in range(100)] if self.listening else []
+
+    def wait(self, timeout_s: float) -> None:
+        pass
 
 
 class ServiceKernel(MemoryKernel):
     def __init__(self, settings: Settings, trouble: str) -> None:
         super().__init__(settings.bpf.max_addresses, settings.bpf.max_rules)
         self._trouble = trouble
+        if trouble == "drops":
+            self.reports = Dropping()
 
     def start(self, owner: int) -> dict[int, int]:
         if self._trouble == "start-fails":
@@ -34,7 +49,7 @@ class ServiceKernel(MemoryKernel):
             time.sleep(SLOW_S)
         return super().start(owner)
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, prefixes: int) -> None:
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         if self._trouble == "change-is-slow" and self.policy is not None:
             time.sleep(SLOW_S)
 

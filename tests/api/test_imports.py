@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 
 import httpx
+import pytest
 
+from api.rule_lines import RuleLines
 from firewall.datapath import Entry, Key
 from firewall.enforcer import Enforcer
+from firewall.errors import InvalidInput
 from tests.api.client import ApiClient, pointers
 from tests.memory_kernel import MemoryKernel
 
@@ -117,3 +120,69 @@ def test_pages_are_whole_whatever_is_deleted(api: ApiClient, enforcer: Enforcer)
         found = api("GET", f"/v1/rules?page={page}&page_size=9").json()
         assert [rule["id"] for rule in found["items"]] == names[9 * (page - 1) : 9 * page]
         assert found["total"] == len(names)
+
+
+# -- a rule a line
+
+
+def post_lines(api: ApiClient, text: str | bytes, **query: object) -> httpx.Response:
+    headers = {"Content-Type": "application/x-ndjson"}
+    return api("POST", "/v1/rules/import", content=text, headers=headers, params=query)
+
+
+def test_each_line_of_json_becomes_a_rule(api: ApiClient, kernel: MemoryKernel) -> None:
+    text = '\ufeff{"id": "a", "sources": ["203.0.113.7"], "priority": 7}\r\n\n {"protocols": ["udp"]}\n{"id": "c"}'
+    assert post_lines(api, text).json() == {"added": 3, "unchanged": 0}
+    assert api("GET", "/v1/rules/a").json()["priority"] == 7
+    assert api("GET", "/v1/rules").json()["total"] == 3 and kernel.applied == 1
+    assert post_lines(api, '{"id": "c"}\n').json() == {"added": 0, "unchanged": 1}
+    assert post_lines(api, "\n\n").json() == {"added": 0, "unchanged": 0}
+
+
+def test_bad_lines_of_json_are_named_and_nothing_is_imported(api: ApiClient, kernel: MemoryKernel) -> None:
+    lines = ['{"id": "fine"}', "", "{oops", "[1]", '{"priority": -1, "action": "eat"}', '{"nonsense": 1}']
+    response = post_lines(api, "\n".join(lines))
+    assert response.status_code == 422 and response.json()["code"] == "invalid_list"
+    wanted = ["/line/3", "/line/4", "/line/5/action", "/line/5/priority", "/line/6/nonsense"]
+    assert sorted(pointers(response)) == wanted
+    assert response.json()["detail"].startswith("line 3: ") and "(and 3 more)" in response.json()["detail"]
+    assert not kernel.applied and api("GET", "/v1/rules").json()["total"] == 0
+
+
+def test_a_line_whose_id_is_taken_is_named_and_nothing_is_imported(api: ApiClient) -> None:
+    api("POST", "/v1/rules", {"id": "taken", "priority": 5})
+    response = post_lines(api, '{"id": "new"}\n\n{"id": "taken", "priority": 6}\n')
+    assert response.status_code == 409 and pointers(response) == ["/line/3/id"]
+    response = post_lines(api, '\n{"id": "new"}\n{"id": "new"}\n')
+    assert response.status_code == 422 and pointers(response) == ["/line/3/id"]
+    assert api("GET", "/v1/rules").json()["total"] == 1
+
+
+def test_the_query_of_plain_lists_is_refused_for_lines_of_json(api: ApiClient) -> None:
+    response = post_lines(api, '{"id": "a"}\n', priority=7)
+    assert response.status_code == 422 and pointers(response) == ["?priority"]
+
+
+def test_lines_for_which_there_is_no_room_are_refused_before_anything_is_written(
+    api: ApiClient, kernel: MemoryKernel
+) -> None:
+    for family in ("10.0.{}.{}", "2001:db8::{:x}:{:x}"):
+        lines = [f'{{"sources": ["{family.format(n >> 8, n & 255)}"]}}' for n in range(1001)]
+        response = post_lines(api, "\n".join(lines))
+        assert response.status_code == 507 and response.json()["code"] == "table_full"
+        assert not kernel.applied and api("GET", "/v1/rules").json()["total"] == 0
+
+
+def test_lines_arrive_in_parts_of_any_size_and_no_line_grows_without_end() -> None:
+    text = b"".join(b'{"id": "r%d", "sources": ["10.0.0.%d"]}\n' % (n, n) for n in range(50))
+    for size in (1, 7, 1000):
+        lines = RuleLines(lambda: "new", 0.0)
+        for at in range(0, len(text), size):
+            lines.feed(text[at : at + size])
+        assert [rule.id for rule in lines.end()] == [f"r{n}" for n in range(50)]
+    lines = RuleLines(lambda: "new", 0.0)
+    lines.feed(b"\n")
+    for _ in range(10):
+        lines.feed(b"x" * 100_000)
+    with pytest.raises(InvalidInput, match="line 2: is longer"):
+        lines.feed(b"x" * 100_000)

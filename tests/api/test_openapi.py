@@ -20,10 +20,12 @@ CALLS = {
     "GET /v1/rules", "POST /v1/rules", "POST /v1/rules/batch",
     "GET /v1/rules/{rule_id}", "PUT /v1/rules/{rule_id}",
     "PATCH /v1/rules/{rule_id}", "DELETE /v1/rules/{rule_id}",
+    "POST /v1/rules/{rule_id}/reset-counters", "GET /v1/analysis",
     "GET /v1/ruleset", "PUT /v1/ruleset",
     "GET /v1/changes", "POST /v1/confirm", "POST /v1/rollback",
     "GET /v1/interfaces", "GET /v1/interfaces/{name}",
     "PUT /v1/interfaces/{name}", "DELETE /v1/interfaces/{name}",
+    "GET /v1/events", "GET /v1/capture",
     "GET /v1/status", "GET /v1/counters", "GET /healthz", "GET /readyz", "GET /metrics",
 }  # fmt: skip
 

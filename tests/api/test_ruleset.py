@@ -40,9 +40,9 @@ def test_an_export_of_more_than_one_part_is_whole(api: ApiClient) -> None:
 
 def test_a_replace_tells_what_it_did(api: ApiClient) -> None:
     first = api("PUT", "/v1/ruleset", {"rules": RULES})
-    assert first.json() == {"rules": 2, "added": 2, "deleted": 0, "unchanged": 0}
+    assert first.json() == {"rules": 2, "added": 2, "deleted": 0, "unchanged": 0, "warnings": []}
     second = api("PUT", "/v1/ruleset", {"rules": [RULES[0], {"sources": "::1"}]})
-    assert second.json() == {"rules": 2, "added": 1, "deleted": 1, "unchanged": 1}
+    assert second.json() == {"rules": 2, "added": 1, "deleted": 1, "unchanged": 1, "warnings": []}
 
 
 def test_the_etag_changes_with_the_rules_only(api: ApiClient) -> None:

@@ -166,6 +166,7 @@ def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
         for what, wanted, found in tables(maps, scope, image):
             if not same_vectors(all_vectors(policy, maps), wanted, maps.vectors["word"], found):
                 yield f"{HOOKS[hook]}: {what}"
+        yield from (f"{HOOKS[hook]}: {what}" for what in class_differences(policy, maps, scope, image))
         for what, wanted_value, found_value in plain_values(maps, scope, image):
             if not np.array_equal(wanted_value, found_value):
                 yield f"{HOOKS[hook]}: {what}"
@@ -192,12 +193,11 @@ def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[st
     head = maps.arrays["policy_heads"][scope]
     yield "protocol", image.protocol.astype(np.int64), rows("policy_protocol", C["PROTOCOL_ROWS"], "vector")
     yield "icmp", image.icmp.astype(np.int64), rows("policy_icmp", C["ICMP_ROWS"], "vector")
-    yield "port", image.port.reshape(-1).astype(np.int64), rows("policy_port", C["PORT_ROWS"], "side")
+    ports = maps.arrays["policy_port"]["vector"].reshape(-1, SIDES, C["PORT_ROWS"])[scope]
+    yield "port", image.port.T.reshape(-1).astype(np.int64), ports.reshape(-1).astype(np.int64)
     yield "any_interface", np.array([image.any_interface]), np.array([int(head["any_interface"])])
-    for version in (4, 6):
-        for side, (_, vectors) in enumerate(written_intervals(maps, scope, version)):
-            wanted = image.intervals(version)[side].vectors.astype(np.int64)
-            yield f"policy_ranges{version}, side {side}", wanted, vectors.astype(np.int64)
+    anywhere = np.array(image.anywhere4 + image.anywhere6, np.int64)
+    yield "anywhere", anywhere, head["anywhere"].astype(np.int64)
     interfaces: dict[int, int] = {}
     for each_key, each_value in maps["policy_iface"].dump(INTERFACE_KEY, NUMBER):
         mine = each_key["scope"] == scope
@@ -205,6 +205,38 @@ def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[st
             zip(each_key["ifindex"][mine].tolist(), each_value["vector"][mine].tolist(), strict=True)
         )
     yield "policy_iface", *aligned(dict(image.interfaces), interfaces)
+
+
+def class_differences(policy: Policy, maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[str]:
+    """Vectors of addresses, interval by interval."""
+    room = maps.vectors["word"].shape[1]
+    for version in (4, 6):
+        for side, (_, lines) in enumerate(written_intervals(maps, scope, version)):
+            anywhere = maps.arrays["policy_heads"]["anywhere"][scope, (version == 6) * SIDES + side]
+            for number, line in set(
+                zip(image.intervals(version)[side].classes.tolist(), lines.tolist(), strict=True)
+            ):
+                wanted = np.zeros(room, np.uint64)
+                known = policy.address_vector(number)
+                wanted[: len(known)] = known
+                if not np.array_equal(wanted, class_vector(maps, int(line), int(anywhere))):
+                    yield f"policy_ranges{version}, side {side}, class {number}"
+
+
+def class_vector(maps: PinnedMaps, line: int, anywhere: int) -> npt.NDArray[np.uint64]:
+    """As bpf/layout.h has it (struct line), in Python's integers."""
+    vector = maps.vectors["word"][anywhere].copy()
+    summaries = maps.vectors["summary"].shape[1]
+    words = maps.arrays["policy_lines"]["word"].reshape(-1)
+    first = line * C["LINE_WORDS"]
+    for at in range(summaries):
+        place = int(words[first + summaries]) >> 16 * at & 0xFFFF
+        own = int(words[first + at])
+        for bit in range(64):
+            if own >> bit & 1:
+                vector[64 * at + bit] = words[first + place]
+                place += 1
+    return vector
 
 
 def aligned(wanted: Mapping[T, int], found: Mapping[T, int]) -> tuple[Numbers, Numbers]:
@@ -257,27 +289,27 @@ def big_endian(starts: npt.NDArray[Any]) -> list[bytes]:
 def written_intervals(
     maps: PinnedMaps, scope: int, version: int
 ) -> Iterator[tuple[list[int], npt.NDArray[np.uint32]]]:
-    """Starts and vectors of each side; of IPv4 as the index leads to them."""
+    """Starts and first lines of each side; of IPv4 as the index leads to them."""
     records = maps.arrays[f"policy_ranges{version}"]
     for side in range(SIDES):
         if version == 4:
             first, last = indexed(maps, scope * SIDES + side)
             assert (first <= last).all() and (first[1:] <= last[:-1] + 1).all()
             found = records[int(first[0]) : int(last[-1]) + 1]
-            yield found["start"].tolist(), found["vector"]
+            yield found["start"].tolist(), found["line"]
         else:
             span = maps.arrays["policy_heads"]["addresses"][scope, side]
             found = records[int(span["first"]) : int(span["first"]) + int(span["count"])]
-            yield [high << 64 | low for high, low in found["start"].tolist()], found["vector"]
+            yield [high << 64 | low for high, low in found["start"].tolist()], found["line"]
 
 
 def indexed(maps: PinnedMaps, scope: int) -> tuple[Numbers, Numbers]:
     """The first and the last interval of every bucket, those of blocks too, in the order of addresses."""
-    index = maps.arrays["policy_index4"]
+    index = maps.arrays["policy_index4"]["reach"].reshape(-1)
     first, last = [], []
-    for span in index[scope << C["POLICY_INDEX_BITS"] : scope + 1 << C["POLICY_INDEX_BITS"]]:
-        block = int(span["first"])
-        spans = index[block : block + (1 << C["POLICY_BLOCK_BITS"])] if not span["count"] else [span]
-        first += [int(each["first"]) for each in spans]
-        last += [int(each["first"]) + int(each["count"]) - 1 for each in spans]
+    for reach in index[scope << C["POLICY_INDEX_BITS"] : scope + 1 << C["POLICY_INDEX_BITS"]].tolist():
+        block = reach >> 5
+        reaches = index[block : block + (1 << C["POLICY_BLOCK_BITS"])].tolist() if not reach & 31 else [reach]
+        first += [each >> 5 for each in reaches]
+        last += [(each >> 5) + (each & 31) - 1 for each in reaches]
     return np.array(first, np.int64), np.array(last, np.int64)

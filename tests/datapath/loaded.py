@@ -23,6 +23,7 @@ from firewall.datapath import Kernel
 from firewall.kernel import bpf, program_set
 from firewall.kernel.datapath import possible_cpus
 from firewall.kernel.linux import LinuxKernel
+from firewall.kernel.reports import KernelReports
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS
 from firewall.layout import HOOKS, REASONS, VERDICTS, C
 from firewall.rule import Rule, rule_from_fields
@@ -103,12 +104,23 @@ class Loaded:
 
     def crash(self) -> None:
         """Lets go of everything as the end of the process would: nothing is saved, unpinned or settled."""
+        self._let_go_of_reports()
         self.kernel._datapath.close()
         self.kernel._set.close()
         self.kernel._hooks.close()
         self.kernel._events.close()
         self.kernel._lock.close()
         self.enforcer._store.close()
+
+    def _let_go_of_reports(self) -> None:
+        """The kernel goes on reporting to nobody."""
+        reporting = self.enforcer.reporting
+        source, reporting._source = reporting._source, None
+        assert isinstance(source, KernelReports)
+        source.wake()
+        if reporting._thread is not None:
+            reporting._thread.join()
+        source.let_go()
 
     def restart(self, **sections: Mapping[str, object]) -> None:
         """Crashes and starts again on the same state and pins, with these sections of the config changed."""

@@ -25,12 +25,7 @@ class Sabotage:
         self._at: int | None = None
         self._goes_on = False
         self.steps: list[str] = []
-        update_batch, delete_batch, update, wait = (
-            Map.update_batch,
-            Map.delete_batch,
-            Map.update,
-            GracePeriod.wait,
-        )
+        update_batch, delete_batch, update = Map.update_batch, Map.delete_batch, Map.update
         write_policy = datapath.write_policy
 
         def half_updated(table: Map, keys: Any, values: Any) -> None:
@@ -42,7 +37,8 @@ class Sabotage:
         patch.setattr(Map, "update_batch", self._step("update_batch", update_batch, half_updated))
         patch.setattr(Map, "delete_batch", self._step("delete_batch", delete_batch, half_deleted))
         patch.setattr(Map, "update", self._step("update", update))
-        patch.setattr(GracePeriod, "wait", self._step("wait", wait))
+        patch.setattr(GracePeriod, "wait", self._step("wait", GracePeriod.wait))
+        patch.setattr(GracePeriod, "finish", self._step("finish", GracePeriod.finish))
         # Its own writes are steps as well; this one is after all of them.
         patch.setattr(datapath, "write_policy", self._step("write_policy", write_policy, write_policy))
 

@@ -50,6 +50,9 @@ VALUES = {
     "policy_iface": (INTERFACE_KEY, NUMBER),
     "policy_counters": (NUMBER, RULE_COUNTER),
     "counters": (NUMBER, COUNTER),
+    "report_buckets": (NUMBER, LAYOUT.structs["report_bucket"]),
+    "report_xdp": (NUMBER, NUMBER),
+    "report_tc": (NUMBER, NUMBER),
     **{name: (NUMBER, dtype) for name, dtype in ARRAYS.items()},
 }
 
@@ -110,7 +113,9 @@ def test_the_loaded_maps_hold_keys_and_values_of_that_size(shared: Loaded) -> No
         "policy_vectors",
         "policy_search",
         "scratch",
-    }  # the last two are the programs' own
+        "report_rooms",
+        "reports",
+    }  # all but the first are the programs' own, or have neither keys nor values
     sizes = {name: (maps[name].info.key_size, maps[name].info.value_size) for name in VALUES}
     assert sizes == {name: (key.itemsize, value.itemsize) for name, (key, value) in VALUES.items()}
     assert maps["policy_vectors"].info.value_size == 8 * (-(-shared.enforcer._limits.rules // 64) + 1)

@@ -38,6 +38,7 @@ ENFORCER = tuple(
         "confirmation",
         "commit",
         "reads",
+        "advice",
         "rule_changes",
         "list_import",
         "interface_changes",

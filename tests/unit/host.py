@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from api.wiring import DATABASE, build
 from firewall.address import parse_prefix
 from firewall.address_index import decoded
@@ -19,6 +22,7 @@ from firewall.datapath import Change, Image, Key, Link, Occupancy
 from firewall.enforcer import Enforcer
 from firewall.errors import kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
+from firewall.policy import Policy
 from firewall.rule import Rule, rule_from_fields
 from firewall.settings import Settings
 from tests.memory_kernel import MemoryKernel
@@ -63,9 +67,9 @@ class HostKernel(MemoryKernel):
         self.entries, self.policy, self.occupancy = {}, None, Occupancy()
         self.entry_hits, self.slot_hits, self.counted = {}, {}, {}
 
-    def reserve(self, entries: Mapping[int, int], vectors: int, intervals: int) -> None:
+    def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         self._ask("reserve")
-        self.reserved.append((dict(entries), vectors, intervals))
+        self.reserved.append((dict(entries), policy.vector_count, policy.interval_count))
 
     def reconcile(self, image: Image) -> None:
         self._ask("reconcile")
@@ -105,6 +109,10 @@ class HostKernel(MemoryKernel):
             handle = self.entries[key].handle
             hits[handle] = hits.get(handle, NO_HITS).plus(each)
         return hits
+
+    def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
+        hits = self.all_address_hits().items()
+        return np.array([handle for handle, each in hits if each.last_hit >= moment], np.uint32)
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
         self._ask("policy_hits")
@@ -209,6 +217,7 @@ class Host:
             "occupancy": kernel.occupancy,
             "policy": [
                 *(rows.tolist() for _, rows in policy.pieces),
+                *(each.vectors.tolist() for _, each in policy.classes),
                 *((e.rules.tolist(), e.interfaces) for e in policy.hooks),
             ],
             "hooks": dict(kernel.hooks),

@@ -24,8 +24,6 @@ def policy_rule(policy: Policy, hook: int, packet: Packet, ifindex: int) -> tupl
     protocol = protocol_vector(image, packet)
     numbers = [
         protocol,
-        address_vector(image, packet, 0),
-        address_vector(image, packet, 1),
         protocol if packet.ports is None else int(image.port[packet.ports[0], 0]),
         protocol if packet.ports is None else int(image.port[packet.ports[1], 1]),
         image.interfaces.get(ifindex, image.any_interface) if image.uses_interfaces else protocol,
@@ -33,6 +31,7 @@ def policy_rule(policy: Policy, hook: int, packet: Packet, ifindex: int) -> tupl
     best: tuple[int, int, int, int] | None = None
     enough = image.words
     vectors = [policy.vector(number) for number in numbers]
+    vectors += [policy.address_vector(address_class(image, packet, side)) for side in (0, 1)]
     for word in range(image.words):
         both = ~0
         for vector in vectors:
@@ -57,13 +56,13 @@ def protocol_vector(image: HookPolicy, packet: Packet) -> int:
     return int(image.protocol[protocol if packet.ports is None else 512 + protocol])
 
 
-def address_vector(image: HookPolicy, packet: Packet, side: int) -> int:
+def address_class(image: HookPolicy, packet: Packet, side: int) -> int:
     """Of the last interval that does not start beyond the address."""
     assert packet.version is not None
     address = int((packet.destination if side else packet.source) or 0)
     intervals = image.intervals(packet.version)[side]
     before = sum(start <= address for start in starts_of(intervals))
-    return int(intervals.vectors[before - 1])
+    return int(intervals.classes[before - 1])
 
 
 def starts_of(intervals: Intervals) -> list[int]:

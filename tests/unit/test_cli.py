@@ -171,6 +171,50 @@ def test_a_file_that_holds_no_rule_is_refused_and_nothing_is_sent(service: FakeS
 # rule list, show, delete
 
 
+WARNING = {"code": "shadowed", "detail": "it never decides: rule 'net' wins", "rule": "net"}
+
+
+def test_warnings_stand_on_stderr_after_rule_add_and_the_rule_is_added(service: FakeService) -> None:
+    service.answers("POST", "/v1/rules", 201, {**RULE, "warnings": [WARNING]})
+    result = run("rule", "add", "--source", "203.0.113.0/24")
+    assert result.exit_code == 0
+    assert result.stderr == "warning: shadowed: it never decides: rule 'net' wins\n"
+    assert "warning" not in result.stdout
+    assert json.loads(run("rule", "add", "--disabled", "--json").stdout)["warnings"] == [WARNING]
+
+
+def test_rule_show_names_the_warnings_of_a_rule(service: FakeService) -> None:
+    service.answers("GET", "/v1/rules/web-1", 200, {**RULE, "warnings": [WARNING]})
+    assert "shadowed: it never decides" in run("rule", "show", "web-1").stdout
+
+
+def test_counters_are_reset_by_id(service: FakeService) -> None:
+    service.answers("POST", "/v1/rules/web-1/reset-counters", 200, RULE)
+    assert run("rule", "reset-counters", "web-1").stdout == "reset the counters of web-1\n"
+    assert json.loads(run("rule", "reset-counters", "web-1", "--json").stdout) == RULE
+
+
+def test_resetting_the_counters_of_no_rule_is_exit_code_12(service: FakeService) -> None:
+    service.refuses("POST", "/v1/rules/nobody/reset-counters", 404, "rule_not_found")
+    assert run("rule", "reset-counters", "nobody").exit_code == 12
+
+
+def test_the_analysis_is_a_table_and_its_total_a_remark(service: FakeService) -> None:
+    found = {"items": [{"id": "host", **WARNING}], "total": 1, "page": 1, "page_size": 1000, "total_pages": 1}
+    service.answers("GET", "/v1/analysis", 200, found)
+    result = run("analysis")
+    assert "host" in result.stdout and "shadowed" in result.stdout and "never decides" in result.stdout
+    assert result.stderr == "1 finding\n"
+    assert json.loads(run("analysis", "--json").stdout) == found
+    assert service.requests[0].query == {"page": ["1"], "page_size": ["1000"]}
+
+
+def test_unused_rules_are_asked_for(service: FakeService) -> None:
+    service.answers("GET", "/v1/rules", 200, page(RULE))
+    assert run("rule", "list", "--unused-for", "30d").exit_code == 0
+    assert service.requests[0].query["unused_for"] == ["30d"]
+
+
 def test_rule_list_shows_a_line_a_rule(service: FakeService) -> None:
     service.answers(
         "GET", "/v1/rules", 200, page(RULE, {**RULE, "id": "all", "sources": [], "enabled": False})

@@ -1,7 +1,8 @@
 """Import and export of the command line: address lists, rule sets, chunks, files that are whole or absent."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from cli import address_list, import_list, import_rules
 from cli.__main__ import app
+from cli.client import Client
 from tests.unit.fake_service import FakeService, fake_service
 
 DONE = {"added": 2, "deleted": 0, "unchanged": 1, "ids": ["a", "b"]}
@@ -123,6 +125,29 @@ def test_a_list_longer_than_one_part_arrives_whole(
     text = "\n".join(f"192.0.2.{n}" for n in range(100))
     assert run("import", "-", stdin=text).exit_code == 0
     assert service.requests[0].body == text
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"), [(1, "nothing of - was imported"), (100, "the service imports all of it or nothing")]
+)
+def test_ctrl_c_tells_what_becomes_of_the_list(
+    monkeypatch: pytest.MonkeyPatch, parts: int, told: str
+) -> None:
+    def upload(_: Client, path: str, content: Iterable[bytes], *__: object) -> None:
+        sent = list(islice(content, parts))
+        assert path == "/v1/rules/import" and sent
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_list, "CHUNK_BYTES", 7)
+    monkeypatch.setattr(Client, "upload", upload)
+    result = run("import", "-", stdin="192.0.2.1\n192.0.2.2\n")
+    assert result.exit_code == 130 and told in result.stderr and not result.stdout
+
+
+def test_nothing_but_the_answer_is_written_where_no_terminal_is(service: FakeService) -> None:
+    service.answers("POST", "/v1/rules/import", 200, ADDED)
+    result = run("import", "-", "--json", stdin="192.0.2.1\n")
+    assert json.loads(result.stdout) and not result.stderr
 
 
 def test_lines_that_the_service_refuses_are_named_once(service: FakeService) -> None:

@@ -65,7 +65,7 @@ def content(host: Host) -> dict[str, Any]:
     with sqlite3.connect(host.database) as connection:
         rows = {
             table: sorted(connection.execute(f"SELECT * FROM {table}"))
-            for table in ("rules", "blocks", "gone", "interfaces", "hits")
+            for table in ("rules", "blocks", "gone", "interfaces", "hits", "resets")
         }
     connection.close()
     return {**{name: state[name] for name in names}, "policy": ranks, "rows": rows}
@@ -200,6 +200,15 @@ def test_what_a_rule_counted_comes_back_with_it(furnished: Host) -> None:
     assert [furnished.packets(each) for each in ("a", "web")] == [5, 7]
     furnished.hit_policy("web", 1)
     assert furnished.packets("web") == 8
+
+
+def test_a_reset_of_its_counters_comes_back_with_a_rule(furnished: Host) -> None:
+    furnished.hit("10.0.0.1", 5)
+    furnished.firewall.reset_counters("a")
+    furnished.hit("10.0.0.1", 2)
+    unconfirmed(furnished, lambda: furnished.firewall.delete("a"))
+    furnished.firewall.roll_back()
+    assert furnished.packets("a") == 2
 
 
 def test_a_confirmed_deletion_forgets_what_was_counted(furnished: Host) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from firewall.address import BITS, Prefix, host_bits
 from firewall.layout import RANK_NONE, C
 from firewall.policy import Policy, PolicyRule, compile_policy
-from firewall.policy_addresses import Intervals, index_spans
+from firewall.policy_addresses import Intervals, Words, index_spans
 from firewall.rule import rule_from_fields
 from tests import oracle, random_rules
 from tests.oracle import Packet
@@ -116,7 +116,8 @@ def test_values_with_the_same_rules_share_a_vector() -> None:
     ports = {"destination_ports": [str(port) for port in range(0, 4000, 2)]}
     alone = {"sources": [f"10.{at}.{at}.0/24" for at in range(250)], "protocols": "esp"}
     together = {"sources": alone["sources"], "protocols": "gre"}
-    assert compiled([ports, alone, together]).vector_count < 20
+    policy = compiled([ports, alone, together])
+    assert policy.vector_count < 20 and policy.line_count < 20
 
 
 def test_every_number_of_the_image_is_a_vector() -> None:
@@ -124,8 +125,11 @@ def test_every_number_of_the_image_is_a_vector() -> None:
     for image in policy.hooks:
         numbers = [image.protocol.max(), image.port.max(), image.icmp.max(), image.any_interface]
         numbers += image.interfaces.values()
-        numbers += [each.vectors.max() for each in (*image.intervals4, *image.intervals6)]
+        numbers += [*image.anywhere4, *image.anywhere6]
         assert max(numbers) < policy.vector_count
+        classes = [int(each.classes.max()) for each in (*image.intervals4, *image.intervals6)]
+        assert max(classes) < 1 + sum(len(each) for _, each in policy.classes)
+        assert all(len(policy.address_vector(each)) for each in classes)
 
 
 def test_the_arrays_have_the_shapes_of_the_maps() -> None:
@@ -189,9 +193,11 @@ def test_a_port_has_the_vector_of_the_rules_whose_ranges_hold_it(
 
 def handles(policy: Policy, number: Any) -> set[int]:
     """Of the rules at ingress whose bits a vector has."""
-    bits = [
-        64 * at + bit for at, word in enumerate(policy.vector(int(number))) for bit in set_bits(int(word))
-    ]
+    return handles_in(policy, policy.vector(int(number)))
+
+
+def handles_in(policy: Policy, vector: Words) -> set[int]:
+    bits = [64 * at + bit for at, word in enumerate(vector) for bit in set_bits(int(word))]
     return {int(policy.hooks[0].rules["handle"][bit]) for bit in bits}
 
 
@@ -340,10 +346,10 @@ def test_an_address_has_the_vector_of_all_rules_with_a_prefix_around_it(version:
     for address in sorted(each for each in addresses if 0 <= each <= last):
         around = Prefix(version, address, BITS[version])
         wanted = {number for number, some in enumerate(asked, 1) if any(p.covers(around) for p in some)}
-        vector = intervals.vectors[bisect_right(starts, address) - 1]
-        assert handles(policy, vector) == wanted
+        number = int(intervals.classes[bisect_right(starts, address) - 1])
+        assert handles_in(policy, policy.address_vector(number)) == wanted
         if version == 4:
-            assert by_index(intervals, address) == vector
+            assert by_index(intervals, address) == number
 
 
 def by_index(intervals: Intervals, address: int) -> int:
@@ -351,13 +357,13 @@ def by_index(intervals: Intervals, address: int) -> int:
     spans, blocks = index_spans(intervals.starts, 1000, 7000)
     span = spans[address >> 16]
     if not span["count"]:
-        span = blocks[int(span["first"]) - 7000 + (address >> 10 & 63)]
+        span = blocks[int(span["first"]) - 7000 + (address >> 8 & 255)]
     at, count = int(span["first"]) - 1000, int(span["count"])
     while count > 1:
         half = count // 2
         at += half if address >= intervals.starts[at + half] else 0
         count -= half
-    return int(intervals.vectors[at])
+    return int(intervals.classes[at])
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -477,10 +483,12 @@ def test_the_order_in_which_rules_are_given_does_not_matter(seed: int) -> None:
     assert one.vector_count == other.vector_count
     for (first, rows), (same, others) in zip(one.pieces, other.pieces, strict=True):
         assert first == same and np.array_equal(rows, others)
+    for (first, some), (same, others) in zip(one.classes, other.classes, strict=True):
+        assert first == same and np.array_equal(some.vectors, others.vectors)
     for hook, second in zip(one.hooks, other.hooks, strict=True):
         assert np.array_equal(hook.rules, second.rules) and np.array_equal(hook.port, second.port)
         for version in (4, 6):
             for some, others in zip(hook.intervals(version), second.intervals(version), strict=True):
                 assert starts_of(some) == starts_of(others)
-                assert np.array_equal(some.vectors, others.vectors)
+                assert np.array_equal(some.classes, others.classes)
         assert np.array_equal(hook.protocol, second.protocol) and np.array_equal(hook.icmp, second.icmp)

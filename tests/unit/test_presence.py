@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firewall.kernel.keys import prefix_records
-from firewall.presence import ENTRIES_PER_WORD, MASK_MIN, marks, mask_for, may_hold, set_marks
+from firewall.datapath import Key as DatapathKey
+from firewall.kernel.keys import key_bytes, prefix_records
+from firewall.presence import (
+    ENTRIES_PER_WORD,
+    MASK_MIN,
+    marks,
+    marks_of_one,
+    mask_for,
+    may_hold,
+    set_marks,
+)
 
 MASKS = st.sampled_from((511, 1023, 262143))
 BITS = {4: 32, 6: 128}
@@ -51,6 +60,19 @@ def test_the_marks_of_a_prefix_depend_on_nothing_beside_it(
     for each in drawn:
         set_marks(alone, marks(version, prefix_records(version, [each]), mask))
     assert (together == alone).all()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@given(data=st.data(), mask=MASKS)
+def test_one_prefix_by_itself_has_the_same_key_and_marks(
+    version: int, data: st.DataObject, mask: int
+) -> None:
+    for scope, length, address in data.draw(keys(version)):
+        record = prefix_records(version, [(scope, length, address)])
+        assert key_bytes(DatapathKey(version, scope, length, address)) == record.tobytes()
+        wanted = marks(version, record, mask)
+        found = marks_of_one(version, scope, length, address, mask)
+        assert found == list(zip(wanted.places.tolist(), wanted.bits.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -59,7 +59,11 @@ def slots(rules: Ruleset) -> dict[int, int]:
 
 
 def as_values(policy: Policy) -> list[Any]:
-    return [*(rows.tolist() for _, rows in policy.pieces), *(image.rules.tolist() for image in policy.hooks)]
+    return [
+        *(rows.tolist() for _, rows in policy.pieces),
+        *(each.vectors.tolist() for _, each in policy.classes),
+        *(image.rules.tolist() for image in policy.hooks),
+    ]
 
 
 # --- the split

@@ -24,6 +24,14 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "fragments": "match",
         "malformed": "drop",
     },
+    "events": {
+        "rate": 1000,
+        "burst": 1000,
+        "capture_rate": 5000,
+        "capture_burst": 5000,
+        "log_drops": False,
+        "log_rate": 10,
+    },
 }
 
 

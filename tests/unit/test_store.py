@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from firewall.address import parse_prefix
 from firewall.errors import StoreFailed
-from firewall.hits import Hits
+from firewall.hits import Hits, Reset
 from firewall.rule import Rule, rule_from_fields
 from firewall.schema import VERSION
 from firewall.store import Block, InterfaceRequest, InterfaceTotal, Record, Store, decode, encode
@@ -136,6 +136,27 @@ def test_a_database_that_cannot_be_written_is_refused(directory: Path) -> None:
 def test_what_is_no_database_is_refused(directory: Path) -> None:
     (directory / "rules.db").write_bytes(b"not a database, although it is longer than a header" * 20)
     assert "file is not a database" in refused(directory / "rules.db").detail
+
+
+def test_a_database_of_the_first_schema_is_taken_over_with_all_that_it_holds(
+    path: Path, store: Store
+) -> None:
+    write(store, record(1))
+    store.close()
+    with sqlite3.connect(path) as first:
+        first.executescript(
+            "DROP TABLE resets; DROP INDEX rules_disabled; DROP INDEX rules_measured;"
+            "DROP TABLE changes; DROP TABLE undo_rules; DROP TABLE undo_ranges; DROP TABLE undo_interfaces;"
+            "PRAGMA user_version = 1;"
+        )
+    first.close()
+    again = Store(path)
+    assert [each.handle for each in again.all()] == [1]
+    assert again.resets() == {}
+    with again.transaction():
+        again.write_resets([(1, Reset(1, 2, 3.0))])
+    again.close()
+    assert Store(path).resets() == {1: Reset(1, 2, 3.0)}
 
 
 @pytest.mark.parametrize("version", [VERSION + 1, 99])

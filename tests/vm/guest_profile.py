@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from typing import Any
 
-from firewall.kernel.source import TC_PROGRAMS
+from firewall.kernel.source import is_xdp
 from tests.vm import guest_verifier
 from tests.vm.guest import run_checks
 
@@ -23,7 +23,7 @@ _VISIT = re.compile(rb"^(\d+): \(", re.MULTILINE)
 
 def profile(rules: int, program: str) -> dict[str, Any]:
     code = guest_verifier.compiled(rules)[program]
-    kind = guest_verifier.SCHED_CLS if program in TC_PROGRAMS.values() else guest_verifier.XDP
+    kind = guest_verifier.XDP if is_xdp(program) else guest_verifier.SCHED_CLS
     status, log = guest_verifier.attempt(kind, program, code, _LOG_EVERYTHING, _LOG_SIZE)
     visits = Counter(int(match[1]) for match in _VISIT.finditer(log))
     return {"kernel": platform.release(), "status": status, "log_bytes": len(log), "visits": dict(visits)}

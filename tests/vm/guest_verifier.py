@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from firewall.kernel import bpf, bpffs, program_set
-from firewall.kernel.source import PROGRAMS, TC_PROGRAMS, Capacities, build_header_tree, program_text
+from firewall.kernel.source import PROGRAMS, Capacities, build_header_tree, is_xdp, program_text
 from tests.vm.guest import run_checks
 
 PIN_ROOT = Path("/sys/fs/bpf/verifier")
@@ -61,13 +61,13 @@ def capacities_of(rules: int) -> Capacities:
 
     known: dict[str, int] = {
         "addresses4": 16384, "addresses6": 16384, "rules": rules, "vectors": linux._INITIAL_VECTORS,
-        "intervals": linux._INITIAL_INTERVALS,
+        "lines": linux._INITIAL_LINES, "intervals": linux._INITIAL_INTERVALS,
     }  # fmt: skip
     return Capacities(**{name: known[name] for name in Capacities.__dataclass_fields__})
 
 
 def _load(name: str, code: bytes) -> dict[str, Any]:
-    kind = SCHED_CLS if name in TC_PROGRAMS.values() else XDP
+    kind = XDP if is_xdp(name) else SCHED_CLS
     status, raw = attempt(kind, name, code, _LOG_STATISTICS)
     if status not in (0, errno.E2BIG):
         status, raw = attempt(kind, name, code, _LOG_ERRORS | _LOG_STATISTICS)
