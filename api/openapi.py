@@ -43,6 +43,8 @@ PROBLEMS = {
 }
 READ_PROBLEMS = (421, 422, 503)
 CHANGE_PROBLEMS = (403, 409, 413, 415, 421, 422, 503, 507)
+SHARED_PARAMETERS = frozenset(("confirm_within", "allow_lockout", "dry_run", "prefer"))
+SHARED_HEADERS = frozenset(("Confirm-Id", "Confirm-By"))
 REFERENCE = "#/components/schemas/{model}"
 
 
@@ -70,9 +72,28 @@ def document(app: FastAPI) -> dict[str, Any]:
         for operation in operations.values():
             for answer in operation["responses"].values():
                 answer["description"] = answer["description"].replace("Successful Response", "Done.")
+    _share(found)
     patch = found["paths"]["/v1/rules/{rule_id}"]["patch"]["requestBody"]["content"]
     patch["application/merge-patch+json"] = patch["application/json"]
     return found
+
+
+def _share(found: dict[str, Any]) -> None:
+    """What every change has, the same parameters and headers, is said once."""
+    shared: dict[str, dict[str, Any]] = {"parameters": {}, "headers": {}}
+    for operations in found["paths"].values():
+        for operation in operations.values():
+            parameters = operation.get("parameters", [])
+            for at, each in enumerate(parameters):
+                if each["name"] in SHARED_PARAMETERS:
+                    shared["parameters"][each["name"]] = each
+                    parameters[at] = {"$ref": f"#/components/parameters/{each['name']}"}
+            for answer in operation["responses"].values():
+                headers = answer.get("headers", {})
+                for name in SHARED_HEADERS & headers.keys():
+                    shared["headers"][name] = headers[name]
+                    headers[name] = {"$ref": f"#/components/headers/{name}"}
+    found["components"].update(shared)
 
 
 def _patch_of(rule: dict[str, Any]) -> dict[str, Any]:
