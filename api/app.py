@@ -21,6 +21,7 @@ from api import (
     interfaces,
     metrics,
     openapi,
+    packet_tests,
     rules,
     ruleset,
     status,
@@ -48,8 +49,20 @@ def create_app(
     )
     app.state.running = Running(enforcer, phase)
     app.state.metrics = metrics.registry_of(app.state.running)
-    parts = (imports, rules, ruleset, analysis, changes, interfaces, events, capture, status, metrics, docs)
-    for part in parts:
+    for part in (
+        imports,
+        rules,
+        ruleset,
+        analysis,
+        changes,
+        interfaces,
+        packet_tests,
+        events,
+        capture,
+        status,
+        metrics,
+        docs,
+    ):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(ShortWay, running=app.state.running)

@@ -18,8 +18,17 @@ from api.errors import RequestRefused, internal_error_response
 
 MOST_BODY_BYTES = 64 << 20
 CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
-MEDIA_TYPES = {"PATCH": ("application/json", "application/merge-patch+json")}
-TEXT_PATHS = frozenset(("/v1/rules/import",))
+MEDIA_TYPES: dict[str, tuple[str, ...]] = {"PATCH": ("application/json", "application/merge-patch+json")}
+# What the body sent to these may be, if not JSON alone.
+POSTED: dict[str, tuple[str, ...]] = {
+    "/v1/rules/import": ("text/plain", "application/x-ndjson"),
+    "/v1/test": (
+        "application/json",
+        "application/vnd.tcpdump.pcap",
+        "application/x-pcapng",
+        "application/octet-stream",
+    ),
+}
 
 log = structlog.get_logger(__name__)
 
@@ -76,12 +85,7 @@ class Guard:
         if length.isdecimal() and int(length) > self._most_body_bytes:
             raise self._too_large()
         if length != "0" or "transfer-encoding" in headers:
-            is_text = scope["path"] in TEXT_PATHS
-            allowed = (
-                ("text/plain", "application/x-ndjson")
-                if is_text
-                else MEDIA_TYPES.get(method, ("application/json",))
-            )
+            allowed = MEDIA_TYPES.get(method) or POSTED.get(scope["path"], ("application/json",))
             _check_media_type(allowed, headers.get("content-type"))
 
     def _limited(self, receive: Receive) -> Receive:

@@ -24,6 +24,7 @@ TAGS = [
     {"name": "ruleset", "description": "All rules at once."},
     {"name": "changes", "description": "Changes that go unless they are confirmed."},
     {"name": "interfaces", "description": "Where packets are judged."},
+    {"name": "test", "description": "What would become of a packet."},
     {"name": "packets", "description": "What is dropped, as it is dropped."},
     {"name": "status", "description": "How the service is and what it has counted."},
 ]
@@ -60,7 +61,11 @@ def document(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=DESCRIPTION, tags=TAGS, routes=app.routes
     )
     _, definitions = models_json_schema(
-        [(schemas.RuleFields, "validation"), (schemas.ProblemDetails, "serialization")],
+        [
+            (schemas.RuleFields, "validation"),
+            (schemas.PacketFields, "validation"),
+            (schemas.ProblemDetails, "serialization"),
+        ],
         ref_template=REFERENCE,
     )
     components = found.setdefault("components", {}).setdefault("schemas", {})

@@ -219,6 +219,16 @@ async def patch_rule(running: InService, asked: Asked, rule_id: str, patch: sche
     return await perform(running, asked, edit, _changed)
 
 
+@router.post(
+    "/{rule_id}/promote",
+    responses={**tried(schemas.WarnedRule), **problems(404, *CHANGE_PROBLEMS)},
+    summary="Make a rule that observes decide",
+)
+async def promote_rule(running: InService, asked: Asked, rule_id: str) -> Response:
+    """Sets its mode to enforce; for one that is, nothing changes. What it has counted stays. There is no body."""
+    return await perform(running, asked, partial(running.firewall.promote, rule_id), _changed)
+
+
 @router.delete(
     "/{rule_id}",
     status_code=204,

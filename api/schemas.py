@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from firewall.rule import DEFAULT_PRIORITY, ID, PRIORITY_MAX, Action, Direction, Family
+from firewall.rule import DEFAULT_PRIORITY, ID, PRIORITY_MAX, Action, Direction, Family, RuleMode
 from firewall.settings import Mode
 
 FlagName = Literal["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"]
@@ -21,6 +21,9 @@ Id = Annotated[str, Field(pattern=f"^{ID.pattern}$", description="Name of the ru
 Time = Annotated[str, Field(description="RFC 3339, UTC.", examples=["2030-01-01T00:00:00Z"])]
 Description = Annotated[str, Field(max_length=1024, description="Free text, no effect.")]
 Enabled = Annotated[bool, Field(description="A disabled rule is kept and matches nothing.")]
+ModeField = Annotated[
+    RuleMode, Field(description="observe: the rule counts what it would decide, and decides nothing.")
+]
 ActionField = Annotated[Action, Field(description="What happens to a packet when this rule wins.")]
 Priority = Annotated[
     int,
@@ -84,6 +87,7 @@ class RuleFields(Document):
     id: Id | None = Field(None, description="Name of the rule; made by the service if it is absent.")
     description: Description = ""
     enabled: Enabled = True
+    mode: ModeField = "enforce"
     action: ActionField = "drop"
     priority: Priority = DEFAULT_PRIORITY
     direction: DirectionField = "ingress"
@@ -117,6 +121,7 @@ class RuleExport(Document):
     id: Id
     description: Description
     enabled: Enabled
+    mode: ModeField
     action: ActionField
     priority: Priority
     direction: DirectionField
@@ -349,6 +354,81 @@ class ConfirmAnswer(Document):
 
 class RollbackAnswer(Document):
     rolled_back: list[Change]
+
+
+class PacketFields(Document):
+    """A packet in words, or its bytes as `frame`. What is left out: a TCP SYN from and to port 49152, from 192.0.2.1 to
+    198.51.100.1 (2001:db8::1 to 2001:db8::2)."""
+
+    hook: Hook = "ingress"
+    interface: str | None = Field(
+        None, description="Which must be protected. May be left out where there is one."
+    )
+    source: str | None = None
+    destination: str | None = None
+    protocol: str | int | None = Field(
+        None, description="Name or number. Default: tcp; with icmp_type icmp or icmpv6."
+    )
+    source_port: int | str | None = None
+    destination_port: int | str | None = None
+    tcp_flags: list[FlagName] | FlagName | None = Field(None, description="Flags that are set. Default: syn.")
+    icmp_type: str | int | None = Field(
+        None, description="Type, or type/code. Default: an echo request.", examples=["8", "3/1"]
+    )
+    fragment: Literal["none", "first", "later"] | None = None
+    frame: str | None = Field(
+        None, description="The whole frame in hex, in place of all but hook, interface and link."
+    )
+    link: Literal["ethernet", "ip"] | None = Field(
+        None, description="What `frame` starts with. Default: as on the interface."
+    )
+
+
+class Match(Document):
+    id: str
+    action: Action
+    priority: int
+    mode: RuleMode
+
+
+class PacketRead(Document):
+    """A packet as the filter read it; null: it has no such field."""
+
+    family: Literal["ipv4", "ipv6"]
+    source: str
+    destination: str
+    protocol: str
+    source_port: int | None
+    destination_port: int | None
+    tcp_flags: list[FlagName] | None
+    icmp_type: str | None
+    fragment: Literal["none", "first", "later"]
+    length: int
+
+
+class Judgement(Document):
+    """`rule`: the one that decided; `also_matched`: the others, in the order in which they would have decided."""
+
+    hook: Hook
+    interface: str
+    verdict: Verdict
+    reason: str
+    rule: Match | None
+    also_matched: list[Match] = Field(description="At most 100; also_matched_total says how many there are.")
+    also_matched_total: int
+    consistent: bool = Field(description="Whether the service's rules name the same winner as the maps.")
+    packet: PacketRead | None = Field(description="null: not IP, or not readable.")
+    notes: list[str] = Field(description="What else there is to know, in words.")
+
+
+class NumberedJudgement(Judgement):
+    number: int = Field(description="Of the packet in the file, from 1.")
+
+
+class JudgementList(Document):
+    items: list[NumberedJudgement]
+    total: int
+    truncated: bool = Field(description="The file holds more packets than `limit`.")
 
 
 class Counter(Document):

@@ -21,11 +21,11 @@ from benchmarks.service import Service
 from benchmarks.world import GUARDED, World
 from firewall.kernel import bpf
 from firewall.kernel.bpf import Map
-from firewall.layout import ADDRESS_ENTRY, PREFIX4
+from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, PREFIX4
 
 QUESTION = "bulk"
 MILLION = 1_000_000
-ADDRESS_MAPS = ("address4", "address_filter")
+ADDRESS_MAPS = ("address4", "address_filter", "address_front")
 
 
 def run(world: World, plan: Plan) -> Answers:
@@ -75,6 +75,9 @@ def _assert_in_kernel(service: Service, hosts: Addresses4) -> None:
     entries = Map.pinned(service.pin_root / "maps" / "address4")
     found = sum(len(keys) for keys, _ in entries.dump(PREFIX4, ADDRESS_ENTRY))
     entries.close()
+    front = Map.pinned(service.pin_root / "maps" / "address_front")
+    found += int(np.count_nonzero(front.mapped(FRONT_ROW)["key"]))
+    front.close()
     assert found == MILLION, f"{found} entries"
     assert all(_drops(host) for host in hosts[:: MILLION // 100])
 

@@ -20,17 +20,24 @@ static __always_inline void count_entry(struct address_entry *entry, __u32 lengt
 	entry->last_hit = tick();
 }
 
-/* The IPv4 entry found last is nearly always the winner; another is looked up once more. */
+/* An entry of the front by its row. Of others the IPv4 one found last is nearly always the winner; any more is looked up
+ * once more. */
 static __always_inline void count_address_rule(const struct decision *decision, const struct packet *packet)
 {
-	__u32 scope = decision->best >> 8 & 0xff, length = decision->best & 0xff;
+	__u32 scope = decision->best >> BEST_SCOPE_SHIFT & 0xff, length = decision->best >> BEST_LENGTH_SHIFT & 0xff;
+	__u32 row = decision->best & (FRONT_ROWS - 1);
 	const __u32 *address = scope & SIDE_DESTINATION ? packet->destination : packet->source;
 	struct prefix4 small;
 	struct prefix6 large;
+	struct front_row *front;
 	__u32 zero = 0;
 	void *entries;
 
-	if (decision->last && decision->last_key == (decision->best & 0xffff)) {
+	if (decision->best & FRONT_ROWS) {
+		front = address_front.lookup(&row);
+		if (front)
+			count_entry(&front->entry, packet->length);
+	} else if (decision->last && decision->last_place == (decision->best & BEST_PLACE)) {
 		count_entry(decision->last, packet->length);
 	} else if (packet->family == FAMILY_IPV4) {
 		key4(&small, scope, address[0], length);
@@ -45,9 +52,8 @@ static __always_inline void count_address_rule(const struct decision *decision, 
 	}
 }
 
-static __always_inline void count_policy_rule(const struct decision *decision, __u32 length)
+static __always_inline void count_policy_rule(__u32 slot, __u32 length)
 {
-	__u32 slot = decision->slot;
 	struct rule_counter *counter = policy_counters.lookup(&slot);
 
 	if (!counter)
@@ -92,7 +98,7 @@ static __always_inline void count_interface(const struct decision *decision, con
 static __always_inline void account(const struct decision *decision, const struct packet *packet, __u32 hook)
 {
 	if (decision->reason == REASON_RULE && decision->is_policy)
-		count_policy_rule(decision, packet->length);
+		count_policy_rule(decision->slot, packet->length);
 	else if (decision->reason == REASON_RULE)
 		count_address_rule(decision, packet);
 	count_interface(decision, packet, hook);

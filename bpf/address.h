@@ -72,8 +72,10 @@ static __always_inline void best_address4(struct decision *best, struct control 
 					  __u32 network_order)
 {
 	__u64 lengths = control->lengths4[scope], size, address = bpf_ntohl(network_order), network, length;
+	__u64 number, row;
 	struct filter_search search = search_of(best, control);
 	struct address_entry *entry;
+	struct front_row *front;
 	struct prefix4 *key = (struct prefix4 *)&search.room->key;
 	void *entries;
 
@@ -85,12 +87,20 @@ static __always_inline void best_address4(struct decision *best, struct control 
 		size = lengths & -lengths;
 		lengths &= lengths - 1;
 		network = address & -size;
-		if (!may_hold(&search, hash4(scope, network, size)))
+		number = number4(scope, network, size);
+		if (!may_hold(&search, hash4(number)))
 			continue;
+		length = 32 - lowest_bit(size);
+		row = hash4(number) >> FRONT_SHIFT;
+		search.room->index = row;
+		front = address_front.lookup(&search.room->index);
+		if (front && front->key == number) {
+			better(best, &front->entry, epoch, place_of(scope, length, FRONT_ROWS | row));
+			continue;
+		}
 		entries = address4_maps.lookup(search.zero);
 		if (!entries)
 			return;
-		length = 32 - lowest_bit(size);
 		key->scope = scope;
 		key->length = length;
 		key->padding = 0;
@@ -98,9 +108,9 @@ static __always_inline void best_address4(struct decision *best, struct control 
 		entry = bpf_map_lookup_elem(entries, key);
 		if (!entry)
 			continue;
-		better(best, entry, epoch, scope, length);
+		better(best, entry, epoch, place_of(scope, length, 0));
 		best->last = entry;
-		best->last_key = scope << 8 | length;
+		best->last_place = place_of(scope, length, 0);
 	}
 }
 
@@ -136,7 +146,7 @@ static __always_inline void best_address6(struct decision *best, const struct fi
 		key->address[1] = bpf_htonl(network_high);
 		key->address[2] = bpf_htonl(network_low >> 32);
 		key->address[3] = bpf_htonl(network_low);
-		better(best, bpf_map_lookup_elem(entries, key), epoch, scope, length);
+		better(best, bpf_map_lookup_elem(entries, key), epoch, place_of(scope, length, 0));
 	}
 }
 

@@ -53,10 +53,15 @@ static __always_inline void decide(struct decision *decision, const struct packe
 		decision->verdict = VERDICT_DROP;
 		return;
 	}
+	decision->scope = scope;
+	decision->observe = head->options & OPTION_OBSERVE;
 	best_address(decision, control, epoch, packet, hook);
-	decision->rank = decision->best >> 16;
-	if (head->best_rank < decision->rank)
+	decision->rank = decision->best >> BEST_RANK_SHIFT;
+	if (head->best_rank < decision->rank) {
+		/* Or the verifier would follow the search once for every entry that may have been found, and once for none. */
+		decision->last = NULL;
 		best_policy(decision, head, packet, scope);
+	}
 	if (decision->rank == RANK_NONE) {
 		without_rule(decision, packet);
 		return;

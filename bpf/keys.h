@@ -82,9 +82,15 @@ static __always_inline void key6(struct prefix6 *key, __u32 scope, const __u32 *
  * bits of a product depend on all bits of what was multiplied (Fibonacci hashing), so those are used. `size` is the
  * bit of the length in its word of struct control, which tells the lengths apart.
  */
-static __always_inline __u64 hash4(__u64 scope, __u64 network, __u64 size)
+static __always_inline __u64 number4(__u64 scope, __u64 network, __u64 size)
 {
-	return (scope << 34 | network << 1 | size) * FILTER_MULTIPLIER;
+	return scope << 34 | network << 1 | size;
+}
+
+/* Of the number of a prefix, which no other prefix has. */
+static __always_inline __u64 hash4(__u64 number)
+{
+	return number * FILTER_MULTIPLIER;
 }
 
 static __always_inline __u64 hash6(__u64 scope, __u64 word, __u64 high, __u64 low, __u64 size)

@@ -119,6 +119,19 @@ struct filter_word {
 	__u64 bits;
 };
 
+/*
+ * The front of the IPv4 table: an entry stands in it or in the hash map behind, and nowhere else in the front than in
+ * the row that the uppermost bits of its prefix's hash name. `key` is what hash4() multiplies, 0 in a free row.
+ */
+#define FRONT_ROWS 2048
+#define FRONT_SHIFT 53
+
+struct front_row {
+	__u64 key;
+	struct address_entry entry;
+	__u64 unused[2]; /* a row is a cache line */
+};
+
 /* The live words. `epoch` is what a packet reads once; its lowest bit chooses the policy generation. */
 #define GENERATION_COUNT 2
 
@@ -192,14 +205,17 @@ struct span {
 #define OPTION_FRAGMENTS_DROP 2
 #define OPTION_MALFORMED_PASS 4
 #define OPTION_INTERFACES 8 /* some rule names interfaces */
+#define OPTION_OBSERVE 64   /* some rule only observes */
 
 struct policy {
-	__u32 best_rank;	  /* of all policy rules; RANK_NONE = there are none */
+	__u32 best_rank;	  /* of the policy rules that enforce; RANK_NONE = there are none */
 	__u32 words;		  /* of a vector that are in use */
 	__u32 options;		  /* OPTION_* */
 	__u32 any_interface;	  /* vector for an interface that no rule names */
 	struct span addresses[2]; /* by side: of policy_ranges6 */
 	__u32 anywhere[4];	  /* family * SIDE_COUNT + side */
+	__u32 enforcing;	  /* words of rules that enforce; rules of the words behind them observe */
+	__u32 padding;
 };
 
 /*
@@ -218,6 +234,14 @@ struct policy {
 struct line {
 	__u64 word[LINE_WORDS]; /* 64 bytes, as a cache line */
 };
+
+/*
+ * Rules that observe. Where a hook has some, its program ends in another that looks into all words behind the enforcing
+ * ones and counts each rule that would have won; after OBSERVED_MAX of a packet it may leave out the rest. The first
+ * OBSERVED_REPORTS of them are reported, where they would have dropped the packet.
+ */
+#define OBSERVED_MAX 64
+#define OBSERVED_REPORTS 8 /* of a packet */
 
 /*
  * Addresses between two ends of prefixes are in the same prefixes, all of them: such an interval reaches from
@@ -337,6 +361,41 @@ struct offload_state {
 	struct counter by[OFFLOAD_COUNTERS];
 };
 
+/*
+ * One packet that is judged for a question (bpf/test_filter.c), by hook: what is asked of it, then what was found.
+ * TEST_PREFIX bytes stand before the frame, since a test run wants so many. `length`: of the frame as it was on the
+ * wire; fewer bytes of it may be there. `has`: REPORT_HAS_*.
+ */
+#define TEST_PREFIX 14
+
+struct test_run {
+	__u32 ifindex;
+	__u32 length;
+	__u32 is_bare;
+	__u32 is_judged; /* 0 where nothing was found out */
+	__u32 rank;	 /* of the winner, RANK_NONE without one */
+	__u32 handle;	 /* of the winner, when it is a policy rule */
+	__u8 scope;	 /* of the winner's prefix, when it is an address rule */
+	__u8 prefix;	 /* its length */
+	__u8 is_policy;
+	__u8 verdict;
+	__u32 source[4]; /* as in struct packet, from here on */
+	__u32 destination[4];
+	__u16 source_port;
+	__u16 destination_port;
+	__u8 family;
+	__u8 is_ip;
+	__u8 protocol;
+	__u8 has;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 is_later_fragment;
+	__u16 is_fragment;
+	__u8 malformed;
+	__u8 reason;
+};
+
 /* What a report tells of: a verdict, or what a rule that only observes would have done. */
 enum report_kind {
 	REPORT_JUDGED = 0,
@@ -389,10 +448,11 @@ struct report_bucket {
 LAYOUT_SIZE(struct prefix4, 8);
 LAYOUT_SIZE(struct prefix6, 20);
 LAYOUT_SIZE(struct address_entry, 40);
+LAYOUT_SIZE(struct front_row, 64);
 LAYOUT_SIZE(struct report_limit, 16);
 LAYOUT_SIZE(struct control, 208);
 LAYOUT_SIZE(struct span, 8);
-LAYOUT_SIZE(struct policy, 48);
+LAYOUT_SIZE(struct policy, 56);
 LAYOUT_SIZE(struct line, 64);
 LAYOUT_SIZE(struct interval4, 8);
 LAYOUT_SIZE(struct interval6, 24);
@@ -404,6 +464,7 @@ LAYOUT_SIZE(struct rule_counter, 24);
 LAYOUT_SIZE(struct interface_slot, 8);
 LAYOUT_SIZE(struct counter, 16);
 LAYOUT_SIZE(struct offload_state, 1088);
+LAYOUT_SIZE(struct test_run, 76);
 LAYOUT_SIZE(struct report, 80);
 LAYOUT_SIZE(struct report_bucket, 32);
 

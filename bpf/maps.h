@@ -39,6 +39,9 @@ BPF_TABLE_PINNED("array_of_maps$address6_kind", __u32, __u32, address6_maps, 1, 
 BPF_TABLE_PINNED("array", __u32, struct filter_word, address_filter, FILTER_WORDS + FILTER_WORDS / 4, PIN("address_filter"),
 		 BPF_F_MMAPABLE);
 
+/* IPv4 entries that are found without a call: those of small lists, nearly all. Looked at before the hash map. */
+BPF_TABLE_PINNED("array", __u32, struct front_row, address_front, FRONT_ROWS, PIN("address_front"), BPF_F_MMAPABLE);
+
 /* The policy: per generation and hook its head, then a table per field from value to vector number. */
 BPF_TABLE_PINNED("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, PIN("policy_heads"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct index_pair, policy_index4,
@@ -66,9 +69,13 @@ BPF_TABLE_PINNED("array", __u32, struct line, policy_lines, GENERATION_COUNT * L
 BPF_TABLE_PINNED("array", __u32, struct policy_rule, policy_rules, GENERATION_COUNT * HOOK_COUNT * VECTOR_WORDS * 64,
 		 PIN("policy_rules"), BPF_F_MMAPABLE);
 
+/* Rows of per-CPU memory: a row a hook, and as many more for packets that are judged for a question. */
+#define ROW_COUNT (2 * HOOK_COUNT)
+#define TEST_ROW(hook) (HOOK_COUNT + (hook))
+
 /*
  * Where the search for the first rule stands: the words that can hold one, of the summary word before
- * `summaries`; order and bit of the best so far; how many words from the first can hold a better. By hook, and
+ * `summaries`; order and bit of the best so far; how many words from the first can hold a better. By row, and
  * in a map for the same reason as the packet (below): every turn of the loop is the same to the verifier.
  */
 struct search {
@@ -77,7 +84,7 @@ struct search {
 	__u64 best;
 	__u64 enough;
 };
-BPF_TABLE_PINNED("percpu_array", __u32, struct search, policy_search, HOOK_COUNT, PIN("policy_search"));
+BPF_TABLE_PINNED("percpu_array", __u32, struct search, policy_search, ROW_COUNT, PIN("policy_search"));
 
 /* Hits of policy rules by slot; packets of an interface by hook, verdict and reason. */
 BPF_TABLE_PINNED("percpu_array", __u32, struct rule_counter, policy_counters, GENERATION_COUNT * MAX_RULES,
@@ -105,18 +112,25 @@ struct workspace {
 	struct packet packet;
 	struct prefix6 key;
 	__u32 index;
+	__u32 scope; /* for observe.h: of the policy that judged it, the rank that won, and bits of rules to report */
+	__u32 rank;
+	__u32 observed_count;
+	__u32 observed[OBSERVED_REPORTS];
 	struct outcome outcome;
 };
 
 /*
- * The workspace of a packet, by hook. In a map and not on the stack for two reasons: the compiler would spread the
+ * The workspace of a packet, by row. In a map and not on the stack for two reasons: the compiler would spread the
  * struct over registers, of which it has too few, and the verifier would follow every path of the parser with
  * what it left on the stack; of map memory it knows nothing, so all paths are one. The same holds for keys. Packets of one hook on one
- * CPU never overlap: XDP runs in NAPI, clsact with bottom halves disabled.
+ * CPU never overlap: XDP runs in NAPI, clsact with bottom halves disabled. A test run may be interrupted by either, so
+ * it has rows of its own.
  */
-BPF_TABLE_PINNED("percpu_array", __u32, struct workspace, scratch, HOOK_COUNT, PIN("scratch"));
+BPF_TABLE_PINNED("percpu_array", __u32, struct workspace, scratch, ROW_COUNT, PIN("scratch"));
 
-/* The reporter of each program type: its only element. Every set of programs has its own, so these are never kept. */
+/* The program for rules that observe, and the reporter, of each program type: its only element. Every set of programs has its own, so these are never kept. */
+BPF_TABLE_PINNED("prog", __u32, __u32, observe_xdp, 1, PIN("observe_xdp"));
+BPF_TABLE_PINNED("prog", __u32, __u32, observe_tc, 1, PIN("observe_tc"));
 BPF_TABLE_PINNED("prog", __u32, __u32, report_xdp, 1, PIN("report_xdp"));
 BPF_TABLE_PINNED("prog", __u32, __u32, report_tc, 1, PIN("report_tc"));
 

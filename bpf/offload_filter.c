@@ -51,7 +51,7 @@ static __always_inline void best_offload4(struct decision *best, __u64 lengths, 
 		length = lowest_bit(lengths);
 		lengths &= lengths - 1;
 		key4(&key, scope, address, length);
-		better(best, offload4.lookup(&key), 0, scope, length);
+		better(best, offload4.lookup(&key), 0, place_of(scope, length, 0));
 	}
 }
 
@@ -72,7 +72,7 @@ static __always_inline void best_offload6(struct decision *best, const struct of
 			length = run_base(run) + lowest_bit(lengths);
 			lengths &= lengths - 1;
 			key6(&key, scope, address, length);
-			better(best, offload6.lookup(&key), 0, scope, length);
+			better(best, offload6.lookup(&key), 0, place_of(scope, length, 0));
 		}
 	}
 }
@@ -102,7 +102,7 @@ static __always_inline void decide_offload(struct decision *decision, const stru
 		best_offload6(decision, state, SIDE_SOURCE, packet->source);
 		best_offload6(decision, state, SIDE_DESTINATION, packet->destination);
 	}
-	decision->rank = decision->best >> 16;
+	decision->rank = decision->best >> BEST_RANK_SHIFT;
 	if (decision->rank == RANK_NONE)
 		return;
 	decision->reason = REASON_RULE;
@@ -113,7 +113,7 @@ static __always_inline void count_offload(struct offload_state *state, const str
 					  const struct packet *packet)
 {
 	__u32 index = (decision->verdict * REASON_CAPACITY + decision->reason) & (OFFLOAD_COUNTERS - 1);
-	__u32 scope = decision->best >> 8 & 0xff, length = decision->best & 0xff;
+	__u32 scope = decision->best >> BEST_SCOPE_SHIFT & 0xff, length = decision->best >> BEST_LENGTH_SHIFT & 0xff;
 	struct address_entry *entry = NULL;
 	struct prefix4 small;
 	struct prefix6 large;

@@ -213,11 +213,11 @@ static __always_inline __u64 own_word(const struct line *first, __u32 number, __
  * The first of the rules whose bits all six vectors have, RULE_NONE without one. Bit vectors after Lakshman
  * and Stiliadis (SIGCOMM 1998), aggregated and rearranged after Baboescu and Varghese (SIGCOMM 2001): the
  * summaries say which words can hold such a bit, and rules of the same addresses share words, so these are
- * few. Each of them names one rule, the first of its word; at most VECTOR_WORDS are looked into.
+ * few. Each of them names one rule, the first of its word; only the first `words` are looked into.
  */
 #define RULE_NONE 0xffffffff
 
-static __always_inline __u32 first_rule(volatile struct search *search, __u32 scope, struct vectors *of)
+static __always_inline __u32 first_rule(volatile struct search *search, __u32 scope, __u32 words, struct vectors *of)
 {
 	struct vector *v0 = policy_vectors.lookup(&of->protocol), *v1 = policy_vectors.lookup(&of->interface);
 	struct vector *v2 = policy_vectors.lookup(&of->port[SIDE_SOURCE]);
@@ -235,7 +235,7 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 	search->candidates = 0;
 	search->summaries = 0;
 	search->best = 1ULL << 62 | RULE_NONE;
-	search->enough = VECTOR_WORDS;
+	search->enough = words;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < VECTOR_WORDS + SUMMARY_WORDS; i++) {
 		candidates = search->candidates;
@@ -282,8 +282,8 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 static __always_inline void best_policy(struct decision *best, struct policy *head, const struct packet *packet,
 					__u32 scope)
 {
-	__u32 hook = scope % HOOK_COUNT, family = packet->family & 1, bit;
-	struct search *search = policy_search.lookup(&hook);
+	__u32 row = best->row, family = packet->family & 1, bit;
+	struct search *search = policy_search.lookup(&row);
 	struct policy_rule *rule;
 	struct vectors of = {};
 
@@ -298,7 +298,7 @@ static __always_inline void best_policy(struct decision *best, struct policy *he
 	if (!(packet->family == FAMILY_IPV4 ? address_lines4(packet, scope, of.lines)
 					    : address_lines6(packet, head, of.lines)))
 		return;
-	bit = first_rule(search, scope, &of);
+	bit = first_rule(search, scope, head->enforcing, &of);
 	rule = policy_rules.lookup(&bit);
 	if (!rule || rule->rank >= best->rank)
 		return;

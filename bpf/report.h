@@ -78,13 +78,20 @@ static __always_inline __u32 admitted(const struct control *control, const struc
 /* The handle of the address rule that won: its entry is looked up once more. 0 where it has gone meanwhile. */
 static __always_inline __u32 address_handle(struct workspace *room)
 {
-	__u32 scope = room->outcome.best >> 8 & 0xff, length = room->outcome.best & 0xff, zero = 0;
+	__u64 best = room->outcome.best;
+	__u32 scope = best >> BEST_SCOPE_SHIFT & 0xff, length = best >> BEST_LENGTH_SHIFT & 0xff, zero = 0;
+	__u32 row = best & (FRONT_ROWS - 1);
 	const __u32 *address = scope & SIDE_DESTINATION ? room->packet.destination : room->packet.source;
 	struct address_entry *entry = NULL;
+	struct front_row *front;
 	struct prefix4 small;
 	struct prefix6 large;
 	void *entries;
 
+	if (best & FRONT_ROWS) {
+		front = address_front.lookup(&row);
+		return front ? front->entry.handle : 0;
+	}
 	if (room->packet.family == FAMILY_IPV4) {
 		key4(&small, scope, address[0], length);
 		entries = address4_maps.lookup(&zero);
@@ -121,7 +128,8 @@ static __always_inline __u8 fields_of(__u8 l4)
 	}
 }
 
-static __always_inline void fill_report(struct report *report, struct workspace *room, __u32 hook, __u32 streams)
+static __always_inline void fill_report(struct report *report, struct workspace *room, __u32 hook, __u32 streams,
+					__u32 handle)
 {
 	const struct packet *packet = &room->packet;
 
@@ -133,7 +141,7 @@ static __always_inline void fill_report(struct report *report, struct workspace 
 	}
 	report->ifindex = packet->ifindex;
 	report->length = packet->length;
-	report->handle = winner(room);
+	report->handle = handle;
 	report->source_port = packet->source_port;
 	report->destination_port = packet->destination_port;
 	report->hook = hook;

@@ -51,7 +51,7 @@ static __always_inline void report_frame(struct xdp_md *ctx, struct workspace *r
 	streams = admitted(control, &room->outcome);
 	if (!streams)
 		return;
-	fill_report(&made->report, room, HOOK_INGRESS, streams);
+	fill_report(&made->report, room, HOOK_INGRESS, streams, winner(room));
 	size = snapped(control, &made->report, ctx->data_end - ctx->data);
 	copy_words(made->bytes, ctx, size);
 	asm volatile("" : "+r"(ctx), "+r"(size)); /* or what was read and computed of them is kept */
@@ -73,7 +73,7 @@ static __always_inline void report_skb(struct __sk_buff *skb, struct workspace *
 	streams = admitted(control, &room->outcome);
 	if (!streams)
 		return;
-	fill_report(&made->report, room, HOOK_EGRESS, streams);
+	fill_report(&made->report, room, HOOK_EGRESS, streams, winner(room));
 	size = snapped(control, &made->report, skb->len);
 	asm volatile("" : "+r"(size)); /* or the compiler checks another register than it hands over */
 	if (size - 1 >= SNAP_LENGTH_MAX || bpf_skb_load_bytes(skb, 0, made->bytes, size))

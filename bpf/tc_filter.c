@@ -29,6 +29,7 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 	if (!room)
 		return TC_ACT_UNSPEC;
 	decision.room = room;
+	decision.row = hook;
 	packet = &room->packet;
 #pragma clang loop unroll(disable)
 	for (int attempt = 0; attempt < 2; attempt++) {
@@ -40,6 +41,11 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 	}
 	decide(&decision, packet, HOOK_EGRESS);
 	account(&decision, packet, HOOK_EGRESS);
+	if (decision.observe) {
+		hand_over(&decision, bare);
+		hand_over_to_observers(&decision);
+		observe_tc.call(skb, 0);
+	}
 	if (is_listened_to(&decision)) {
 		hand_over(&decision, bare);
 		report_tc.call(skb, 0);

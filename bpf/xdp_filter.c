@@ -16,6 +16,7 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 	if (!room)
 		return XDP_PASS;
 	decision.room = room;
+	decision.row = hook;
 	packet = &room->packet;
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->length = cursor.left;
@@ -23,6 +24,11 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 	parse(&cursor, bare, packet);
 	decide(&decision, packet, HOOK_INGRESS);
 	account(&decision, packet, HOOK_INGRESS);
+	if (decision.observe) {
+		hand_over(&decision, bare);
+		hand_over_to_observers(&decision);
+		observe_xdp.call(ctx, 0);
+	}
 	if (is_listened_to(&decision)) {
 		hand_over(&decision, bare);
 		report_xdp.call(ctx, 0);

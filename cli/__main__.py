@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from cli import analysis, changes, check, export, import_rules, interfaces, packets, rules, status
+from cli import (
+    analysis,
+    changes,
+    check,
+    export,
+    import_rules,
+    interfaces,
+    packet_test,
+    packets,
+    rules,
+    status,
+)
 from cli.failure import EXIT_FAILED, EXIT_USAGE, failure
 from cli.session import DEFAULT_CONFIG, AsJson, Config, Session, Url, command, shared_options
 
@@ -66,6 +77,7 @@ command(app, "rollback")(changes.rollback)
 command(app, "analysis")(analysis.analysis)
 command(app, "events")(packets.events)
 command(app, "capture")(packets.capture)
+command(app, "test")(packet_test.judge)
 command(app, "check")(check.check)
 
 

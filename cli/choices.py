@@ -14,6 +14,11 @@ class Direction(StrEnum):
     both = "both"
 
 
+class Hook(StrEnum):
+    ingress = "ingress"
+    egress = "egress"
+
+
 class Mode(StrEnum):
     auto = "auto"
     native = "native"

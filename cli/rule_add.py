@@ -58,6 +58,9 @@ def add(
     label: Annotated[
         Values, typer.Option(metavar="KEY=VALUE", help="Repeat it for several.", show_default=False)
     ] = None,
+    observe: Annotated[
+        bool, typer.Option("--observe", help="Count what the rule would decide, and decide nothing.")
+    ] = False,
     disabled: Annotated[bool, typer.Option("--disabled", help="Keep the rule, but do not apply it.")] = False,
     confirm: Confirm = None,
     allow_lockout: AllowLockout = False,
@@ -74,18 +77,19 @@ def add(
         "action": action,
         "priority": priority,
         "direction": direction,
-        "interfaces": _split(interface),
+        "interfaces": split(interface),
         "family": family,
-        "sources": _split(source),
-        "destinations": _split(destination),
-        "protocols": _split(protocol),
-        "source_ports": _split(source_port),
-        "destination_ports": _split(destination_port),
-        "icmp_types": _split(icmp_type),
+        "sources": split(source),
+        "destinations": split(destination),
+        "protocols": split(protocol),
+        "source_ports": split(source_port),
+        "destination_ports": split(destination_port),
+        "icmp_types": split(icmp_type),
         "tcp_flags": _tcp_flags(tcp_flags_set, tcp_flags_unset),
         "ttl": int(ttl) if ttl is not None and ttl.isdecimal() else ttl,
         "labels": _labels(label),
         "enabled": False if disabled else None,
+        "mode": "observe" if observe else None,
     }
     rule = {name: value for name, value in given.items() if value is not None}
     if file is None and not rule:
@@ -105,7 +109,7 @@ def add(
         output.json_document(added)
     else:
         done = "added" if response.status_code == 201 else "was already there:"
-        output.line(f"{done} {added['id']}: {added['action']} {rule_text.match_text(added)}")
+        output.line(f"{done} {added['id']}: {rule_text.action_text(added)} {rule_text.match_text(added)}")
     for warning in added.get("warnings") or []:
         output.note(rule_text.warning_text(warning))
 
@@ -125,14 +129,14 @@ def _rule_of_file(file: Path) -> Json:
     return rule
 
 
-def _split(values: Values) -> Values:
+def split(values: Values) -> Values:
     if not values:
         return None
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
 
 
 def _tcp_flags(wanted: Values, unwanted: Values) -> dict[str, list[str]] | None:
-    flags = {"set": _split(wanted), "unset": _split(unwanted)}
+    flags = {"set": split(wanted), "unset": split(unwanted)}
     return {name: values for name, values in flags.items() if values} or None
 
 

@@ -11,9 +11,16 @@ def match_text(rule: Rule) -> str:
     return " ".join(_parts(rule)) or "everything"
 
 
+def action_text(rule: Rule) -> str:
+    """What the rule does, such as `drop`, or `observe drop` where it only counts."""
+    return f"observe {rule['action']}" if rule.get("mode") == "observe" else str(rule["action"])
+
+
 def note_text(rule: Rule) -> str | None:
-    """What sets the rule apart beside its match: disabled, expiring, described."""
+    """What sets the rule apart beside its match: disabled, observing, expiring, described."""
     parts = [] if rule.get("enabled", True) else ["disabled"]
+    if rule.get("mode") == "observe":
+        parts.append("observes")
     if expires := rule.get("expires_at"):
         parts.append(f"until {expires}")
     if description := rule.get("description"):

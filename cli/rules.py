@@ -1,4 +1,4 @@
-"""Owns `ebpf-fw rule list | show | delete | reset-counters`, and the group that `add` belongs to."""
+"""Owns `ebpf-fw rule list | show | promote | delete | reset-counters`, and the group that `add` belongs to."""
 
 import sys
 from typing import Annotated, Any
@@ -87,6 +87,28 @@ def reset_counters(session: Session, rule_id: Annotated[str, typer.Argument(meta
         output.json_document(rule)
     else:
         output.line(f"reset the counters of {rule['id']}")
+
+
+@command(app, "promote")
+def promote(
+    session: Session,
+    rule_id: Annotated[str, typer.Argument(metavar="ID")],
+    confirm: Confirm = None,
+    allow_lockout: AllowLockout = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a rule that observes decide. For one that does, nothing changes."""
+    asking = Asking(confirm, allow_lockout, dry_run)
+    with session.client() as client:
+        rule = client.post(f"{_path(rule_id)}/promote", {}, asking.query())
+    if dry_run:
+        tell_effect(rule, as_json=session.as_json)
+        return
+    asking.remind()
+    if session.as_json:
+        output.json_document(rule)
+    else:
+        output.line(f"promoted {rule['id']}: {rule_text.action_text(rule)} {rule_text.match_text(rule)}")
 
 
 @command(app, "delete")

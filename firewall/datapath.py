@@ -110,6 +110,40 @@ class MapFill(NamedTuple):
     setting: str
 
 
+class Question(NamedTuple):
+    """A packet to be judged as if it met a hook. `length`: of the frame on the wire; less of it may be in `frame`."""
+
+    hook: int
+    ifindex: int
+    has_ethernet: bool
+    frame: bytes
+    length: int
+
+
+class Read(NamedTuple):
+    """What the programs read of a frame. `version` 0: it is not IP, or that far it could not be read; ports, flags and
+    type with code are None where the packet has none. Addresses as numbers."""
+
+    version: int
+    source: int
+    destination: int
+    protocol: int
+    is_fragment: bool
+    is_later_fragment: bool
+    ports: tuple[int, int] | None
+    tcp_flags: int | None
+    icmp: tuple[int, int] | None
+
+
+class Answer(NamedTuple):
+    """Numbers of the enums verdict and reason; `handle`: of the rule that won, None where no rule did."""
+
+    verdict: int
+    reason: int
+    handle: int | None
+    read: Read
+
+
 class Link(NamedTuple):
     """An interface of the host. `has_ethernet`: its frames start with an Ethernet header."""
 
@@ -251,6 +285,9 @@ class Kernel(Protocol):
 
     def describe(self, program_id: int) -> str:
         """Id, name and, where it can be found, the owner of a program."""
+
+    def judge(self, question: Question) -> Answer:
+        """What the programs would do with a packet. It is counted nowhere."""
 
     # -- whom the host talks to
 

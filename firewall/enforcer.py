@@ -21,6 +21,7 @@ from firewall.errors import FirewallError
 from firewall.following import tell
 from firewall.in_force import About, Limits, Manner
 from firewall.interfaces import Interfaces
+from firewall.judging import Judging
 from firewall.layout import HOOKS
 from firewall.list_import import ListImport
 from firewall.resets import Resets
@@ -35,7 +36,7 @@ _WATCH_S = 0.5
 _LOOK_S = 2.0  # between looks at what no message tells of
 
 
-class Enforcer(RuleChanges, ListImport, Confirmations, Resets):
+class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging):
     """The rules in force. Every method may be called from any thread."""
 
     def __init__(

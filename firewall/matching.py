@@ -21,11 +21,12 @@ from firewall.rule import VERSIONS, Rule
 
 
 class MatchingRule(NamedTuple):
-    """`rank` says priority and action (firewall.rule, Rule.rank)."""
+    """`rank` says priority and action (firewall.rule, Rule.rank). `observes`: it decides nothing."""
 
     rank: int
     handle: int
     is_policy: bool
+    observes: bool = False
 
     @property
     def drops(self) -> bool:
@@ -52,15 +53,15 @@ class Rules(Protocol):
 
 
 def matching_rules(packet: Packet, rules: Rules) -> list[MatchingRule]:
-    """All enabled rules that match, the first wins. Where ranks are equal, the order is that in which the filters
-    choose: rules of the address tables by list, length and age, then those of the policy by age."""
+    """All enabled rules that match; the first that does not only observe wins. Where ranks are equal, they stand in the
+    order in which the filters choose: those of the address tables by list, length and age, then the policy's by age."""
     found = _address_matches(packet, rules.addresses)
     found += _policy_matches(packet, rules.policy_rules.values())
     return [each for _, each in sorted(found)]
 
 
 def winner(packet: Packet, rules: Rules) -> MatchingRule | None:
-    return next(iter(matching_rules(packet, rules)), None)
+    return next((each for each in matching_rules(packet, rules) if not each.observes), None)
 
 
 _Found = tuple[tuple[int, ...], MatchingRule]
@@ -90,7 +91,10 @@ def _prefixes(packet: Packet, occupancy: Occupancy) -> Iterable[tuple[int, int, 
 
 def _policy_matches(packet: Packet, rules: Iterable[PolicyRule]) -> list[_Found]:
     return [
-        ((each.rule.rank, 1, each.handle), MatchingRule(each.rule.rank, each.handle, True))
+        (
+            (each.rule.rank, 1, each.handle),
+            MatchingRule(each.rule.rank, each.handle, True, each.rule.observes),
+        )
         for each in rules
         if matches(each.rule, packet)
     ]

@@ -17,7 +17,7 @@ from firewall.policy_addresses import Classes, Intervals, Words, address_interva
 from firewall.policy_columns import Ints, PolicyRule, RuleColumns, rule_columns
 from firewall.policy_fields import Pool, bit_vector, interface_vectors, port_rows, protocol_rows
 
-__all__ = ["HookPolicy", "Policy", "PolicyRule", "compile_columns", "compile_policy"]
+__all__ = ["HookPolicy", "Policy", "PolicyRule", "compile_columns", "compile_policy", "policy_words"]
 
 _SIDES = range(C["SIDE_COUNT"])
 _BITS = 64  # of a word
@@ -27,9 +27,10 @@ _BITS = 64  # of a word
 class HookPolicy:
     """One hook's image. Vector numbers are those of `Policy.vector`, classes those of `Policy.address_vector`.
 
-    intervals4/6: by side; anywhere4/6: by side, the vector of an address in no prefix; protocol: (768,);
+        intervals4/6: by side; anywhere4/6: by side, the vector of an address in no prefix; protocol: (768,);
     port: (65536, 2); icmp: (131072,); interfaces: vector by ifindex;
-    rules: by bit, `words` * 64 of them, handle 0 where a bit stands for none.
+    rules: by bit, `words` * 64 of them, handle 0 where a bit stands for none. Those of the first `enforcing` words
+    decide, those of the others observe; `best_rank` is that of the former.
     """
 
     best_rank: int
@@ -45,6 +46,11 @@ class HookPolicy:
     icmp: npt.NDArray[np.uint32]
     interfaces: dict[int, int]
     rules: npt.NDArray[np.void]
+    enforcing: int
+
+    @property
+    def observes(self) -> bool:
+        return self.words > self.enforcing
 
     def intervals(self, version: int) -> tuple[Intervals, Intervals]:
         return self.intervals4 if version == 4 else self.intervals6
@@ -87,6 +93,13 @@ def _row(pieces: Iterable[tuple[int, Words]], number: int) -> Words:
     return np.zeros(0, np.uint64)
 
 
+def policy_words(rules: int) -> int:
+    """How many words a vector has where there is room for so many rules. One more than they fill, since those that
+    observe have words of their own; not where it would need a word of the summary more, which every packet reads."""
+    full = -(-rules // _BITS)
+    return full if full % _BITS == 0 else full + 1
+
+
 EMPTY = HookPolicy(
     best_rank=RANK_NONE,
     words=0,
@@ -101,6 +114,7 @@ EMPTY = HookPolicy(
     icmp=np.zeros(C["ICMP_ROWS"], np.uint32),
     interfaces={},
     rules=np.zeros(0, POLICY_RULE),
+    enforcing=0,
 )
 
 
@@ -120,7 +134,7 @@ def _compile_hook(rules: RuleColumns, hook: int, interfaces: Mapping[str, int], 
     if not len(rows):
         return EMPTY
     pool.next_hook()
-    bits, table = _numbered_bits(rules, rows)
+    bits, table, enforcing = _numbered_bits(rules, rows)
     words = len(table) // _BITS
     below_in_use, below = np.unique(rules.below[rows], return_inverse=True)
     protocol, icmp = protocol_rows(
@@ -138,7 +152,7 @@ def _compile_hook(rules: RuleColumns, hook: int, interfaces: Mapping[str, int], 
     intervals = {version: [each for each, _ in sides] for version, sides in found.items()}
     anywhere = {version: [number for _, number in sides] for version, sides in found.items()}
     return HookPolicy(
-        best_rank=int(rules.ranks[rows].min()),
+        best_rank=int(rules.ranks[rows[~rules.observes[rows]]].min(initial=RANK_NONE)),
         words=words,
         uses_interfaces=any(rules.glob_lists[at] for at in np.unique(rules.globs[rows]).tolist()),
         any_interface=any_interface,
@@ -151,12 +165,27 @@ def _compile_hook(rules: RuleColumns, hook: int, interfaces: Mapping[str, int], 
         icmp=icmp,
         interfaces=by_interface,
         rules=table,
+        enforcing=enforcing,
     )
 
 
-def _numbered_bits(rules: RuleColumns, rows: Ints) -> tuple[Ints, npt.NDArray[np.void]]:
+def _numbered_bits(rules: RuleColumns, rows: Ints) -> tuple[Ints, npt.NDArray[np.void], int]:
+    """The bit of each row, what every bit stands for, and how many words hold rules that enforce. Rules that observe
+    have the words behind those."""
+    observes = rules.observes[rows]
+    bits = np.empty(len(rows), np.int64)
+    bits[~observes], table = _numbered_kind(rules, rows[~observes])
+    enforcing = len(table)
+    bits[observes], behind = _numbered_kind(rules, rows[observes])
+    bits[observes] += enforcing
+    return bits, np.concatenate((table, behind)), enforcing // _BITS
+
+
+def _numbered_kind(rules: RuleColumns, rows: Ints) -> tuple[Ints, npt.NDArray[np.void]]:
     """The bit of each row, and what every bit stands for. 64 neighbours share a word; in it they stand in winning
     order, and words stand in the order of their first (struct policy_rule)."""
+    if not len(rows):
+        return np.zeros(0, np.int64), np.zeros(0, POLICY_RULE)
     handles, ranks = rules.handles[rows], rules.ranks[rows]
     order = np.empty(len(rows), np.int64)
     order[np.lexsort((handles, ranks))] = np.arange(len(rows))

@@ -77,6 +77,7 @@ class RuleColumns:
     versions: npt.NDArray[np.uint8]
     addresses: npt.NDArray[np.uint8]
     ports: npt.NDArray[np.uint8]
+    observes: npt.NDArray[np.bool_]
     below: Ints
     globs: Ints
     belows: tuple[Below, ...]
@@ -123,6 +124,7 @@ def rule_columns(rules: Iterable[PolicyRule]) -> RuleColumns:
         versions=_bit_sets([[version == 6 for version in VERSIONS[rule.family]] for rule in asked]),
         addresses=_bit_sets([[side for side in range(_SIDES) if pair[side]] for pair in sides]),
         ports=_bit_sets([[side for side in range(_SIDES) if pair[side]] for pair in ports]),
+        observes=np.array([rule.observes for rule in asked], np.bool_),
         below=below,
         globs=globs,
         belows=belows,
@@ -216,7 +218,7 @@ def _merged(ranges: Sequence[PortRange]) -> list[tuple[int, int]]:
     return merged
 
 
-_BY_ROW = ("handles", "slots", "ranks", "hooks", "versions", "addresses", "ports")
+_BY_ROW = ("handles", "slots", "ranks", "hooks", "versions", "addresses", "ports", "observes")
 _RANGES = ("prefixes4", "prefixes6", "port_ranges")
 
 

@@ -47,9 +47,9 @@ def marks(version: int, prefixes: Prefixes, mask: int) -> Marks:
     length_bits = _U64(1) << ((32 if version == 4 else 64 * word) - lengths).astype(_U64)
     scopes, words = prefixes["scope"].astype(_U64), word.astype(_U64)
     if version == 4:
-        high = np.ascontiguousarray(prefixes["address"]).view(">u4").astype(_U64)
-        hashes = (scopes << _U64(34) | high << _U64(1) | length_bits) * _MULTIPLIER
-        regions = high >> _U64(16)
+        numbers = numbers4(prefixes)
+        hashes = hashes4(numbers)
+        regions = numbers >> _U64(17) & _U64(0xFFFF)
     else:
         high, low = np.ascontiguousarray(prefixes["address"]).view(">u8").reshape(-1, 2).astype(_U64).T
         hashes = _mixed(_mixed(high + (scopes << _U64(2) | words)) + low) + length_bits
@@ -87,6 +87,17 @@ def marks_of_one(version: int, scope: int, length: int, address: int, mask: int)
 def _mixed_one(value: int) -> int:
     product = value * _FACTOR & _ALL
     return product ^ product >> 32
+
+
+def numbers4(prefixes: Prefixes) -> Words:
+    """Of prefixes as struct prefix4 the numbers that stand for them; each has its own."""
+    scopes, lengths = prefixes["scope"].astype(_U64), prefixes["length"].astype(_U64)
+    networks = np.ascontiguousarray(prefixes["address"]).view(">u4").astype(_U64)
+    return np.asarray(scopes << _U64(34) | networks << _U64(1) | _U64(1) << (_U64(32) - lengths))
+
+
+def hashes4(numbers: Words) -> Words:
+    return np.asarray(numbers * _MULTIPLIER)
 
 
 def _mixed(values: Words) -> Words:

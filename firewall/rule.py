@@ -33,6 +33,7 @@ from firewall.match import (
 Action = Literal["drop", "allow"]
 Direction = Literal["ingress", "egress", "both"]
 Family = Literal["any", "ipv4", "ipv6"]
+RuleMode = Literal["enforce", "observe"]
 
 DEFAULT_PRIORITY = 1000
 PRIORITY_MAX = 65535
@@ -64,6 +65,12 @@ class Rule:
     labels: tuple[tuple[str, str], ...] = ()
     ttl_s: int | None = None
     expires_at: float | None = None
+    mode: RuleMode = "enforce"
+
+    @property
+    def observes(self) -> bool:
+        """It counts the packets that it would decide, and decides none."""
+        return self.mode == "observe"
 
     @property
     def rank(self) -> int:
@@ -77,7 +84,8 @@ class Rule:
 
     @property
     def is_addresses_only(self) -> bool:
-        """Whether sources or destinations (not both) are all that it asks: such rules live in the address tables."""
+        """Whether sources or destinations (not both) are all that it asks: such rules live in the address tables.
+        Those that observe do not: there, one rule stands for a prefix."""
         return (
             bool(self.sources) != bool(self.destinations)
             and not self.interfaces
@@ -86,6 +94,7 @@ class Rule:
             and not self.destination_ports
             and not self.icmp_types
             and self.tcp_flags is None
+            and not self.observes
         )
 
     def effective_protocols(self) -> frozenset[int] | None:
@@ -111,6 +120,7 @@ class Rule:
             "id": self.id,
             "description": self.description,
             "enabled": self.enabled,
+            "mode": self.mode,
             "action": self.action,
             "priority": self.priority,
             "direction": self.direction,
@@ -320,6 +330,7 @@ def rule_from_fields(fields: Mapping[str, object], rule_id: str, now: float) -> 
         labels=read.value("labels", _labels, ()),
         ttl_s=ttl_s,
         expires_at=expires_at,
+        mode=read.value("mode", _choice("enforce", "observe"), "enforce"),  # type: ignore[arg-type]
     )
     _check_together(read, rule)
     if read.problems:

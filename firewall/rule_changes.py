@@ -6,6 +6,7 @@ Owns what is new, what is the same and what is in the way. Performing is firewal
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from firewall.advice import Advice
 from firewall.commit import Commits
@@ -45,6 +46,10 @@ class RuleChanges(Commits, Advice):
             changed = Record(present.handle, rule, present.created_at, self._clock())
             self._change([present], [changed])
             return self._warned(self._view(changed), changed)
+
+    def promote(self, rule_id: str) -> RuleView:
+        """Makes a rule that observes decide. What it has counted stays. Raises NotFound."""
+        return self.edit(rule_id, lambda rule: replace(rule, mode="enforce"))
 
     def delete(self, rule_id: str) -> None:
         with self._changing():

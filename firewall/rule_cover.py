@@ -21,12 +21,16 @@ _MOST = 1000  # rules of a change that are looked at
 def shadowed_by(written: Sequence[Record], rules: Rules) -> list[tuple[int, int]]:
     """Handles of rules of a change with the handle of one that beats each. `rules`: with the change in them."""
     others = sorted(
-        ((each.rule.rank, each.handle, each.rule) for each in rules.policy_rules.values()),
+        (
+            (each.rule.rank, each.handle, each.rule)
+            for each in rules.policy_rules.values()
+            if not each.rule.observes
+        ),
         key=lambda each: each[:2],
     )
     found = []
     for record in written[:_MOST]:
-        if not record.rule.enabled:
+        if not record.rule.enabled or record.rule.observes:
             continue
         by = _first_cover(record, others) or _listed_cover(record, rules)
         if by is not None:

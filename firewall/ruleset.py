@@ -18,7 +18,7 @@ from firewall.addresses import AddressPlan, AddressTables, PlannedAddresses
 from firewall.datapath import Change, Entries
 from firewall.errors import table_full
 from firewall.layout import C
-from firewall.policy import Policy, PolicyRule, compile_columns
+from firewall.policy import Policy, PolicyRule, compile_columns, policy_words
 from firewall.policy_columns import RuleColumns, rule_columns
 from firewall.store import Record
 
@@ -143,9 +143,18 @@ class Ruleset:
         moved = {record.handle for record in come} | gone
         columns = self._columns.changed(moved, (rules[record.handle] for record in come))
         policy = compile_columns(columns, interfaces)
+        self._check_words(policy)
         freed = tuple(self.policy_rules[handle].slot for handle in gone if handle not in rules)
         change = self.addresses.change(addresses, self.policy, policy, tuple(fresh))
         return RulesetPlan(addresses, change, rules, columns, policy, tuple(fresh), freed)
+
+    def _check_words(self, policy: Policy) -> None:
+        """Rules that enforce and rules that observe fill words of their own, so both kinds together may need one word
+        more than the rules would alone."""
+        room = self._slots // 2
+        words = max(hook.words for hook in policy.hooks)
+        if words > policy_words(room):
+            raise table_full("policy_rules", room, words * 64, "bpf.max_rules", "rules")
 
     def plan_import(self, arriving: Sequence[Entries]) -> RulesetPlan:
         """Address rules by the million."""

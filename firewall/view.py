@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from firewall.address import Prefix
+from firewall.packet import Packet
 from firewall.rule import Rule
 
 
@@ -203,3 +204,31 @@ class StatusView:
     drift_healed: dict[str, int]
     last_error: str | None
     changes_waiting: int = 0  # for their confirmation
+
+
+@dataclass(frozen=True, slots=True)
+class MatchView:
+    """A rule that a packet matches."""
+
+    id: str
+    action: str
+    priority: int
+    mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementView:
+    """What the filters would do with a packet. `rule`: the winner, as the maps have it; `also_matched`: the others in
+    winning order, the first of `also_matched_total`. `packet`: as it was read, None where it is not IP or could not be
+    read. `consistent`: the rules in force name the same winner."""
+
+    hook: str
+    interface: str
+    verdict: str
+    reason: str
+    rule: MatchView | None
+    also_matched: tuple[MatchView, ...]
+    also_matched_total: int
+    consistent: bool
+    packet: Packet | None
+    notes: tuple[str, ...]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from api.wiring import build
 from firewall.address_index import decoded
 from firewall.datapath import (
+    Answer,
     Attached,
     Change,
     Connection,
@@ -25,13 +26,18 @@ from firewall.datapath import (
     LeftOver,
     Link,
     MapFill,
+    Question,
+    Read,
 )
 from firewall.enforcer import Enforcer
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
+from firewall.layout import REASONS, VERDICTS
 from firewall.policy import Policy
 from firewall.report import Limit, NotSent
 from firewall.settings import Settings
+from tests import oracle
+from tests.unit.image import policy_rule
 
 LINKS = (
     Link(1, "lo", True, True),
@@ -235,6 +241,40 @@ class MemoryKernel:
     def route_to(self, version: int, address: int) -> int | None:
         return self.routes.get((version, address), 2)
 
+    def judge(self, question: Question) -> Answer:
+        """As a slow reader of the image has it: no options, no drops of fragments."""
+        packet = oracle.parse(question.frame, "ethernet" if question.has_ethernet else "ip")
+        if packet.version is None:
+            is_dropped = packet.reason != "not_ip"
+            return Answer(
+                int(is_dropped),
+                REASONS.index(packet.reason),
+                None,
+                Read(0, 0, 0, 0, False, False, None, None, None),
+            )
+        flags = packet.tcp_flags
+        read = Read(
+            packet.version,
+            int(packet.source or 0),
+            int(packet.destination or 0),
+            packet.protocol or 0,
+            packet.fragment,
+            packet.fragment and packet.ports is None and packet.icmp is None,
+            packet.ports,
+            None if flags is None else sum(oracle.TCP_FLAGS[name] for name in flags),
+            packet.icmp,
+        )
+        if packet.reason != "default":
+            return Answer(VERDICTS.index("drop"), REASONS.index(packet.reason), None, read)
+        found = [(*entry, 0) for key, entry in self.entries.items() if _covers(key, question.hook, read)]
+        if self.policy is not None:
+            rule = policy_rule(self.policy, question.hook, packet, question.ifindex)
+            found += [(rule[0], rule[2], 1)] if rule else []
+        if not found:
+            return Answer(VERDICTS.index("pass"), REASONS.index("default"), None, read)
+        rank, handle, _ = min(found)
+        return Answer(VERDICTS.index("pass" if rank & 1 else "drop"), REASONS.index("rule"), handle, read)
+
     def wait(self, timeout_s: float) -> Happened:
         """The host tells of everything all the time."""
         self._wake.wait(min(timeout_s, 0.05))
@@ -272,6 +312,16 @@ class MemoryKernel:
 
     def expected_program(self, link: Link, hook: int) -> int:
         return 40 + hook
+
+
+def _covers(key: Key, hook: int, read: Read) -> bool:
+    bits = 32 if key.version == 4 else 128
+    address = read.destination if key.scope & 1 else read.source
+    return (
+        key.version == read.version
+        and key.scope >> 1 == hook
+        and (address ^ key.address) >> (bits - key.length) == 0
+    )
 
 
 def memory_enforcer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -40,17 +40,21 @@ MATCH_FIELDS = {
 }  # fmt: skip
 OTHER_FIELDS = {
     "id", "description", "action", "priority", "labels", "ttl", "expires_at", "created_at",
-    "updated_at", "stats",
+    "updated_at", "stats", "mode",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """`verdict` is "pass" or "drop"; `rule_id` is that of the winning rule, None where no rule decided."""
+    """`verdict` is "pass" or "drop"; `rule_id` is that of the winning rule, None where no rule decided. `observed`:
+    ids of the rules that only observe and would have decided, best first; `others`: of the enforcing rules that
+    matched beside the winner, in winning order."""
 
     verdict: str
     reason: str
     rule_id: str | None = None
+    observed: tuple[str | None, ...] = ()
+    others: tuple[str | None, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,18 @@ def judge(
     if packet.fragment and fragments == "drop":
         return Judgement("drop", "fragment")
     matching = [rule for rule in rules if matches(rule, packet, direction, interface)]
-    if matching:
-        winner = min(matching, key=rank)  # min() keeps the first of equals, which is the older rule
-        return Judgement(verdict_of(winner.get("action", "drop")), "rule", winner.get("id"))
+    matching.sort(key=rank)  # keeps equals in their order, the older rule first
+    enforcing = [rule for rule in matching if rule.get("mode", "enforce") == "enforce"]
+    observing = [rule for rule in matching if rule.get("mode", "enforce") == "observe"]
+    # Among equals, the rule that enforces is taken to win.
+    observed = tuple(rule.get("id") for rule in observing if not enforcing or rank(rule) < rank(enforcing[0]))
+    if enforcing:
+        winner, *others = enforcing
+        rest = tuple(rule.get("id") for rule in others)
+        return Judgement(verdict_of(winner.get("action", "drop")), "rule", winner.get("id"), observed, rest)
     if is_malformed:
-        return Judgement("pass", packet.reason)
-    return Judgement(verdict_of(default_action), "default")
+        return Judgement("pass", packet.reason, observed=observed)
+    return Judgement(verdict_of(default_action), "default", observed=observed)
 
 
 def verdict_of(action: str) -> str:

@@ -60,6 +60,8 @@ def random_rule(rng: random.Random, interfaces: Sequence[str]) -> Rule:
         rule["priority"] = rng.choice(PRIORITIES)
     if rng.random() < 0.05:
         rule["enabled"] = False
+    if rng.random() < 0.15:
+        rule["mode"] = "observe"
     if rng.random() < 0.4:  # one address or network and nothing else
         rule[rng.choice(("sources", "destinations"))] = prefix(rng)
         return rule

@@ -196,7 +196,8 @@ def judge(
         asked &= ~cut
     best = np.full(len(reason), 1 << 30)
     for rule in rules:
-        if rule.get("enabled", True) and rule.get("direction", "ingress") in (hook, "both"):
+        is_asked = rule.get("enabled", True) and rule.get("mode", "enforce") == "enforce"
+        if is_asked and rule.get("direction", "ingress") in (hook, "both"):
             rank = rule.get("priority", 1000) * 2 + (rule.get("action", "drop") == "allow")
             best = np.where(_matches(rule, parsed), np.minimum(best, rank), best)
     decided = asked & (best < 1 << 30)
@@ -236,7 +237,7 @@ def _matches(rule: Rule, parsed: Parsed) -> Bools:
 
 _FIELDS = {
     "id", "enabled", "action", "priority", "direction", "family", "sources", "destinations", "source_ports",
-    "destination_ports", "icmp_types", "tcp_flags", "protocols",
+    "destination_ports", "icmp_types", "tcp_flags", "protocols", "mode",
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class KernelDatapath:
         self.maps = maps
         self.options = options
         self._grace = GracePeriod()
-        self._filter = AddressFilter(maps, self._all_keys, self._grace.wait)
+        self._filter = AddressFilter(maps, self._all_keys, self._wait)
         self._tables = {version: AddressTable(maps, version, self._filter) for version in VERSIONS}
         self._unsettled: Change | None = None
         self._cut_off: tuple[Change, Present] | None = None
@@ -66,6 +66,20 @@ class KernelDatapath:
     @property
     def is_settled(self) -> bool:
         return self._unsettled is None and self._cut_off is None
+
+    def _wait(self) -> None:
+        """Until no packet is left that is being judged now."""
+        self._grace.wait()
+        self._passed()
+
+    def _passed(self) -> None:
+        for table in self._tables.values():
+            table.passed()
+
+    def free_rows(self) -> None:
+        """Makes rows of the front that entries left free for others."""
+        if any(table.has_left_rows for table in self._tables.values()):
+            self._wait()
 
     def close(self) -> None:
         self._grace.close()
@@ -171,6 +185,7 @@ class KernelDatapath:
         if change is None:
             return
         self._grace.finish()
+        self._passed()
         write_occupancy(self.maps.control, change.after)
         self._delete([edit for edit in change.edits if edit.new is None])
         for each in change.gone:
@@ -209,6 +224,9 @@ class KernelDatapath:
     def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this. What packets meet goes from the one to the other at one moment."""
         self.settle()
+        for table in self._tables.values():
+            table.mend()
+        self.free_rows()
         self._filter.complete()
         self._forget_what_never_came()
         self.clear_policy_hits(image.fresh_slots)
@@ -277,6 +295,11 @@ class KernelDatapath:
     def _entry(self, key: Key) -> np.void | None:
         value = self._tables[key.version].lookup(key_bytes(key))
         return None if value is None else np.frombuffer(value, ADDRESS_ENTRY)[0]
+
+    def entry_handle(self, key: Key) -> int | None:
+        """Of the rule that a prefix's entry stands for now, in the table itself."""
+        entry = self._entry(key)
+        return None if entry is None else int(entry["handle"])
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         hits = [NO_HITS] * len(keys)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.datapath import (
+    Answer,
     Attached,
     Change,
     Connection,
@@ -26,6 +27,7 @@ from firewall.datapath import (
     LeftOver,
     Link,
     MapFill,
+    Question,
 )
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, clock, owner, program_set
@@ -37,10 +39,11 @@ from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.left_over import left_over, live_slots
 from firewall.kernel.loader import bcc_version
 from firewall.kernel.map_audit import MapAudit
-from firewall.kernel.maps import KEPT, NAMES, REPORT_WAYS, PinnedMaps
+from firewall.kernel.maps import KEPT, NAMES, OBSERVE_WAYS, REPORT_WAYS, PinnedMaps
 from firewall.kernel.offload import OffloadDevice, check_change
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
+from firewall.kernel.questions import Questions
 from firewall.kernel.reports import KernelReports
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
 from firewall.layout import C
@@ -70,6 +73,7 @@ class LinuxKernel:
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
         self._is_promoted = True
+        self._questions: Questions | None = None
         self._superseded: PinnedMaps | None = None
         self._owner = 0
         self._own_maps: set[int] = set()
@@ -119,6 +123,7 @@ class LinuxKernel:
             self._build(capacities, keep)
 
     def _use(self, chosen: ProgramSet, capacities: Capacities) -> None:
+        self._forget_questions()
         self._set = chosen
         self._capacities = capacities
         self._datapath = KernelDatapath(chosen.maps, self._options)
@@ -149,9 +154,10 @@ class LinuxKernel:
     def _grow_policy(self, wanted: Capacities) -> None:
         """Builds programs with larger policy tables beside, fills those, puts the programs on every hook."""
         self._datapath.settle()
+        self._datapath.free_rows()  # whoever is next takes them for free
         old, present, old_datapath = self._set, self._capacities, self._datapath
         renewed = {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
-        renewed.update(REPORT_WAYS)
+        renewed.update((*REPORT_WAYS, *OBSERVE_WAYS))
         kept = {name: old.maps[name].fd for name in NAMES if name not in renewed}
         was_promoted = self._is_promoted
         self._build(wanted, kept)
@@ -164,6 +170,7 @@ class LinuxKernel:
             self._datapath.wait_for_packets()
         except BaseException:
             program_set.discard(self._pin_root / "next")
+            self._forget_questions()
             self._set.close()
             self._set, self._capacities, self._datapath = old, present, old_datapath
             self._is_promoted = was_promoted
@@ -196,6 +203,7 @@ class LinuxKernel:
 
     def stop(self, keep: bool = False) -> None:
         """Unpins the maps and programs, unless they are to `keep` judging until the next start."""
+        self._forget_questions()
         self._datapath.close()
         self._set.close()
         if keep:
@@ -232,6 +240,7 @@ class LinuxKernel:
         if not self._datapath.is_settled:
             with self._noting_writes():
                 self._datapath.settle()
+        self._datapath.free_rows()
 
     @contextmanager
     def _noting_writes(self, change: Change | None = None) -> Iterator[None]:
@@ -279,6 +288,17 @@ class LinuxKernel:
             MapFill("policy_rules", policy_rules, self._max_rules, "bpf.max_rules"),
             *(fill for device in self._offloaded.values() for fill in device.fills()),
         ]
+
+    def judge(self, question: Question) -> Answer:
+        if self._questions is None:
+            self._questions = Questions(self._pins(), self._set.maps, self._capacities)
+        return self._questions.judge(question, self._datapath)
+
+    def _forget_questions(self) -> None:
+        """They go with the maps that they look into."""
+        if self._questions is not None:
+            self._questions.close()
+            self._questions = None
 
     # -- whom the host talks to
 

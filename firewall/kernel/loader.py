@@ -23,6 +23,8 @@ from firewall.kernel.source import (
     OFFLOAD_PARTS,
     OFFLOAD_PROGRAM,
     PROGRAMS,
+    TEST_PARTS,
+    TEST_PROGRAMS,
     Capacities,
     build_header_tree,
     is_xdp,
@@ -37,6 +39,12 @@ def load(pin_root: Path, capacities: Capacities) -> str:
     """Pins the maps below pin_root/maps (those pinned there already are used) and the programs below
     pin_root/programs. Returns bcc's version. Raises ProgramRejected with the last lines of the log."""
     return _run({"pin_root": str(pin_root), "capacities": asdict(capacities)})
+
+
+def load_tests(pin_root: Path, capacities: Capacities) -> None:
+    """The programs that judge packets for questions, over the maps below pin_root/maps; pins them below
+    pin_root/programs."""
+    _run({"pin_root": str(pin_root), "capacities": asdict(capacities), "tests": True})
 
 
 def load_offload(pin_root: Path, device: str, entries: int) -> str:
@@ -101,6 +109,9 @@ def _job(order: dict[str, Any]) -> _Job:
         flags = [f'-DPIN_ROOT="{pin_root}"', f"-DOFFLOAD_ENTRIES={order['entries']}", "-Wno-unused-function"]
         return _Job(program_text(OFFLOAD_PARTS), flags, {OFFLOAD_PROGRAM: True}, order["device"].encode())
     capacities = Capacities(**order["capacities"])
+    if "tests" in order:
+        flags = [*capacities.flags(pin_root), "-Wno-unused-function"]
+        return _Job(program_text(TEST_PARTS), flags, dict.fromkeys(TEST_PROGRAMS, True), None)
     kinds = {name: is_xdp(name) for name in PROGRAMS}
     return _Job(program_text(), capacities.flags(pin_root), kinds, None)
 

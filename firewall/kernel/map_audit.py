@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from firewall.address_index import Keys, no_entries
 from firewall.datapath import Entries, Expected
+from firewall.kernel.address_front import AddressFront
 from firewall.kernel.bpf import Map, Records
 from firewall.kernel.keys import PREFIX, encoded_keys, entries_key_records
 from firewall.kernel.maps import PinnedMaps
@@ -108,7 +109,7 @@ class MapAudit:
         table = maps[f"address{version}"]
         walk = self._passes.get(version)
         if walk is None or walk.table is not table:
-            parts = table.dump(PREFIX[version], ADDRESS_ENTRY, _ENTRIES_A_LOOK)
+            parts = _parts(maps, version)
             walk = self._passes[version] = _Pass(table, parts, self._changes)
         looked_at = 0
         for part in walk.parts:
@@ -121,7 +122,7 @@ class MapAudit:
             if looked_at >= _ENTRIES_A_LOOK:
                 return []
         del self._passes[version]
-        return self._missing(table, version, walk, expected)
+        return self._missing(maps, version, walk, expected)
 
     def _strays(self, version: int, part: tuple[Records, Records], walk: _Pass, expected: Expected) -> int:
         keys, values = encoded_keys(version, part[0]), part[1]
@@ -130,7 +131,7 @@ class MapAudit:
         walk.seen.append(keys[is_live])
         return _count_strays(version, keys[is_live], ranks[is_live], values["handle"][is_live], expected)
 
-    def _missing(self, table: Map, version: int, walk: _Pass, expected: Expected) -> list[str]:
+    def _missing(self, maps: PinnedMaps, version: int, walk: _Pass, expected: Expected) -> list[str]:
         """At the end of a walk: entries that should have been met."""
         wanted = expected.winners(version).keys
         if sum(map(len, walk.seen)) == len(wanted):
@@ -139,9 +140,20 @@ class MapAudit:
         missing = wanted[~np.isin(wanted, seen)]
         if len(missing) and walk.changes != self._changes:
             # What came since may stand in a part that was walked before.
-            there = _records(version, missing)
-            missing = missing[[table.lookup(key.tobytes()) is None for key in there]]
+            missing = missing[~_are_there(maps, version, _records(version, missing))]
         return [f"address{version} lacks {len(missing)} entries"] if len(missing) else []
+
+
+def _parts(maps: PinnedMaps, version: int) -> Iterator[tuple[Records, Records]]:
+    yield from maps[f"address{version}"].dump(PREFIX[version], ADDRESS_ENTRY, _ENTRIES_A_LOOK)
+    if version == 4:
+        yield from AddressFront(maps).dump()
+
+
+def _are_there(maps: PinnedMaps, version: int, keys: Records) -> npt.NDArray[np.bool_]:
+    table = maps[f"address{version}"]
+    there = np.array([table.lookup(key.tobytes()) is not None for key in keys], np.bool_)
+    return there | AddressFront(maps).holds(keys) if version == 4 else there
 
 
 def _count_strays(version: int, keys: Keys, ranks: Numbers, handles: Numbers, expected: Expected) -> int:

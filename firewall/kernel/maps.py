@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.kernel.bpf import Map, pin
-from firewall.layout import CONTROL, INTERFACE_SLOT, LAYOUT, POLICY, POLICY_RULE
+from firewall.layout import CONTROL, FRONT_ROW, INTERFACE_SLOT, LAYOUT, POLICY, POLICY_RULE
 
 HASHES = (
     "address4_maps",
@@ -28,6 +28,7 @@ HASHES = (
 ARRAYS = {
     "control_map": CONTROL,
     "address_filter": LAYOUT.structs["filter_word"],
+    "address_front": FRONT_ROW,
     "policy_heads": POLICY,
     "policy_index4": LAYOUT.structs["index_pair"],
     "policy_ranges4": LAYOUT.structs["interval4"],
@@ -42,8 +43,9 @@ ARRAYS = {
 # The reporter's own. Its way in (a map a program type) belongs to one set of programs; nothing here is worth keeping.
 REPORT_WAYS = ("report_xdp", "report_tc")
 REPORTING = ("reports", "report_rooms", "report_buckets", *REPORT_WAYS)
+OBSERVE_WAYS = ("observe_xdp", "observe_tc")  # the same of the programs for rules that observe
 KEPT = (*HASHES, *ARRAYS, "policy_vectors")
-NAMES = (*KEPT, *REPORTING)
+NAMES = (*KEPT, *REPORTING, *OBSERVE_WAYS)
 
 
 def vector_words(size: int) -> int:

@@ -169,7 +169,12 @@ def _write_head(
     head = maps.arrays["policy_heads"][scope : scope + 1]
     head["best_rank"] = image.best_rank
     head["words"] = image.words
-    head["options"] = options | (C["OPTION_INTERFACES"] if image.uses_interfaces else 0)
+    head["options"] = (
+        options
+        | (C["OPTION_INTERFACES"] if image.uses_interfaces else 0)
+        | (C["OPTION_OBSERVE"] if image.observes else 0)
+    )
+    head["enforcing"] = image.enforcing
     head["any_interface"] = image.any_interface + base
     head["addresses"] = np.array(spans, SPAN)
     head["anywhere"] = np.array(image.anywhere4 + image.anywhere6) + base

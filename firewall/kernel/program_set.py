@@ -21,7 +21,14 @@ from firewall.kernel import bpf, bpffs
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.loader import load
 from firewall.kernel.maps import KEPT, PinnedMaps
-from firewall.kernel.source import PROGRAMS, REPORTERS, Capacities, layout_fingerprint, program_fingerprint
+from firewall.kernel.source import (
+    OBSERVERS,
+    PROGRAMS,
+    REPORTERS,
+    Capacities,
+    layout_fingerprint,
+    program_fingerprint,
+)
 from firewall.layout import ADDRESS_ENTRY
 
 INITIAL_ADDRESSES = 16384
@@ -137,8 +144,8 @@ def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int], owner
 
 
 def _with_reporters(loaded: ProgramSet) -> ProgramSet:
-    """The same set, its filters now led to its reporters."""
-    for way, program in REPORTERS.items():
+    """The same set, its filters now led to its reporters, and to the programs for rules that observe."""
+    for way, program in {**REPORTERS, **OBSERVERS}.items():
         loaded.maps[way].update(bytes(4), loaded.programs[program].to_bytes(4, "little"))
     return loaded
 

@@ -14,12 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from firewall.layout import BPF_DIRECTORY, C
+from firewall.policy import policy_words
 
 UAPI = ("bpf", "if_ether", "ip", "ipv6", "tcp", "udp", "pkt_cls")
 PARTS = (
     "layout.h", "parse.h", "maps.h", "keys.h", "decision.h", "address.h", "policy.h", "decide.h", "account.h",
-    "report.h", "xdp_filter.c", "tc_filter.c", "reporter.c",
+    "report.h", "observe.h", "xdp_filter.c", "tc_filter.c", "observer.c", "reporter.c",
 )  # fmt: skip
+
+TEST_PARTS = (*(part for part in PARTS if part.endswith(".h")), "test_filter.c")
+TEST_PROGRAMS = ("fw_test_xdp_ingress", "fw_test_xdp_egress")  # by hook
 
 OFFLOAD_PARTS = ("layout.h", "parse.h", "keys.h", "decision.h", "offload_filter.c")
 OFFLOAD_PROGRAM = "fw_xdp_offload"
@@ -29,7 +33,9 @@ XDP_PROGRAMS = {True: "fw_xdp_ethernet", False: "fw_xdp_ip"}
 TC_PROGRAMS = {True: "fw_tc_ethernet", False: "fw_tc_ip"}
 # By the map that leads to them: what the others end in when somebody listens.
 REPORTERS = {"report_xdp": "fw_report_xdp", "report_tc": "fw_report_tc"}
-PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values(), *REPORTERS.values())
+# The same for what they end in where rules observe.
+OBSERVERS = {"observe_xdp": "fw_xdp_observe", "observe_tc": "fw_tc_observe"}
+PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values(), *REPORTERS.values(), *OBSERVERS.values())
 OUR_PROGRAMS = frozenset((*PROGRAMS, OFFLOAD_PROGRAM))
 
 BPF_F_NO_PREALLOC = 1
@@ -49,7 +55,7 @@ class Capacities:
 
     @property
     def words(self) -> int:
-        return -(-self.rules // 64)
+        return policy_words(self.rules)
 
     def flags(self, pin_root: Path) -> list[str]:
         sizes = {

@@ -21,6 +21,7 @@ CALLS = {
     "GET /v1/rules/{rule_id}", "PUT /v1/rules/{rule_id}",
     "PATCH /v1/rules/{rule_id}", "DELETE /v1/rules/{rule_id}",
     "POST /v1/rules/{rule_id}/reset-counters", "GET /v1/analysis",
+    "POST /v1/rules/{rule_id}/promote", "POST /v1/test",
     "GET /v1/ruleset", "PUT /v1/ruleset",
     "GET /v1/changes", "POST /v1/confirm", "POST /v1/rollback",
     "GET /v1/interfaces", "GET /v1/interfaces/{name}",

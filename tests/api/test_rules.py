@@ -17,6 +17,7 @@ EVERYTHING: dict[str, Any] = {
     "id": "all-1",
     "description": "every field",
     "enabled": False,
+    "mode": "observe",
     "action": "allow",
     "priority": 7,
     "direction": "both",

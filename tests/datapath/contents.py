@@ -44,12 +44,47 @@ def keys_of(version: int, records: npt.NDArray[np.void]) -> list[Key]:
     ]
 
 
+def behind_front(loaded: Loaded) -> set[Key]:
+    """The keys that the hash maps hold."""
+    return {
+        key
+        for version, dtype in PREFIX.items()
+        for keys, _ in loaded.kernel._set.maps[f"address{version}"].dump(dtype, ADDRESS_ENTRY)
+        for key in keys_of(version, keys)
+    }
+
+
 def raw_entries(loaded: Loaded) -> dict[Key, np.void]:
+    """By what packets meet: they look into the front first."""
     found: dict[Key, np.void] = {}
     for version, dtype in PREFIX.items():
         for keys, values in loaded.kernel._set.maps[f"address{version}"].dump(dtype, ADDRESS_ENTRY):
             found |= dict(zip(keys_of(version, keys), values, strict=True))
+    return found | front_entries(loaded)
+
+
+def front_entries(loaded: Loaded) -> dict[Key, np.void]:
+    """Those that stand in the front; each stands in the row where packets look for it."""
+    found = {}
+    for place, row in enumerate(loaded.kernel._set.maps.arrays["address_front"]):
+        if number := int(row["key"]):
+            assert times(number) >> 53 == place
+            found[key_of(number)] = row["entry"].copy()
     return found
+
+
+def key_of(number: int) -> Key:
+    """What hash4() multiplies (bpf/keys.h), back to a prefix."""
+    size = number & -number
+    return Key(4, number >> 34, 33 - size.bit_length(), ((number & (1 << 34) - 1) ^ size) >> 1)
+
+
+def number_of(key: Key) -> int:
+    return key.scope << 34 | key.address << 1 | 1 << (32 - key.length)
+
+
+def row_of(key: Key) -> int:
+    return times(number_of(key)) >> 53
 
 
 def visible_entries(loaded: Loaded) -> dict[Key, Entry]:
@@ -88,6 +123,7 @@ def assert_exact(loaded: Loaded) -> None:
     maps, epoch = loaded.kernel._set.maps, loaded.kernel._datapath.epoch
     raw, wanted = raw_entries(loaded), wanted_entries(records)
     assert {key: (int(each["rank"]), int(each["handle"])) for key, each in raw.items()} == wanted
+    assert behind_front(loaded).isdisjoint(front_entries(loaded)), "entries stand in two places"
     assert all(each["since"] <= epoch for each in raw.values()), "an entry waits for an epoch to come"
     assert_filter_complete(loaded)
     assert control_words(maps) == wanted_control_words(wanted)
@@ -96,25 +132,18 @@ def assert_exact(loaded: Loaded) -> None:
 
 def assert_filter_complete(loaded: Loaded) -> None:
     """Every entry of the tables has its bits in the filter, visible or not. Packets would not find it otherwise."""
-    for version, dtype in PREFIX.items():
-        for keys, _ in loaded.kernel._set.maps[f"address{version}"].dump(dtype, ADDRESS_ENTRY):
-            missing = [
-                key
-                for key, each in zip(keys_of(version, keys), keys, strict=True)
-                if not has_bits(loaded, each)
-            ]
-            assert not missing, missing[:5]
+    missing = [key for key in raw_entries(loaded) if not has_bits(loaded, key)]
+    assert not missing, missing[:5]
 
 
-def has_bits(loaded: Loaded, key: np.void) -> bool:
+def has_bits(loaded: Loaded, key: Key) -> bool:
     """Worked out anew from bpf/layout.h and bpf/keys.h, in Python's integers."""
     maps = loaded.kernel._set.maps
     words, mask = maps.arrays["address_filter"]["bits"], int(maps.control["filter_mask"])
-    raw = np.ascontiguousarray(key["address"]).tobytes()
-    scope, length, address = int(key["scope"]), int(key["length"]), int.from_bytes(raw, "big")
-    if len(raw) == 4:
+    version, scope, length, address = key
+    if version == 4:
         word, size = 0, 1 << (32 - length)
-        hashed = times(scope << 34 | address << 1 | size)
+        hashed = times(number_of(key))
         region = address >> 16 if length >= 16 else None
     else:
         word = -(-length // 64)
@@ -264,6 +293,8 @@ def plain_values(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tu
     head = maps.arrays["policy_heads"][scope]
     yield "best_rank", image.best_rank, int(head["best_rank"])
     yield "words", image.words, int(head["words"])
+    yield "enforcing", image.enforcing, int(head["enforcing"])
+    yield "observes", image.observes, bool(head["options"] & C["OPTION_OBSERVE"])
     for version in (4, 6):
         for side, (starts, _) in enumerate(written_intervals(maps, scope, version)):
             wanted = [

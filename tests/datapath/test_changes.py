@@ -56,9 +56,7 @@ FRAMES = [tcp(source, dport=port) for source in SOURCES for port in (22, 24, 80)
 
 
 # New prefixes, one that a rule has, and short ones.
-LIST = parse_list(
-    "\n".join(("10.0.0.3", "10.0.0.1", "172.16.0.0/12", "2001:db8::3", "2001:db8::1", "2000::/3"))
-)
+LIST = parse_list("10.0.0.3\n10.0.0.1\n172.16.0.0/12\n2001:db8::3\n2001:db8::1\n2000::/3")
 
 CHANGES: dict[str, Callable[[Loaded], object]] = {
     "add an address rule": lambda firewall: firewall.add(id="one", sources=["10.0.0.3"], priority=1),

@@ -51,6 +51,8 @@ VALUES = {
     "policy_counters": (NUMBER, RULE_COUNTER),
     "counters": (NUMBER, COUNTER),
     "report_buckets": (NUMBER, LAYOUT.structs["report_bucket"]),
+    "observe_xdp": (NUMBER, NUMBER),
+    "observe_tc": (NUMBER, NUMBER),
     "report_xdp": (NUMBER, NUMBER),
     "report_tc": (NUMBER, NUMBER),
     **{name: (NUMBER, dtype) for name, dtype in ARRAYS.items()},

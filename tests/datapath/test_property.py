@@ -97,6 +97,10 @@ def disagreement(
             rank = rank_of(rules, expected.rule_id)
             expected_hits[rank, "packets"] += 1
             expected_hits[rank, "bytes"] += len(arrival.frame)
+        for rule_id in expected.observed:
+            rank = rank_of(rules, rule_id)
+            expected_hits[rank, "packets"] += 1
+            expected_hits[rank, "bytes"] += len(arrival.frame)
     counted = hits_by_rank(firewall, rules)
     return None if counted == expected_hits else f"counted {dict(counted)}, expected {dict(expected_hits)}"
 

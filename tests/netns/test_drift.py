@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from firewall.kernel import bpf
+from firewall.layout import FRONT_ROW
 from tests.netns.test_interfaces import ROOT, add_link, answers, attached_hooks, links, put_foreign_programs
 from tests.netns.topology import run, wait_until
 from tests.netns.traffic import add_rule, ping, udp
@@ -26,6 +27,7 @@ WITHIN_S = 8.0
 @pytest.fixture
 def protected(world: World) -> World:
     add_rule(world, id="peer", sources=["10.90.0.2"])
+    add_rule(world, id="peer6", sources=["2001:db8::6"])
     add_rule(world, id="port", protocols=["udp"], destination_ports=[5001], family="ipv6")
     add_rule(world, id="outward", direction="egress", protocols=["udp"], destination_ports=[5353])
     assert ping(world).is_blocked() and udp(world, 5001, 6).is_blocked()
@@ -175,12 +177,23 @@ def advance(table: bpf.Map) -> None:
     write_first(table, 0, struct.pack("<Q", int.from_bytes(present[:8], "little") + 1))
 
 
+def write_front(table: bpf.Map, at: int, value: bytes) -> None:
+    """Into every row that is in use, `at` bytes behind its start."""
+    rows = table.mapped(FRONT_ROW)
+    used = rows["key"] != 0
+    assert used.any()
+    rows.view(np.uint8).reshape(len(rows), -1)[used, at : at + len(value)] = np.frombuffer(value, np.uint8)
+
+
 # since, rank, old_rank: no rule until a late epoch.
 NEVER = struct.pack("<QII", 1 << 60, 0, 0xFFFFFFFF)
 EDITS: dict[str, tuple[str, Callable[[bpf.Map], Any]]] = {
-    "an entry is deleted": ("address4", delete_all),
-    "an entry gets another rank": ("address4", lambda table: write_first(table, 8, b"\xff" * 8)),
-    "an entry waits for a day that never comes": ("address4", lambda table: write_first(table, 0, NEVER)),
+    "an entry is deleted": ("address6", delete_all),
+    "an entry gets another rank": ("address6", lambda table: write_first(table, 8, b"\xff" * 8)),
+    "an entry waits for a day that never comes": ("address6", lambda table: write_first(table, 0, NEVER)),
+    "an entry is taken from the front": ("address_front", lambda table: write_front(table, 0, bytes(8))),
+    "one gets another rank there": ("address_front", lambda table: write_front(table, 16, b"\xff" * 8)),
+    "one waits for ever there": ("address_front", lambda table: write_front(table, 8, NEVER)),
     "the epoch is the next": ("control_map", lambda table: advance(table)),
     "no list has prefixes": ("control_map", lambda table: write_first(table, 8, bytes(32))),
     "the filter is empty": ("address_filter", lambda table: empty(table)),

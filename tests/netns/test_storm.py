@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from firewall.kernel.bpf import Map
-from firewall.layout import ADDRESS_ENTRY, PREFIX4
+from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, PREFIX4
+from tests.datapath.contents import key_of
 from tests.netns.topology import wait_until
 from tests.netns.world import World
 
@@ -63,7 +64,17 @@ def addresses_in_maps(world: World) -> set[str]:
     finally:
         entries.close()
     numbers = (int(number) for some in found for number in some)
-    return {str(ipaddress.ip_address(number.to_bytes(4, "little"))) for number in numbers}
+    behind = {str(ipaddress.ip_address(number.to_bytes(4, "little"))) for number in numbers}
+    return behind | addresses_in_front(world)
+
+
+def addresses_in_front(world: World) -> set[str]:
+    front = Map.pinned(world.daemon.pin_root / "maps" / "address_front")
+    try:
+        keys = front.mapped(FRONT_ROW)["key"]
+        return {str(ipaddress.ip_address(key_of(int(key)).address)) for key in keys[keys != 0]}
+    finally:
+        front.close()
 
 
 def ids_in_service(world: World) -> dict[str, str]:

@@ -29,7 +29,7 @@ def policy_rule(policy: Policy, hook: int, packet: Packet, ifindex: int) -> tupl
         image.interfaces.get(ifindex, image.any_interface) if image.uses_interfaces else protocol,
     ]
     best: tuple[int, int, int, int] | None = None
-    enough = image.words
+    enough = image.enforcing
     vectors = [policy.vector(number) for number in numbers]
     vectors += [policy.address_vector(address_class(image, packet, side)) for side in (0, 1)]
     for word in range(image.words):

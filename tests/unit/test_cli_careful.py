@@ -41,6 +41,7 @@ def run(*arguments: str) -> Result:
 
 COMMANDS: list[tuple[list[str], str, str, Any]] = [
     (["rule", "add", "--source", "203.0.113.7"], "POST", "/v1/rules", RULE),
+    (["rule", "promote", "web-1"], "POST", "/v1/rules/web-1/promote", RULE),
     (["rule", "delete", "a"], "DELETE", "/v1/rules/a", None),
     (["rule", "delete", "a", "b"], "POST", "/v1/rules/batch", {"added": 0, "deleted": 2, "unchanged": 0, "ids": []}),
     (["interface", "attach", "eth7"], "PUT", "/v1/interfaces/eth7", INTERFACE),

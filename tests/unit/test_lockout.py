@@ -88,6 +88,7 @@ def test_a_rule_that_drops_an_ssh_session_is_refused_and_told(reached: Host, fie
         {"interfaces": ["eth1"]},
         {"enabled": False},
         {"action": "allow"},
+        {"sources": "203.0.113.9", "mode": "observe"},
         {"icmp_types": ["8"]},
     ],
     ids=str,
@@ -95,6 +96,12 @@ def test_a_rule_that_drops_an_ssh_session_is_refused_and_told(reached: Host, fie
 def test_a_rule_that_drops_others_is_not_refused(reached: Host, fields: dict[str, Any]) -> None:
     ask(reached, adding(reached, "r", **fields))
     assert reached.ids() == ["r"]
+
+
+def test_a_rule_that_observes_is_not_promoted_where_it_would_cut_off_a_session(reached: Host) -> None:
+    ask(reached, adding(reached, "cut", sources="203.0.113.9", mode="observe"))
+    assert "'cut'" in refusal(reached, lambda: reached.firewall.promote("cut")).detail
+    ask(reached, lambda: reached.firewall.promote("cut"), allow_lockout=True)
 
 
 def test_the_connection_is_named_with_both_ends(reached: Host) -> None:

@@ -399,3 +399,19 @@ def test_random_frames_reach_every_reason_and_collide_with_random_rules() -> Non
     assert judged["drop", "rule"] > 450
     assert judged["pass", "rule"] > 300
     assert judged["pass", "default"] > 900
+
+
+# --- rules that observe
+
+
+def test_a_rule_that_observes_decides_nothing_and_is_named_where_it_would_have() -> None:
+    rules = [
+        {"id": "watch", "mode": "observe", "priority": 5},
+        {"id": "allow", "action": "allow", "priority": 10},
+        {"id": "same", "mode": "observe", "action": "allow", "priority": 10},
+        {"id": "late", "mode": "observe", "priority": 20},
+    ]
+    found = judge(rules, SYN, direction="ingress", interface="eth0")
+    assert (found.verdict, found.rule_id, found.observed) == ("pass", "allow", ("watch",))
+    alone = judge(rules[:1], SYN, direction="ingress", interface="eth0")
+    assert (alone.verdict, alone.reason, alone.observed) == ("pass", "default", ("watch",))

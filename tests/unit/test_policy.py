@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from firewall.address import BITS, Prefix, host_bits
 from firewall.layout import RANK_NONE, C
-from firewall.policy import Policy, PolicyRule, compile_policy
+from firewall.policy import Policy, PolicyRule, compile_policy, policy_words
 from firewall.policy_addresses import Intervals, Words, index_spans
 from firewall.rule import rule_from_fields
 from tests import oracle, random_rules
@@ -42,7 +42,7 @@ def expected(rules: Sequence[dict[str, Any]], packet: Packet, hook: int, interfa
     matching = [
         (oracle.rank(each), handle)
         for handle, each in enumerate(rules, 1)
-        if oracle.matches(each, packet, HOOKS[hook], interface)
+        if each.get("mode") != "observe" and oracle.matches(each, packet, HOOKS[hook], interface)
     ]
     return min(matching)[1] if matching else None
 
@@ -492,3 +492,41 @@ def test_the_order_in_which_rules_are_given_does_not_matter(seed: int) -> None:
                 assert starts_of(some) == starts_of(others)
                 assert np.array_equal(some.classes, others.classes)
         assert np.array_equal(hook.protocol, second.protocol) and np.array_equal(hook.icmp, second.icmp)
+
+
+# --- rules that observe
+
+
+@settings(max_examples=25)
+@given(SEEDS)
+def test_rules_that_observe_stand_in_words_behind_those_that_enforce(seed: int) -> None:
+    rng = random.Random(seed)
+    rules = [
+        {**random_rules.random_rule(rng, GLOBS), "mode": rng.choice(("enforce", "observe"))}
+        for _ in range(rng.choice((1, 10, 150)))
+    ]
+    policy = compiled(rules)
+    for hook, image in enumerate(policy.hooks):
+        mine = {
+            handle: each
+            for handle, each in enumerate(rules, 1)
+            if each.get("enabled", True) and each.get("direction", "ingress") in (HOOKS[hook], "both")
+        }
+        kinds = {"enforce": set(image.rules["handle"][: image.enforcing * 64].tolist()) - {0}}
+        kinds["observe"] = set(image.rules["handle"][image.enforcing * 64 :].tolist()) - {0}
+        for kind, found in kinds.items():
+            assert found == {handle for handle, each in mine.items() if each["mode"] == kind}
+        assert image.observes == bool(kinds["observe"])
+        ranks = [oracle.rank(mine[handle]) for handle in kinds["enforce"]]
+        best = min(ranks, default=None)
+        assert image.best_rank == (RANK_NONE if best is None else best[0] * 2 + best[1])
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [(1, 2), (64, 2), (65, 3), (4032, 64), (4033, 64), (4096, 64), (4097, 66), (16384, 256)],
+)
+def test_vectors_have_a_word_more_for_rules_that_observe_where_it_is_free(rules: int, words: int) -> None:
+    assert policy_words(rules) == words
+    full = -(-rules // 64)
+    assert -(-words // 64) == -(-full // 64)  # words of the summary

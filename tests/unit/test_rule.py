@@ -40,6 +40,7 @@ def test_no_field_is_needed() -> None:
         "id": "r",
         "description": "",
         "enabled": True,
+        "mode": "enforce",
         "action": "drop",
         "priority": 1000,
         "direction": "ingress",

@@ -249,7 +249,7 @@ def check(rules: Ruleset, live: dict[int, dict[str, Any]], rng: random.Random) -
         matching = [
             (oracle.rank(each), handle)
             for handle, each in sorted(live.items())
-            if oracle.matches(each, packet, direction, name)
+            if each.get("mode") != "observe" and oracle.matches(each, packet, direction, name)
         ]
         found = verdict(rules.policy, rules.addresses, hook, packet, INTERFACES[name])
         if not matching:

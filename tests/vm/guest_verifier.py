@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from firewall.kernel import bpf, bpffs, program_set
-from firewall.kernel.source import PROGRAMS, Capacities, build_header_tree, is_xdp, program_text
+from firewall.kernel.source import (
+    PROGRAMS,
+    TEST_PARTS,
+    TEST_PROGRAMS,
+    Capacities,
+    build_header_tree,
+    is_xdp,
+    program_text,
+)
 from tests.vm.guest import run_checks
 
 PIN_ROOT = Path("/sys/fs/bpf/verifier")
@@ -41,10 +49,13 @@ def compiled(rules: int) -> dict[str, bytes]:
     capacities = capacities_of(rules)
     with tempfile.TemporaryDirectory() as directory:
         os.environ["BCC_KERNEL_SOURCE"] = str(build_header_tree(Path(directory)))
-        module = bcc.BPF(text=program_text(), cflags=capacities.flags(pins))
+        flags = capacities.flags(pins)
+        module = bcc.BPF(text=program_text(), cflags=flags)
+        tests = bcc.BPF(text=program_text(TEST_PARTS), cflags=[*flags, "-Wno-unused-function"])
     program_set.discard(pins)
-    _open.append(module)
-    return {name: module.dump_func(name) for name in PROGRAMS}
+    _open.extend((module, tests))
+    found = {name: module.dump_func(name) for name in PROGRAMS}
+    return found | {name: tests.dump_func(name) for name in TEST_PROGRAMS}
 
 
 def verify(rules: int) -> dict[str, Any]:

@@ -1,0 +1,317 @@
+"""The front of the IPv4 table: whatever stands in it, behind it or has moved is judged and counted alike.
+
+Each test says where its entries stand, so that it cannot pass by the other path.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firewall.address_list import parse_list
+from firewall.datapath import Key
+from firewall.errors import KernelRefused
+from firewall.kernel import bpf
+from firewall.kernel.address_front import AddressFront
+from firewall.kernel.address_table import FEW
+from firewall.kernel.bpf import Map
+from firewall.kernel.datapath import KernelDatapath
+from firewall.layout import ADDRESS_ENTRY, HOOKS, PREFIX4
+from tests.datapath.contents import assert_exact, behind_front, front_entries, row_of
+from tests.datapath.frames import tcp
+from tests.datapath.loaded import Judged, Loaded
+
+PASSES, DROPPED, ALLOWED = Judged("pass", "default"), Judged("drop", "rule"), Judged("pass", "rule")
+HOST = "10.0.0.1"
+SIZE = len(tcp(HOST))
+
+
+def host(address: str, scope: int = 0) -> Key:
+    return Key(4, scope, 32, int(ipaddress.IPv4Address(address)))
+
+
+def twins() -> tuple[str, str]:
+    """Two addresses of one row."""
+    seen: dict[int, str] = {}
+    for number in range(1 << 16):
+        address = f"10.7.{number >> 8}.{number & 255}"
+        other = seen.setdefault(row_of(host(address)), address)
+        if other != address:
+            return other, address
+    raise AssertionError("every address has a row of its own")
+
+
+@pytest.fixture(autouse=True)
+def rows_are_free(request: pytest.FixtureRequest) -> None:
+    """Those that the test before has left."""
+    if "firewall" in request.fixturenames:
+        loaded = request.getfixturevalue("firewall")
+        loaded.kernel.settle()
+        assert not front_entries(loaded)
+
+
+def test_entries_of_a_small_list_stand_in_the_front_and_count_there(firewall: Loaded) -> None:
+    rule = {"sources": [HOST, "10.1.0.0/16", "10.0.0.0/8"], "direction": "both"}
+    firewall.rules(
+        {"id": "first", **rule}, {"id": "out", "destinations": ["0.0.0.0/0"], "direction": "egress"}
+    )
+    assert len(front_entries(firewall)) == 7 and not behind_front(firewall)
+    for hook in HOOKS:
+        for source in (HOST, "10.1.2.3", "10.200.0.1"):
+            assert firewall.judge(tcp(source), hook) == DROPPED
+    assert firewall.judge(tcp("11.0.0.1")) == PASSES
+    assert firewall.judge(tcp("11.0.0.1"), "egress") == DROPPED
+    assert firewall.hits("first") == (6, 6 * SIZE) and firewall.hits("out") == (1, SIZE)
+    assert_exact(firewall)
+
+
+@pytest.mark.parametrize("settled", [False, True], ids=["at once", "after a while"])
+def test_an_entry_that_is_edited_goes_behind_with_what_it_counted(firewall: Loaded, settled: bool) -> None:
+    firewall.rules({"id": "a", "sources": [HOST]})
+    assert firewall.judge(tcp(HOST)) == DROPPED
+    if settled:
+        firewall.kernel.settle()
+    firewall.edit("a", action="allow")
+    assert behind_front(firewall) == {host(HOST)} and not front_entries(firewall)
+    assert firewall.judge(tcp(HOST)) == ALLOWED
+    assert firewall.hits("a") == (2, 2 * SIZE)
+    firewall.delete("a")
+    assert firewall.judge(tcp(HOST)) == PASSES
+    assert_exact(firewall)
+
+
+def test_a_row_is_taken_again_only_when_no_packet_is_left_that_may_read_it(firewall: Loaded) -> None:
+    firewall.rules({"id": "a", "sources": [HOST]})
+    firewall.kernel.settle()
+    firewall.delete("a")
+    firewall.add(id="b", sources=[HOST], action="allow")
+    assert behind_front(firewall) == {host(HOST)}
+    assert firewall.judge(tcp(HOST)) == ALLOWED
+    firewall.delete("b")
+    firewall.kernel.settle()
+    firewall.add(id="c", sources=[HOST])
+    assert set(front_entries(firewall)) == {host(HOST)} and not behind_front(firewall)
+    assert firewall.judge(tcp(HOST)) == DROPPED
+    assert firewall.hits("c") == (1, SIZE)
+    assert_exact(firewall)
+
+
+def test_two_entries_of_one_row_are_both_judged_and_counted(firewall: Loaded) -> None:
+    one, other = twins()
+    firewall.rules({"id": "one", "sources": [one]})
+    firewall.add(id="other", sources=[other], action="allow")
+    assert set(front_entries(firewall)) == {host(one)} and behind_front(firewall) == {host(other)}
+    assert [firewall.judge(tcp(each)) for each in (one, other, other)] == [DROPPED, ALLOWED, ALLOWED]
+    assert firewall.hits("one") == (1, SIZE) and firewall.hits("other") == (2, 2 * SIZE)
+    firewall.edit("other", action="drop")
+    assert firewall.judge(tcp(other)) == DROPPED
+    firewall.delete("one")
+    assert [firewall.judge(tcp(each)) for each in (one, other)] == [PASSES, DROPPED]
+    assert firewall.hits("other") == (4, 4 * SIZE)
+    assert_exact(firewall)
+    firewall.rules({"id": "both", "sources": [one, other]})  # in one write
+    assert [firewall.judge(tcp(each)) for each in (one, other)] == [DROPPED, DROPPED]
+    assert_exact(firewall)
+
+
+def test_the_better_of_an_entry_in_the_front_and_one_behind_wins_and_counts(firewall: Loaded) -> None:
+    for in_front, behind in (("10.0.0.0/8", HOST), (HOST, "10.0.0.0/8")):
+        for better in (in_front, behind):
+            firewall.rules()
+            firewall.kernel.settle()
+            firewall.add(id="behind", sources=[behind], priority=7)
+            firewall.edit("behind", priority=5)
+            firewall.add(
+                id="front", sources=[in_front], priority=4 if better == in_front else 6, action="allow"
+            )
+            assert len(front_entries(firewall)) == 1 and len(behind_front(firewall)) == 1
+            winner = "front" if better == in_front else "behind"
+            assert firewall.judge(tcp(HOST)) == (ALLOWED if winner == "front" else DROPPED)
+            assert firewall.all_hits() == {winner: (1, SIZE)}
+            assert_exact(firewall)
+
+
+def test_many_at_once_go_behind_and_take_those_along_that_stand_in_the_front(firewall: Loaded) -> None:
+    lines = [f"10.{n >> 8}.{n & 255}.1" for n in range(FEW + 50)]
+    firewall.rules({"id": "few", "sources": lines[:20], "priority": 900})
+    assert len(front_entries(firewall)) == 20
+    firewall.enforcer.import_list(parse_list("\n".join(lines[20:])), "drop", 7, "ingress")
+    assert len(front_entries(firewall)) == 20 and len(behind_front(firewall)) == FEW + 30
+    assert {firewall.judge(tcp(each)) for each in lines[::37]} == {DROPPED}
+    firewall.rules({"id": "all", "sources": lines, "action": "allow"})
+    assert not front_entries(firewall)
+    assert {firewall.judge(tcp(each)) for each in lines[::37]} == {ALLOWED}
+    assert_exact(firewall)
+    firewall.rules()
+    assert {firewall.judge(tcp(each)) for each in lines[::37]} == {PASSES}
+    assert_exact(firewall)
+
+
+def test_a_batch_over_front_and_hash_map_happens_at_one_moment(firewall: Loaded) -> None:
+    """Prefixes come into the front, leave it and come back behind it; one of them drops at every moment."""
+    one, other = twins()
+    net = "10.7.0.0/16"
+    sets: list[list[dict[str, Any]]] = [
+        [{"sources": [one], "priority": 10}, {"sources": [other], "priority": 10, "action": "allow"}],
+        [{"sources": [net], "priority": 20}, {"sources": [other], "priority": 30, "action": "allow"}],
+        [{"sources": [one], "priority": 40}, {"sources": [net], "priority": 50, "action": "allow"}],
+        [{"sources": [other, net], "priority": 60}],
+    ]
+    named = [[{**rule, "id": f"r{place}"} for place, rule in enumerate(rules)] for rules in sets]
+    firewall.rules(*named[0])
+    frame, program = tcp(one), firewall.program("ingress")
+    assert firewall.judge(frame) == DROPPED
+    is_over = threading.Event()
+
+    def flood() -> None:
+        while not is_over.is_set():
+            bpf.test_run(program, frame, repeat=5_000)
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    was_in_front, was_behind = set(), set()
+    try:
+        for turn in range(120):
+            firewall.rules(*named[(turn + 1) % len(named)])
+            was_in_front |= set(front_entries(firewall))
+            was_behind |= behind_front(firewall)
+            if turn % 8 < 4:
+                firewall.kernel.settle()
+    finally:
+        is_over.set()
+        flooding.join()
+    seen = firewall.counted_since_last()
+    assert {verdict for _, verdict, _ in seen} == {"drop"}, seen
+    assert sum(packets for packets, _ in seen.values()) > 10_000
+    assert host(one) in was_in_front & was_behind and host(other) in was_behind
+    assert_exact(firewall)
+
+
+class Dies(BaseException):
+    """The process ends here: nobody undoes anything."""
+
+
+def die(*_: object) -> None:
+    raise Dies
+
+
+CHANGES: dict[str, Callable[[Loaded], None]] = {
+    "edit": lambda firewall: firewall.edit("a", action="allow"),
+    "delete": lambda firewall: firewall.delete("a"),
+    "batch": lambda firewall: firewall.batch([{"id": "n", "sources": ["10.0.0.9"]}], ["a"]),
+}
+
+
+@pytest.mark.parametrize("step", ["update_batch", "clear", "put", "delete_batch"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_process_that_ends_while_an_entry_moves_leaves_the_rules_that_were_acknowledged(
+    firewall: Loaded, monkeypatch: pytest.MonkeyPatch, name: str, step: str
+) -> None:
+    firewall.rules({"id": "a", "sources": [HOST]}, {"id": "b", "sources": ["10.0.0.2", "10.0.0.0/28"]})
+    before = [firewall.judge(tcp(f"10.0.0.{n}")) for n in (1, 2, 9, 99)]
+    hits = firewall.all_hits()
+    assert len(front_entries(firewall)) == 3
+    owner = Map if step.endswith("batch") else AddressFront
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, die)
+        patch.setattr(KernelDatapath, "_take_back", lambda _: None)  # nobody is left to
+        try:
+            CHANGES[name](firewall)
+        except Dies:
+            is_cut_off = True
+        else:
+            is_cut_off = False
+    if not is_cut_off:
+        assert (name, step) not in {("edit", "clear"), ("delete", "clear"), ("batch", "put")}
+        return
+    if name != "delete":
+        assert [firewall.judge(tcp(f"10.0.0.{n}")) for n in (1, 2, 9, 99)] == before
+        hits = firewall.all_hits()
+    firewall.restart()
+    assert_exact(firewall)
+    if name != "delete":
+        assert firewall.all_hits() == hits
+    assert [firewall.judge(tcp(f"10.0.0.{n}")) for n in (1, 2, 9, 99)] == before
+    CHANGES[name](firewall)
+    assert_exact(firewall)
+
+
+def test_a_start_finds_the_front_as_it_was(firewall: Loaded) -> None:
+    firewall.rules({"id": "a", "sources": [HOST, "10.2.0.0/16"]})
+    firewall.judge(tcp(HOST))
+    programs, rows = firewall.program_ids(), set(front_entries(firewall))
+    firewall.restart()
+    assert firewall.program_ids() == programs, "compiled again"
+    assert set(front_entries(firewall)) == rows and len(rows) == 2
+    assert firewall.judge(tcp(HOST)) == DROPPED
+    assert firewall.hits("a") == (2, 2 * SIZE)
+
+
+def test_a_change_that_the_kernel_refuses_puts_nothing_into_the_front(
+    firewall: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise KernelRefused("the kernel said no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Map, "update_batch", refuse)
+        with pytest.raises(KernelRefused):
+            firewall.add(id="a", sources=[HOST])
+    assert not front_entries(firewall)
+    assert firewall.judge(tcp(HOST)) == PASSES
+    assert_exact(firewall)
+
+
+def look(loaded: Loaded) -> list[str]:
+    return [each for _ in range(3) for each in loaded.kernel.audit(loaded.enforcer._ruleset.addresses)]
+
+
+def empty(rows: np.ndarray) -> None:
+    rows["key"] = 0
+
+
+def other_rank(rows: np.ndarray) -> None:
+    rows["entry"]["rank"][rows["key"] != 0] += 2
+
+
+def elsewhere(rows: np.ndarray) -> None:
+    """Every key in a row where no packet looks for it."""
+    rows["key"] = np.roll(rows["key"], 1)
+
+
+def nonsense(rows: np.ndarray) -> None:
+    rows["key"][rows["key"] != 0] = 1 << 60
+
+
+@pytest.mark.parametrize("edit", [empty, other_rank, elsewhere, nonsense], ids=lambda edit: edit.__name__)
+def test_what_others_write_into_the_front_is_noticed_and_mended(
+    firewall: Loaded, edit: Callable[[np.ndarray], None]
+) -> None:
+    firewall.rules({"id": "a", "sources": [HOST, "10.3.0.0/16"]})
+    firewall.kernel.settle()
+    assert look(firewall) == []
+    edit(firewall.kernel._set.maps.arrays["address_front"])
+    assert any("address4" in each for each in look(firewall))
+    firewall.kernel.restore()
+    firewall.kernel.reconcile(firewall.enforcer._image())
+    assert look(firewall) == []
+    assert firewall.judge(tcp(HOST)) == DROPPED
+    assert_exact(firewall)
+
+
+def test_an_entry_that_stands_in_two_places_stands_in_one_after_a_start(firewall: Loaded) -> None:
+    firewall.rules({"id": "a", "sources": [HOST]})
+    firewall.edit("a", priority=3)
+    kernel = firewall.kernel._datapath
+    ((keys, values),) = kernel._tables[4]._map.dump(PREFIX4, ADDRESS_ENTRY)
+    front = kernel._tables[4]._front
+    assert front is not None
+    front.put(keys, values)
+    firewall.restart()
+    assert not behind_front(firewall) and set(front_entries(firewall)) == {host(HOST)}
+    assert_exact(firewall)
