@@ -32,14 +32,13 @@ TAGS = [
 PROBLEMS = {
     403: "Sent by a web page (it has an Origin header).",
     404: "There is no such thing.",
-    409: "The id belongs to another rule, a change that waits for its confirmation is in the way, it would lock"
-    " somebody out, or the host is in a state that forbids it.",
+    409: "In the way: another rule of that id, a change that waits, a lockout, or the state of the host.",
     412: "The rule set is not the one that If-Match names.",
     413: "The body is too large, or has too many rules.",
     415: "The body is not application/json.",
     421: "The Host header is a name other than localhost.",
     422: "The request breaks the contract; `errors` point at each fault. Nothing was changed.",
-    503: "The service is starting or stopping, or the kernel or the disk refused. Nothing was changed.",
+    503: "The service starts or stops, or kernel or disk refused. Nothing was changed.",
     507: "A map has no room; `table`, `capacity`, `wanted` and `setting` say which. Nothing was changed.",
 }
 READ_PROBLEMS = (421, 422, 503)
@@ -78,6 +77,8 @@ def document(app: FastAPI) -> dict[str, Any]:
             for answer in operation["responses"].values():
                 answer["description"] = answer["description"].replace("Successful Response", "Done.")
     _share(found)
+    for part in (found["components"], found["paths"]):
+        _untitle(part)
     patch = found["paths"]["/v1/rules/{rule_id}"]["patch"]["requestBody"]["content"]
     patch["application/merge-patch+json"] = patch["application/json"]
     return found
@@ -99,6 +100,18 @@ def _share(found: dict[str, Any]) -> None:
                     shared["headers"][name] = headers[name]
                     headers[name] = {"$ref": f"#/components/headers/{name}"}
     found["components"].update(shared)
+
+
+def _untitle(node: Any) -> None:
+    """Titles only repeat the names of fields and schemas."""
+    if isinstance(node, dict):
+        if isinstance(node.get("title"), str):
+            del node["title"]
+        for inner in node.values():
+            _untitle(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            _untitle(inner)
 
 
 def _patch_of(rule: dict[str, Any]) -> dict[str, Any]:

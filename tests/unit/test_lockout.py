@@ -255,7 +255,12 @@ def test_the_live_connections_are_read_once_a_second_at_most(
     monkeypatch.setattr("firewall.enforcer.Enforcer._steady", staticmethod(lambda: now))
     reached.firewall._management._clock = lambda: now
     asked: list[float] = []
-    monkeypatch.setattr(reached.kernel, "ssh_sessions", lambda: asked.append(now) or [SSH])
+
+    def sessions() -> list[Connection]:
+        asked.append(now)
+        return [SSH]
+
+    monkeypatch.setattr(reached.kernel, "ssh_sessions", sessions)
     for number in range(5):
         ask(reached, adding(reached, f"r{number}", sources=f"192.0.2.{number}"))
     assert len(asked) <= 1
