@@ -61,6 +61,7 @@ def _service(status: StatusView) -> Iterator[Metric]:
         "ebpf_fw_start_time_seconds", "When the service started, since 1970", value=status.started_at
     )
     yield GaugeMetricFamily("ebpf_fw_rules", "Rules that are kept, disabled ones too", value=status.rules)
+    yield GaugeMetricFamily("ebpf_fw_panic", "1 while panic blocks nearly everything", value=status.panic.on)
     used = GaugeMetricFamily("ebpf_fw_map_entries", "Entries in a map", labels=("map",))
     capacity = GaugeMetricFamily(
         "ebpf_fw_map_capacity_entries", "Entries that a map can hold", labels=("map",)

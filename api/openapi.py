@@ -30,16 +30,16 @@ TAGS = [
 ]
 
 PROBLEMS = {
-    403: "Sent by a web page (it has an Origin header).",
+    403: "Sent by a web page.",
     404: "There is no such thing.",
-    409: "In the way: another rule of that id, a change that waits, a lockout, or the state of the host.",
+    409: "Another rule has that id, a change waits, a lockout, or the host forbids it.",
     412: "The rule set is not the one that If-Match names.",
     413: "The body is too large, or has too many rules.",
     415: "The body is not application/json.",
-    421: "The Host header is a name other than localhost.",
-    422: "The request breaks the contract; `errors` point at each fault. Nothing was changed.",
-    503: "The service starts or stops, or kernel or disk refused. Nothing was changed.",
-    507: "A map has no room; `table`, `capacity`, `wanted` and `setting` say which. Nothing was changed.",
+    421: "The Host header is another name.",
+    422: "Not as asked for here: `errors` point at each fault.",
+    503: "It starts or stops, or kernel or disk refused.",
+    507: "A map has no room: `table`, `setting`.",
 }
 READ_PROBLEMS = (421, 422, 503)
 CHANGE_PROBLEMS = (403, 409, 413, 415, 421, 422, 503, 507)

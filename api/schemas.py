@@ -274,6 +274,21 @@ class MapFill(Document):
     setting: str = Field(description="The key of the config file that makes the map larger; may be empty.")
 
 
+class PanicRequest(Document):
+    on: bool
+    ttl: int | str | None = Field(
+        None,
+        description='When it ends by itself: seconds, or as in "10m". 10 minutes where absent, a day at most.',
+    )
+
+
+class PanicState(Document):
+    on: bool
+    until: Time | None = Field(description="When it ends by itself.")
+    left_s: float
+    connections: int = Field(description="How many management connections it keeps.")
+
+
 class Status(Document):
     version: str
     ready: bool
@@ -290,6 +305,8 @@ class Status(Document):
     maps: list[MapFill]
     drift: list[str] = Field(description="Where the kernel is not as the service left it.")
     last_error: str | None
+    never_drop: list[str] = Field(description="What no rule, list or default drops.")
+    panic: PanicState
     changes_waiting: int = Field(description="Changes that go unless they are confirmed.")
 
 
@@ -450,6 +467,7 @@ class Alive(Document):
 
 class Ready(Document):
     status: Literal["ready"]
+    panic: bool = Field(description="Whether panic blocks nearly everything.")
 
 
 class Fault(Document):

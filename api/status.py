@@ -14,6 +14,7 @@ from api import schemas
 from api.errors import RequestRefused
 from api.json_body import JsonResponse
 from api.openapi import READ_PROBLEMS, problems
+from api.panic import panic_json
 from api.running import NO_QUERY, InService
 from firewall.errors import Problem
 from firewall.rule import format_time
@@ -53,6 +54,8 @@ def status_json(view: StatusView) -> dict[str, Any]:
         "maps": view.maps,
         "drift": view.drift,
         "last_error": view.last_error,
+        "never_drop": view.never_drop,
+        "panic": panic_json(view.panic),
         "changes_waiting": view.changes_waiting,
     }
 
@@ -86,4 +89,4 @@ def read_readiness(running: InService) -> Response:
     if reasons:
         faults = [Problem("", reason) for reason in reasons]
         raise RequestRefused(503, "not_ready", "; ".join(reasons), problems=faults)
-    return JsonResponse({"status": "ready"})
+    return JsonResponse({"status": "ready", "panic": running.firewall.panic().on})

@@ -8,18 +8,6 @@
 #ifndef EBPF_FW_DECIDE_H
 #define EBPF_FW_DECIDE_H
 
-/* What decides where no rule does. */
-static __always_inline void without_rule(struct decision *decision, const struct packet *packet)
-{
-	if (packet->malformed) {
-		decision->reason = packet->malformed;
-		decision->verdict = decision->options & OPTION_MALFORMED_PASS ? VERDICT_PASS : VERDICT_DROP;
-	} else {
-		decision->reason = REASON_DEFAULT;
-		decision->verdict = decision->options & OPTION_DEFAULT_DROP ? VERDICT_DROP : VERDICT_PASS;
-	}
-}
-
 static __always_inline void decide(struct decision *decision, const struct packet *packet, __u32 hook)
 {
 	__u32 zero = 0, scope;
@@ -42,10 +30,12 @@ static __always_inline void decide(struct decision *decision, const struct packe
 
 	if (!packet->malformed && !packet->is_ip) {
 		decision->reason = REASON_NOT_IP;
+		if (packet->is_arp && head->options & OPTION_DROP_ARP)
+			decision->verdict = VERDICT_DROP;
 		return;
 	}
 	if (packet->malformed && (!packet->is_ip || !(head->options & OPTION_MALFORMED_PASS))) {
-		without_rule(decision, packet);
+		without_rule(decision, packet, hook);
 		return;
 	}
 	if (packet->is_fragment && head->options & OPTION_FRAGMENTS_DROP) {
@@ -57,17 +47,18 @@ static __always_inline void decide(struct decision *decision, const struct packe
 	decision->observe = head->options & OPTION_OBSERVE;
 	best_address(decision, control, epoch, packet, hook);
 	decision->rank = decision->best >> BEST_RANK_SHIFT;
+	if (head->options & OPTION_PANIC && decision->rank != RANK_NEVER_DROP)
+		decision->rank = RANK_NONE;
 	if (head->best_rank < decision->rank) {
 		/* Or the verifier would follow the search once for every entry that may have been found, and once for none. */
 		decision->last = NULL;
 		best_policy(decision, head, packet, scope);
 	}
 	if (decision->rank == RANK_NONE) {
-		without_rule(decision, packet);
+		without_rule(decision, packet, hook);
 		return;
 	}
-	decision->reason = REASON_RULE;
-	decision->verdict = decision->rank & RANK_ALLOW ? VERDICT_PASS : VERDICT_DROP;
+	by_rule(decision);
 }
 
 #endif

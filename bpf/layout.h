@@ -40,17 +40,22 @@ enum reason {
 	REASON_MALFORMED_EXTENSION = 7,
 	REASON_MALFORMED_L4 = 8,
 	REASON_MALFORMED_FRAGMENT = 9,
-	REASON_COUNT = 10,
+	REASON_NEVER_DROP = 10,
+	REASON_ESSENTIAL = 11,
+	REASON_PANIC = 12,
+	REASON_COUNT = 13,
 };
 
 /* Room for reasons to come, so that counters keep their layout when one is appended. */
 #define REASON_CAPACITY 32
 
 /*
- * A rank orders rules: priority * 2, plus 1 for allow. The smallest wins, and at equal priority drop wins
- * because it is the smaller number. RANK_NONE is worse than any rule.
+ * A rank orders rules: RANK_FIRST + priority * 2, plus 1 for allow. The smallest wins, and at equal priority drop
+ * wins because it is the smaller number. Entries of `never_drop` beat every rule, RANK_NONE is worse than any.
  */
 #define RANK_ALLOW 1
+#define RANK_NEVER_DROP 1
+#define RANK_FIRST 2
 #define RANK_NONE 0xffffffff
 
 /*
@@ -206,6 +211,12 @@ struct span {
 #define OPTION_MALFORMED_PASS 4
 #define OPTION_INTERFACES 8 /* some rule names interfaces */
 #define OPTION_OBSERVE 64   /* some rule only observes */
+/* What passes though the default is drop and no rule matched. ARP is no IP and passes but with DROP_ARP. */
+#define OPTION_PASS_NEIGHBORS 1024
+#define OPTION_PASS_DHCP 2048
+#define OPTION_PASS_PATH_MTU 4096
+#define OPTION_DROP_ARP 8192
+#define OPTION_PANIC 16384 /* of the address entries those of never_drop alone count; the policy is panic's own */
 
 struct policy {
 	__u32 best_rank;	  /* of the policy rules that enforce; RANK_NONE = there are none */

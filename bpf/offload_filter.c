@@ -82,11 +82,13 @@ static __always_inline void decide_offload(struct decision *decision, const stru
 {
 	__u32 options = state->options;
 
+	decision->options = options;
 	decision->reason = REASON_NOT_IP;
+	decision->verdict = packet->is_arp && options & OPTION_DROP_ARP;
 	if (!packet->malformed && !packet->is_ip)
 		return;
 	decision->reason = packet->malformed ? packet->malformed : REASON_DEFAULT;
-	decision->verdict = packet->malformed ? !(options & OPTION_MALFORMED_PASS) : !!(options & OPTION_DEFAULT_DROP);
+	decision->verdict = packet->malformed && !(options & OPTION_MALFORMED_PASS);
 	if (!packet->is_ip || (packet->malformed && decision->verdict))
 		return;
 	if (packet->is_fragment && options & OPTION_FRAGMENTS_DROP) {
@@ -103,10 +105,12 @@ static __always_inline void decide_offload(struct decision *decision, const stru
 		best_offload6(decision, state, SIDE_DESTINATION, packet->destination);
 	}
 	decision->rank = decision->best >> BEST_RANK_SHIFT;
+	if (options & OPTION_PANIC && decision->rank != RANK_NEVER_DROP)
+		decision->rank = RANK_NONE;
 	if (decision->rank == RANK_NONE)
-		return;
-	decision->reason = REASON_RULE;
-	decision->verdict = decision->rank & RANK_ALLOW ? VERDICT_PASS : VERDICT_DROP;
+		without_rule(decision, packet, HOOK_INGRESS);
+	else
+		by_rule(decision);
 }
 
 static __always_inline void count_offload(struct offload_state *state, const struct decision *decision,

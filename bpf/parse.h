@@ -17,6 +17,7 @@
 #define ICMP_HEADER_SIZE 8
 
 #define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_ARP 0x0806
 #define ETHERTYPE_IPV6 0x86dd
 #define ETHERTYPE_VLAN 0x8100
 #define ETHERTYPE_QINQ 0x88a8
@@ -65,6 +66,8 @@ struct packet {
 	__u8 is_later_fragment;
 	__u16 is_fragment; /* not 0: first or later */
 	__u8 malformed;	   /* the reason, or 0 */
+	__u8 is_arp;
+	__u8 hop_limit; /* of IPv6 */
 };
 
 struct cursor {
@@ -259,6 +262,7 @@ static __always_inline int parse_ipv6(struct cursor *cursor, struct packet *pack
 	packet->family = FAMILY_IPV6;
 	packet->is_ip = 1;
 	packet->protocol = ip->nexthdr;
+	packet->hop_limit = ip->hop_limit;
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
 		packet->source[i] = ip->saddr.in6_u.u6_addr32[i];
@@ -336,8 +340,10 @@ static __always_inline int parse_ip(struct cursor *cursor, __u16 ethertype, stru
 		reason = parse_ipv4(cursor, packet);
 	else if (ethertype == ETHERTYPE_IPV6)
 		reason = parse_ipv6(cursor, packet);
-	else
+	else {
+		packet->is_arp = ethertype == ETHERTYPE_ARP;
 		return 0;
+	}
 	if (reason || packet->is_later_fragment)
 		return reason;
 	reason = parse_l4(cursor, packet);

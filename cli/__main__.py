@@ -14,6 +14,7 @@ from cli import (
     interfaces,
     packet_test,
     packets,
+    panic,
     rules,
     status,
 )
@@ -69,6 +70,7 @@ command(app, "serve")(serve)
 command(app, "status")(status.status)
 app.add_typer(rules.app, name="rule")
 app.add_typer(interfaces.app, name="interface")
+app.add_typer(panic.app, name="panic")
 command(app, "import")(import_rules.import_rules)
 command(app, "export")(export.export)
 command(app, "changes")(changes.changes)

@@ -37,6 +37,13 @@ def duration_text(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
+def panic_text(answer: Json) -> str:
+    if not answer["on"]:
+        return "off"
+    kept = f"{answer['connections']} management connections go on"
+    return f"on until {answer['until']} (in {duration_text(answer['left_s'])}); {kept}"
+
+
 def _summary(answer: Json) -> Iterator[tuple[str, Any]]:
     reasons = "; ".join(map(str, answer["not_ready"]))
     default = answer["default_actions"]
@@ -45,6 +52,10 @@ def _summary(answer: Json) -> Iterator[tuple[str, Any]]:
     yield "up", f"{duration_text(answer['uptime_s'])}, since {answer['started_at']}"
     yield "rules", f"{answer['rules']:,} (revision {answer['revision']})"
     yield "default", f"ingress {default['ingress']}, egress {default['egress']}"
+    if answer["never_drop"]:
+        yield "never drop", ", ".join(answer["never_drop"])
+    if answer["panic"]["on"]:
+        yield "panic", panic_text(answer["panic"])
     yield "pinned", answer["pin_root"]
     if count := answer.get("changes_waiting"):
         yield "waiting", f"{count} to be confirmed: ebpf-fw changes"

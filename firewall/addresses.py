@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firewall.address import BITS
+from firewall.address import BITS, Prefix
 from firewall.address_index import AddressIndex, decoded, encode, key_columns
 from firewall.datapath import Change, Edit, Entries, Entry, Key, Occupancy
 from firewall.layout import C
@@ -21,6 +21,7 @@ from firewall.policy import Policy
 from firewall.rule import VERSIONS, Rule
 
 _SCOPES = C["ADDRESS_SCOPE_COUNT"]
+_SPARED = Entry(C["RANK_NEVER_DROP"], 0)  # handle 0: no rule's
 _Length = tuple[int, int, int]  # IP version, scope, prefix length
 Counts = dict[_Length, int]
 
@@ -34,6 +35,13 @@ def address_keys(rule: Rule) -> list[Key]:
         for prefix in (rule.destinations or rule.sources)
         if prefix.version in VERSIONS[rule.family]
     ]
+
+
+def _spared_keys(prefix: Prefix) -> list[Key]:
+    """Who sends at ingress, who receives at egress."""
+    sides = (C["HOOK_INGRESS"], C["SIDE_SOURCE"]), (C["HOOK_EGRESS"], C["SIDE_DESTINATION"])
+    scopes = [hook << C["SCOPE_HOOK_BIT"] | side for hook, side in sides]
+    return [Key(prefix.version, scope, prefix.length, prefix.address) for scope in scopes]
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,17 @@ class AddressTables:
         gone = [self._plan_leaving(each, entries) for each in leaving]
         come = [self._plan_arriving(each, entries) for each in arriving]
         return self._planned(entries, come, gone)
+
+    def plan_spared(self, removed: Iterable[Prefix], added: Iterable[Prefix]) -> AddressPlan:
+        """Prefixes of never_drop: entries of no rule, which beat every rule's."""
+        entries: dict[Key, list[Entry]] = {}
+        for prefix in removed:
+            for key in _spared_keys(prefix):
+                entries.setdefault(key, self.entries(key)).remove(_SPARED)
+        for prefix in added:
+            for key in _spared_keys(prefix):
+                entries.setdefault(key, self.entries(key)).append(_SPARED)
+        return self._planned(entries, [], [])
 
     def plan_many(self, arriving: Sequence[Entries]) -> AddressPlan:
         return self.plan((), (), arriving)

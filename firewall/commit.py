@@ -160,7 +160,7 @@ class Commits(Cautious):
                 self._store.add_hits(owed.items())
                 write()
                 hits = self._kernel.policy_hits([slot for _, slot in left_policy])
-                gone = self._kernel.apply(plan.change)
+                gone = self._apply(plan.change)
                 self._save_gone(gone, deleted)
                 self._store.add_hits(zip((handle for handle, _ in left_policy), hits, strict=True))
         except BaseException as error:
@@ -187,7 +187,7 @@ class Commits(Cautious):
                 self._open_group(group)
             with self._store.savepoint():
                 write()
-                gone = self._kernel.apply(plan.change)
+                gone = self._apply(plan.change)
                 self._save_gone(gone, deleted)
         except BaseException as error:
             self._note(error)
@@ -235,7 +235,7 @@ class Commits(Cautious):
         try:
             for made in reversed(group.made):
                 plan = self._ruleset.plan(made.written, made.removed, self._interfaces.protected())
-                self._owe(self._kernel.apply(plan.change))
+                self._owe(self._apply(plan.change))
                 self._ruleset.commit(plan)
         except Exception as refusal:
             self._drift(refusal)
@@ -247,7 +247,7 @@ class Commits(Cautious):
         """A change that the kernel made and the store did not."""
         self._owe(gone)
         try:
-            self._owe(self._kernel.apply(change.inverse()))
+            self._owe(self._apply(change.inverse()))
         except Exception as refusal:
             self._drift(refusal)
         self._forget_who_never_was()

@@ -79,6 +79,9 @@ class Change:
     gone: Sequence[Entries] = ()
     fresh_slots: Sequence[int] = ()
 
+    def without_policy(self) -> Change:
+        return replace(self, policy_before=None, policy=None)
+
     def inverse(self) -> Change:
         return replace(
             self,

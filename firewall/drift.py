@@ -132,8 +132,7 @@ class DriftWatch:
         what = f"{place}: {self._described(present.program_id)} is there"
         if present.is_ours:
             return Fault("hook", what, partial(self._interfaces.attach_again, held, hook))
-        how = f"ebpf-fw interface attach {held.link.name} --force"
-        return Fault("hook", f"{what}; stop its owner, or replace it with `{how}`")
+        return Fault("hook", f"{what}; stop its owner, or {_way_out(held.link.name, hook)}")
 
     def _described(self, program_id: int) -> str:
         """Finding an owner takes a while, so it is done once."""
@@ -196,3 +195,10 @@ class DriftWatch:
         self._faults.pop(place, None)
         self.healed[fault.kind] += 1
         log.info("drift healed", kind=fault.kind, detail=fault.detail)
+
+
+def _way_out(interface: str, hook: int) -> str:
+    """Only an XDP program of another owner is ever replaced."""
+    if hook == EGRESS:
+        return f"remove it with `tc filter del dev {interface} egress pref 1`"
+    return f"replace it with `ebpf-fw interface attach {interface} --force`"

@@ -24,6 +24,7 @@ from firewall.interfaces import Interfaces
 from firewall.judging import Judging
 from firewall.layout import HOOKS
 from firewall.list_import import ListImport
+from firewall.panicking import Panicking
 from firewall.resets import Resets
 from firewall.rule_changes import RuleChanges
 from firewall.settings import Interface
@@ -36,7 +37,7 @@ _WATCH_S = 0.5
 _LOOK_S = 2.0  # between looks at what no message tells of
 
 
-class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging):
+class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panicking):
     """The rules in force. Every method may be called from any thread."""
 
     def __init__(
@@ -65,7 +66,9 @@ class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging):
                     self._store.write_rules([each.handle for each in expired], [])
             slots = self._kernel.start(int(self._store.identity, 16))
             _, come = self._interfaces.gone_and_come()
-            self._load(slots, {link.name: link.ifindex for link, _ in come})
+            protected = {link.name: link.ifindex for link, _ in come}
+            self._take_up_panic(protected)
+            self._load(slots, protected)
             for link, request in come:
                 tell(self._following.hold(self._interfaces.hold, link, request))
             for link, hook in self._kernel.detach_from_others(self._interfaces.protected().values()):
@@ -128,11 +131,13 @@ class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging):
     def _watch(self) -> None:
         next_look = 0.0
         while not self._stopping.is_set():
-            happened = self._kernel.wait(min(self._until_next_expiry(), self._until_due()))
+            until = min(self._until_next_expiry(), self._until_due())
+            happened = self._kernel.wait(self._until_panic_ends(until))
             if self._stopping.is_set():
                 return
             is_time = time.monotonic() >= next_look
-            steps = [self._mend, self._kernel.settle, self._roll_back_overdue, self._expire]
+            steps = [self._mend, self._kernel.settle, self._end_panic_in_time]
+            steps += [self._roll_back_overdue, self._expire]
             if happened or is_time:
                 steps.append(partial(self._following.follow, happened))
                 steps.append(partial(self._watched.look_at_hooks, happened))

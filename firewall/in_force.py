@@ -15,7 +15,7 @@ import numpy.typing as npt
 from firewall.address import BITS
 from firewall.address_index import encode_many
 from firewall.address_list import PrefixColumns
-from firewall.datapath import Entries, Image, Kernel
+from firewall.datapath import Change, Entries, Image, Kernel
 from firewall.drift import DriftWatch
 from firewall.hits import Hits
 from firewall.interfaces import Interfaces
@@ -23,6 +23,7 @@ from firewall.layout import C
 from firewall.policy import Policy
 from firewall.reporting import Reporting, ReportLimits
 from firewall.ruleset import Ruleset
+from firewall.shield import Panic, Shield
 from firewall.store import Block, Store
 
 
@@ -51,12 +52,13 @@ class Manner:
     options: tuple[int, int]
     heals: bool
     reports: ReportLimits = field(default_factory=ReportLimits)
+    shield: Shield = field(default_factory=Shield)
 
 
 class InForce:
-    """`_resets`: by handle, what is subtracted from counters.
-    `_adrift`: why maps and store may differ, None where they do not. `_owed`: hits by handle that the maps have no
-    more and the store has not yet. All under `_lock`."""
+    """`_options`: those in force; `_panic` with `_panic_policy`: what is in force instead of the rules. `_resets`: by
+    handle, what is subtracted from counters. `_adrift`: why maps and store may differ, None where they do not. `_owed`:
+    hits by handle that the maps have no more and the store has not yet. All under `_lock`."""
 
     def __init__(
         self,
@@ -74,7 +76,10 @@ class InForce:
         self._interfaces = interfaces
         self._limits = limits
         self._about = about
+        self._manner, self._shield = manner, manner.shield
         self._options = manner.options
+        self._panic: Panic | None = None
+        self._panic_policy: Policy | None = None
         self._clock = clock
         self._started_at = clock()
         self._lock = threading.RLock()
@@ -96,7 +101,7 @@ class InForce:
         """The stored rules become those in force. `slots`: of policy rules, by handle, that count already."""
         ruleset = self._empty_ruleset(slots)
         imported = [self._block_entries(block) for block in self._store.blocks()]
-        fresh_slots = ruleset.load(self._store.loose(), imported, protected)
+        fresh_slots = ruleset.load(self._store.loose(), imported, protected, self._shield.never_drop)
         self._reserve(ruleset.addresses.sizes(), ruleset.policy)
         self._kernel.reconcile(self._image(fresh_slots, ruleset))
         self._ruleset = ruleset
@@ -108,12 +113,21 @@ class InForce:
         return Image(
             {version: addresses.winners(version) for version in BITS},
             addresses.occupancy,
-            ruleset.policy,
+            self._policy_in_force(ruleset),
             fresh_slots,
         )
 
+    def _policy_in_force(self, ruleset: Ruleset) -> Policy:
+        return ruleset.policy if self._panic is None else self._panic_policy or ruleset.policy
+
+    def _apply(self, change: Change) -> dict[int, Hits]:
+        """A change of the rules. While panic is on, policies wait for its end."""
+        return self._kernel.apply(change if self._panic is None else change.without_policy())
+
     def _reserve(self, sizes: dict[int, int], policy: Policy) -> None:
         self._kernel.reserve(sizes, policy)
+        if self._panic is not None and self._panic_policy is not None:
+            self._kernel.reserve(sizes, self._panic_policy)
 
     def _block_entries(self, block: Block) -> Entries:
         left = self._store.block_rules(block)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property, partial
 
+from firewall.address import Prefix
 from firewall.commit import Commits
 from firewall.datapath import Change
 from firewall.errors import InvalidInput, NotFound, Problem
@@ -93,14 +94,23 @@ class InterfaceChanges(Commits, Reads):
     def reload(self, about: About, manner: Manner, configured: Sequence[Interface]) -> None:
         """What the config says now, without a restart. Raises where the kernel refuses; then all is as before."""
         with self._changing_alone():
-            if manner.options != self._options:
-                self._apply_options(manner.options)
+            before = self._options
+            options = manner.options if self._panic is None else manner.shield.panic_options
+            if options != before:
+                self._apply_options(options)
+            try:
+                self._apply_never_drop(manner.shield.never_drop)
+            except BaseException:
+                if options != before:
+                    self._apply_options(before)
+                raise
+            self._manner, self._shield = manner, manner.shield
             self._about, self._watched.heals = about, manner.heals
             self._following.reconfigure(configured)
             self.reporting.configure(manner.reports)
 
     def _apply_options(self, options: tuple[int, int]) -> None:
-        occupancy, policy = self._ruleset.addresses.occupancy, self._ruleset.policy
+        occupancy, policy = self._ruleset.addresses.occupancy, self._policy_in_force(self._ruleset)
         self._kernel.set_options(options)
         try:
             self._kernel.apply(Change((), occupancy, occupancy, policy, policy))
@@ -108,6 +118,11 @@ class InterfaceChanges(Commits, Reads):
             self._kernel.set_options(self._options)
             raise
         self._options = options
+
+    def _apply_never_drop(self, wanted: tuple[Prefix, ...]) -> None:
+        plan = self._ruleset.plan_never_drop(self._shield.never_drop, wanted)
+        if plan is not None:
+            self._perform(plan, lambda: None, set(), [])
 
     @cached_property
     def _following(self) -> Following:
@@ -118,5 +133,5 @@ class InterfaceChanges(Commits, Reads):
         plan = self._ruleset.plan_interfaces(protected)
         if plan is not None:
             self._reserve_for(plan)
-            self._kernel.apply(plan.change)
+            self._apply(plan.change)
             self._ruleset.commit(plan)

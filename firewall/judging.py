@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 MOST_MATCHES = 100  # told of one packet
 _PASS = VERDICTS.index("pass")
+_AFTER_RULES = ("rule", "default", "never_drop", "essential", "panic")
 
 
 class Place(NamedTuple):
@@ -75,22 +76,23 @@ class Judging(InForce):
             answer = self._kernel.judge(Question(place.hook, place.ifindex, has_ethernet, frame, length))
             packet = _packet(place, answer, length)
             matching = matching_rules(packet, self._ruleset) if packet and _asked_rules(answer) else []
-            expected = next((each.handle for each in matching if not each.observes), None)
+            is_consistent = self._panic is not None or _is_expected(answer, matching)
+            matching = [each for each in matching if each.handle]  # never_drop is no rule
             # A rule with several prefixes around an address matches by each of them.
             distinct = {each.handle: each for each in reversed(matching)}
             others = [
                 each for each in matching if distinct[each.handle] is each and each.handle != answer.handle
             ]
             rules = self._rules_of({each.handle for each in others[:MOST_MATCHES]} | _set_of(answer.handle))
-        consistent = answer.handle == expected
-        if not consistent:
+            is_panic = self._panic is not None
+        if not is_consistent:
             log.error(
                 "maps and rules name different winners",
                 hook=HOOKS[place.hook],
                 interface=place.interface,
                 packet=str(packet),
                 in_maps=answer.handle,
-                in_rules=expected,
+                in_rules=[each.handle for each in matching[:1]],
             )
         return JudgementView(
             hook=HOOKS[place.hook],
@@ -100,9 +102,9 @@ class Judging(InForce):
             rule=_match(rules.get(answer.handle)) if answer.handle is not None else None,
             also_matched=_matches(others, rules),
             also_matched_total=len(others),
-            consistent=consistent,
+            consistent=is_consistent,
             packet=packet,
-            notes=tuple(_notes(place, answer, len(frame), length, consistent)),
+            notes=tuple(_notes(place, answer, len(frame), length, is_consistent, is_panic)),
         )
 
     def _rules_of(self, handles: set[int]) -> dict[int | None, Rule]:
@@ -118,7 +120,14 @@ def _set_of(handle: int | None) -> set[int]:
 def _asked_rules(answer: Answer) -> bool:
     """Whether rules had a say: other reasons come before them."""
     reason = REASONS[answer.reason]
-    return reason in ("rule", "default") or (reason.startswith("malformed") and answer.verdict == _PASS)
+    return reason in _AFTER_RULES or (reason.startswith("malformed") and answer.verdict == _PASS)
+
+
+def _is_expected(answer: Answer, matching: Sequence[MatchingRule]) -> bool:
+    """Whether the maps name the winner that the rules name."""
+    if REASONS[answer.reason] == "never_drop":
+        return any(each.handle == 0 for each in matching)
+    return answer.handle == next((each.handle for each in matching if not each.observes), None)
 
 
 def _packet(place: Place, answer: Answer, length: int) -> Packet | None:
@@ -154,9 +163,13 @@ def _matches(others: Sequence[MatchingRule], rules: dict[int | None, Rule]) -> t
     return tuple(each for each in found if each is not None)
 
 
-def _notes(place: Place, answer: Answer, there: int, length: int, consistent: bool) -> list[str]:
+def _notes(
+    place: Place, answer: Answer, there: int, length: int, consistent: bool, is_panic: bool
+) -> list[str]:
     """What an operator should know beside the verdict."""
     notes = []
+    if is_panic:
+        notes.append("panic is on: rules decide nothing until it ends")
     if not place.attached:
         notes.append(
             f"{HOOKS[place.hook]} of {place.interface} is not attached: real packets pass there unjudged"

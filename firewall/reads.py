@@ -21,7 +21,16 @@ from firewall.layout import HOOKS, REASONS, VERDICTS
 from firewall.rule import Rule
 from firewall.store import InterfaceTotal, Record
 from firewall.timings import Timing
-from firewall.view import CounterView, InterfaceView, MapView, MeasuredView, RuleQuery, RuleView, StatusView
+from firewall.view import (
+    CounterView,
+    InterfaceView,
+    MapView,
+    MeasuredView,
+    PanicView,
+    RuleQuery,
+    RuleView,
+    StatusView,
+)
 
 T = TypeVar("T")
 _PATIENCE_S = 0.1
@@ -208,7 +217,17 @@ class Reads(Counts):
             drift_detected=dict(self._watched.detected),
             drift_healed=dict(self._watched.healed),
             last_error=self.last_error,
+            never_drop=tuple(str(prefix) for prefix in self._shield.never_drop),
+            panic=self.panic(),
         )
+
+    def panic(self) -> PanicView:
+        panic = self._panic
+        if panic is None:
+            return PanicView(False, None, 0.0, 0)
+        now = self._clock()
+        left = max(0.0, panic.left_s(now))
+        return PanicView(True, now + left, left, len(panic.kept))
 
     def _present(self, rule_id: str) -> Record:
         record = self._store.by_id(rule_id)

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 
 from firewall.address import Prefix, parse_prefix
 from firewall.errors import InvalidInput, Problem
+from firewall.layout import C
 from firewall.match import (
     ICMP_PROTOCOLS,
     PORT_PROTOCOLS,
@@ -41,6 +42,10 @@ VERSIONS: dict[str, tuple[int, ...]] = {"any": (4, 6), "ipv4": (4,), "ipv6": (6,
 ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 T = TypeVar("T")
 _INTERFACE = re.compile(r"[^\s/]{1,64}")
+
+
+def rank_of(priority: int, action: str) -> int:
+    return C["RANK_FIRST"] + priority * 2 + C["RANK_ALLOW"] * (action == "allow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,8 @@ class Rule:
 
     @property
     def rank(self) -> int:
-        """Winning order as one number, the smallest wins (bpf/layout.h, RANK_ALLOW)."""
-        return self.priority * 2 + (self.action == "allow")
+        """Winning order as one number, the smallest wins (bpf/layout.h, RANK_FIRST)."""
+        return rank_of(self.priority, self.action)
 
     @property
     def hooks(self) -> tuple[int, ...]:

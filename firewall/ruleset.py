@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firewall.address import BITS
+from firewall.address import BITS, Prefix
 from firewall.addresses import AddressPlan, AddressTables, PlannedAddresses
 from firewall.datapath import Change, Entries
 from firewall.errors import table_full
@@ -161,6 +161,13 @@ class Ruleset:
         addresses = self.addresses.plan_many(arriving)
         return RulesetPlan(addresses, self.addresses.change(addresses, None, None), None, None, None, (), ())
 
+    def plan_never_drop(self, before: Sequence[Prefix], after: Sequence[Prefix]) -> RulesetPlan | None:
+        """The list that no rule beats; None for no change."""
+        if set(before) == set(after):
+            return None
+        addresses = self.addresses.plan_spared(set(before) - set(after), set(after) - set(before))
+        return RulesetPlan(addresses, self.addresses.change(addresses, None, None), None, None, None, (), ())
+
     def plan_interfaces(self, interfaces: Mapping[str, int]) -> RulesetPlan | None:
         """What a change of the protected interfaces means for rules that name some; None for nothing."""
         if not self._columns.names_interfaces:
@@ -184,9 +191,14 @@ class Ruleset:
         self._known_slots.clear()
 
     def load(
-        self, records: Iterable[Record], imported: Sequence[Entries], interfaces: Mapping[str, int]
+        self,
+        records: Iterable[Record],
+        imported: Sequence[Entries],
+        interfaces: Mapping[str, int],
+        never_drop: Sequence[Prefix] = (),
     ) -> tuple[int, ...]:
         """Everything that is stored, at the start. Answers the slots whose counters must start at 0."""
+        self.addresses.commit(self.addresses.plan_spared((), never_drop))
         for entries in imported:
             self.commit(self.plan_import([entries]))
         plan = self.plan((), list(records), interfaces)

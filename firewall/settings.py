@@ -13,10 +13,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from firewall.address import parse_prefix
 from firewall.errors import InvalidInput, Problem
 
 DEFAULT_PATH = Path("/etc/ebpf-fw/config.toml")
 DEFAULT_LISTEN = "127.0.0.1:9378"
+NEVER_DROP_MAX = 1024
 
 Action = Literal["allow", "drop"]
 Mode = Literal["auto", "native", "generic", "offload"]
@@ -91,6 +93,17 @@ class Filter(_Section):
     default_egress: Action = "allow"
     fragments: Literal["match", "drop"] = "match"
     malformed: Literal["drop", "pass"] = "drop"
+    never_drop: Annotated[list[str], BeforeValidator(_as_list), Field(max_length=NEVER_DROP_MAX)] = []
+    pass_arp: bool = True
+    pass_neighbor_discovery: bool = True
+    pass_dhcp: bool = True
+    pass_path_mtu: bool = True
+
+    @field_validator("never_drop")
+    @classmethod
+    def _check_never_drop(cls, value: list[str]) -> list[str]:
+        """In canonical text, each once."""
+        return list(dict.fromkeys(str(parse_prefix(address)) for address in value))
 
 
 class Service(_Section):

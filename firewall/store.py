@@ -25,7 +25,7 @@ from firewall import schema
 from firewall.address import Prefix
 from firewall.errors import FirewallError, StoreFailed
 from firewall.hits import Hits, Reset
-from firewall.rule import Rule, rule_from_fields
+from firewall.rule import Rule, rank_of, rule_from_fields
 from firewall.timings import Timings
 from firewall.view import RuleQuery
 
@@ -60,7 +60,7 @@ class Block:
 
     @property
     def rank(self) -> int:
-        return self.priority * 2 + (self.action == "allow")
+        return rank_of(self.priority, self.action)
 
     def record(self, number: int, address: bytes, length: int) -> Record:
         prefix = Prefix(self.version, int.from_bytes(address, "big"), length)
@@ -422,6 +422,19 @@ class Store:
             self._writer.execute("DELETE FROM interfaces WHERE name = ?", (name,))
             if request is not None:
                 self._writer.execute("INSERT INTO interfaces VALUES (?,?,?,?,?)", request)
+
+    def panic(self) -> str | None:
+        """As write_panic() was given it."""
+        with _failures("reading the panic state"):
+            row = self._writer.execute("SELECT value FROM meta WHERE key = 'panic'").fetchone()
+        return None if row is None else str(row[0])
+
+    def write_panic(self, encoded: str | None) -> None:
+        """None: it is off."""
+        with _failures("writing the panic state"):
+            self._writer.execute("DELETE FROM meta WHERE key = 'panic'")
+            if encoded is not None:
+                self._writer.execute("INSERT INTO meta VALUES ('panic', ?)", (encoded,))
 
     def add_hits(self, hits: Iterable[tuple[int, Hits]]) -> None:
         """To what is saved for these handles."""

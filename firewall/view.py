@@ -184,6 +184,16 @@ class MeasuredView:
 
 
 @dataclass(frozen=True, slots=True)
+class PanicView:
+    """`until`: seconds since 1970; `connections`: how many it keeps. None and 0 where it is off."""
+
+    on: bool
+    until: float | None
+    left_s: float
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     version: str
     ready: bool
@@ -203,6 +213,8 @@ class StatusView:
     drift_detected: dict[str, int]  # how often, by kind (firewall/drift.py)
     drift_healed: dict[str, int]
     last_error: str | None
+    never_drop: tuple[str, ...]
+    panic: PanicView
     changes_waiting: int = 0  # for their confirmation
 
 

@@ -70,6 +70,8 @@ class Packet:
     ports: tuple[int, int] | None = None  # source, destination
     icmp: tuple[int, int] | None = None  # type, code
     tcp_flags: frozenset[str] | None = None
+    hop_limit: int | None = None  # of IPv6
+    is_arp: bool = False
 
 
 # --- the verdict -------------------------------------------------------------------------------------------
@@ -85,11 +87,17 @@ def judge(
     default_action: str = "allow",
     fragments: str = "match",
     malformed: str = "drop",
+    never_drop: Iterable[str] = (),
+    pass_arp: bool = True,
+    pass_neighbor_discovery: bool = True,
+    pass_dhcp: bool = True,
+    pass_path_mtu: bool = True,
 ) -> Judgement:
     """Judge one frame by rules in the API's JSON form, oldest first. `direction` is the hook's own."""
     packet = parse(frame, link)
     if packet.reason == "not_ip":
-        return Judgement("pass", "not_ip")
+        is_dropped = packet.is_arp and default_action == "drop" and not pass_arp
+        return Judgement("drop" if is_dropped else "pass", "not_ip")
     is_malformed = packet.reason != "default"
     if is_malformed and malformed == "drop":
         return Judgement("drop", packet.reason)
@@ -97,6 +105,9 @@ def judge(
         return Judgement("pass", packet.reason)
     if packet.fragment and fragments == "drop":
         return Judgement("drop", "fragment")
+    remote = packet.source if direction == "ingress" else packet.destination
+    if any(remote in network(prefix) for prefix in never_drop):
+        return Judgement("pass", "never_drop")
     matching = [rule for rule in rules if matches(rule, packet, direction, interface)]
     matching.sort(key=rank)  # keeps equals in their order, the older rule first
     enforcing = [rule for rule in matching if rule.get("mode", "enforce") == "enforce"]
@@ -109,7 +120,41 @@ def judge(
         return Judgement(verdict_of(winner.get("action", "drop")), "rule", winner.get("id"), observed, rest)
     if is_malformed:
         return Judgement("pass", packet.reason, observed=observed)
+    essentials = (
+        (pass_neighbor_discovery, is_neighbor_discovery(packet)),
+        (pass_dhcp, is_dhcp(packet, direction)),
+        (pass_path_mtu, is_path_mtu(packet)),
+    )
+    if default_action == "drop" and any(passes and found for passes, found in essentials):
+        return Judgement("pass", "essential", observed=observed)
     return Judgement(verdict_of(default_action), "default", observed=observed)
+
+
+def is_neighbor_discovery(packet: Packet) -> bool:
+    """Router and neighbour solicitation and advertisement, redirect; no router may have passed it on."""
+    return (
+        packet.version == 6
+        and packet.protocol == ICMPV6
+        and packet.icmp is not None
+        and packet.icmp[0] in (133, 134, 135, 136, 137)
+        and packet.hop_limit == 255
+        and not packet.fragment
+    )
+
+
+def is_dhcp(packet: Packet, direction: str) -> bool:
+    """From a server where it comes in, to one where it goes out."""
+    server, client = (67, 68) if packet.version == 4 else (547, 546)
+    wanted = (server, client) if direction == "ingress" else (client, server)
+    return packet.protocol == UDP and packet.ports == wanted and not packet.fragment
+
+
+def is_path_mtu(packet: Packet) -> bool:
+    if packet.icmp is None or packet.fragment:
+        return False
+    if packet.version == 4:
+        return packet.protocol == ICMP and packet.icmp == (3, 4)
+    return packet.protocol == ICMPV6 and packet.icmp[0] == 2
 
 
 def verdict_of(action: str) -> str:
@@ -251,7 +296,7 @@ def parse_ethernet(frame: bytes) -> Packet:
         return parse_ipv4(rest)
     if ethertype == 0x86DD:
         return parse_ipv6(rest)
-    return Packet("not_ip")
+    return Packet("not_ip", is_arp=ethertype == 0x0806)
 
 
 def parse_ipv4(data: bytes) -> Packet:
@@ -280,6 +325,7 @@ def parse_ipv6(data: bytes) -> Packet:
     if not is_jumbogram:
         payload = payload[:payload_length]
     packet = Packet("default", 6, IPv6Address(data[8:24]), IPv6Address(data[24:40]), next_header)
+    packet = replace(packet, hop_limit=data[7])
     return walk_extensions(packet, payload)
 
 

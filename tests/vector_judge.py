@@ -22,7 +22,7 @@ Rule = Mapping[str, Any]
 
 REASONS = (
     "default", "rule", "not_ip", "fragment", "malformed_link", "malformed_ipv4", "malformed_ipv6",
-    "malformed_extension", "malformed_l4", "malformed_fragment",
+    "malformed_extension", "malformed_l4", "malformed_fragment", "never_drop", "essential",
 )  # fmt: skip
 PASS, DROP = 0, 1
 # Bytes that a transport header must have, by protocol.
@@ -71,6 +71,7 @@ class Parsed:
         self.source_port, self.destination_port = np.full(count, -1), np.full(count, -1)
         self.icmp_type, self.icmp_code = np.full(count, -1), np.full(count, -1)
         self.flags = np.full(count, -1)
+        self.hops, self.is_arp = np.full(count, -1), np.zeros(count, bool)
         at, claims = self._ethernet() if link == "ethernet" else self._bare()
         start4, end4 = self._ipv4(at, claims == 4)
         start6, end6 = self._ipv6(at, claims == 6)
@@ -90,6 +91,7 @@ class Parsed:
             at = np.where(tagged, at + 4, at)
         claims = np.select([kind == 0x0800, kind == 0x86DD], [4, 6], 0)
         self.reason[(claims == 0) & (self.reason == "default")] = "not_ip"
+        self.is_arp = (kind == 0x0806) & (self.reason == "not_ip")
         return at, claims
 
     def _bare(self) -> tuple[Ints, Ints]:
@@ -126,6 +128,7 @@ class Parsed:
         good = asked & possible
         self.version[good] = 6
         self.protocol[good] = following[good]
+        self.hops[good] = frames.byte(at + 7)[good]
         self.source[good] = frames.row(at + 8, 16)[good]
         self.destination[good] = frames.row(at + 24, 16)[good]
         end = at + 40 + payload
@@ -178,7 +181,7 @@ class Parsed:
 
 
 def judge(
-    rules: Sequence[Rule], parsed: Parsed, hook: str, settings: Mapping[str, str]
+    rules: Sequence[Rule], parsed: Parsed, hook: str, settings: Mapping[str, Any]
 ) -> tuple[Ints, npt.NDArray[np.str_]]:
     """Verdicts (PASS, DROP) and reasons. The rules name no interfaces."""
     reason = parsed.reason.copy()
@@ -187,6 +190,8 @@ def judge(
     malformed_drops = settings.get("malformed", "drop") == "drop"
     verdict = np.where(broken, int(malformed_drops), int(default_drops))
     verdict[reason == "not_ip"] = PASS
+    if default_drops and not settings.get("pass_arp", True):
+        verdict[parsed.is_arp] = DROP
     asked = parsed.version > 0
     if malformed_drops:
         asked &= ~broken
@@ -194,6 +199,11 @@ def judge(
         cut = asked & parsed.fragment
         reason[cut], verdict[cut] = "fragment", DROP
         asked &= ~cut
+    remote = parsed.source if hook == "ingress" else parsed.destination
+    for prefix in settings.get("never_drop", ()):
+        spared = asked & _inside(prefix, remote, parsed.version)
+        reason[spared], verdict[spared] = "never_drop", PASS
+        asked &= ~spared
     best = np.full(len(reason), 1 << 30)
     for rule in rules:
         is_asked = rule.get("enabled", True) and rule.get("mode", "enforce") == "enforce"
@@ -203,7 +213,25 @@ def judge(
     decided = asked & (best < 1 << 30)
     reason[decided] = "rule"
     verdict[decided] = np.where(best[decided] % 2, PASS, DROP)
+    if default_drops:
+        needed = asked & ~decided & ~broken & _essential(parsed, hook, settings)
+        reason[needed], verdict[needed] = "essential", PASS
     return verdict, reason
+
+
+def _essential(parsed: Parsed, hook: str, settings: Mapping[str, Any]) -> Bools:
+    four, six = parsed.version == 4, parsed.version == 6
+    kind, icmp4, icmp6 = parsed.icmp_type, parsed.protocol == 1, parsed.protocol == 58
+    neighbors = six & icmp6 & (kind >= 133) & (kind <= 137) & (parsed.hops == 255)
+    path_mtu = (four & icmp4 & (kind == 3) & (parsed.icmp_code == 4)) | (six & icmp6 & (kind == 2))
+    server, client = np.where(four, 67, 547), np.where(four, 68, 546)
+    first, second = (server, client) if hook == "ingress" else (client, server)
+    dhcp = (parsed.protocol == 17) & (parsed.source_port == first) & (parsed.destination_port == second)
+    found = np.zeros(len(kind), bool)
+    for name, which in (("neighbor_discovery", neighbors), ("dhcp", dhcp), ("path_mtu", path_mtu)):
+        if settings.get(f"pass_{name}", True):
+            found |= which
+    return found & ~parsed.fragment
 
 
 def _matches(rule: Rule, parsed: Parsed) -> Bools:

@@ -140,14 +140,15 @@ class NetlinkHooks:
     # -- egress: clsact
 
     def egress(self, index: int) -> Attached | None:
-        """Our filter."""
+        """Our filter, else what has taken its place."""
+        in_our_place = None
         for message in self._filters(index, _CLSACT_EGRESS):
-            program_id = _filter_program_id(message.get_attr("TCA_OPTIONS"))
-            if program_id:
-                found = _attached(program_id, "clsact")
-                if found.is_ours:
-                    return found
-        return None
+            found = _attached(_filter_program_id(message.get_attr("TCA_OPTIONS")) or 0, "clsact")
+            if found.is_ours:
+                return found
+            if (message["info"] >> 16, message["handle"]) == (_PREFERENCE, _HANDLE):
+                in_our_place = found
+        return in_our_place
 
     def before_ours(self, index: int) -> list[str]:
         """Programs that a packet at egress meets before our filter: on tcx, and filters that the kernel lists first."""

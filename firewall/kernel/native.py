@@ -13,7 +13,7 @@ from firewall.errors import KernelRefused
 from firewall.kernel import probe_interface, probe_link
 
 # Findings of the probe that can make a driver refuse; those with a command can be mended.
-_CAUSES = ("mtu", "lro", "rx-gro-hw", "queues", "port")
+_CAUSES = ("mtu", "lro", "rx-gro-hw", "virtio", "peer", "sriov", "channels", "queues", "port")
 
 
 def explain(refusal: KernelRefused, interface: str) -> None:

@@ -35,6 +35,7 @@ class Channels:
 
     used: int
     limit: int
+    separate: bool = False  # from the transmit queues
 
 
 class _NetdevMessage(genlmsg):  # type: ignore[misc]
@@ -78,7 +79,15 @@ def features(interface: str) -> dict[str, Feature]:
 def channels(interface: str) -> Channels | None:
     with _ethtool(interface) as ethtool, suppress(*_SILENT):
         found = ethtool.get_channels()
-        return Channels(found.combined_count + found.rx_count, found.max_combined or found.max_rx)
+        used = found.combined_count + found.rx_count
+        return Channels(used, found.max_combined or found.max_rx, found.rx_count > 0)
+    return None
+
+
+def transmit_queues(interface: str) -> int | None:
+    with _ethtool(interface) as ethtool, suppress(*_SILENT):
+        found = ethtool.get_channels()
+        return int(found.combined_count + found.tx_count)
     return None
 
 

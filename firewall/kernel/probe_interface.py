@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from firewall.kernel import probe_obstacles
 from firewall.kernel.finding import Finding, fail, ok, warn
-from firewall.kernel.probe_link import EgressFilter, LinkFacts
+from firewall.kernel.probe_link import EgressFilter, LinkFacts, Peer
 from firewall.kernel.source import OUR_PROGRAMS
 
 _ETHERNET = 1
@@ -29,6 +30,14 @@ _NATIVE_DRIVERS = frozenset({
 # A packet has to fit in one page beside XDP_PACKET_HEADROOM (256) and struct skb_shared_info (320), less an
 # Ethernet header and a VLAN tag: 3498 to 3506 by driver on 4 KiB pages. Some Intel drivers stop near 3050.
 _PAGE_OVERHEAD = 256 + 320 + 22
+
+# Drivers that stop earlier, with pages of 4 KiB. The Intel drivers: 3 KiB buffers less the headers that each counts.
+_MTU_LIMITS = {
+    **dict.fromkeys(("igc", "st_gmac", "netsec"), 1500),
+    "nicvf": 1508,
+    **dict.fromkeys(("i40e", "ice", "igb"), 3072 - 26),
+    **dict.fromkeys(("ixgbe", "ixgbevf"), 3072 - 22),
+}
 
 _XDP_OFF = {"native": "xdpdrv", "generic": "xdpgeneric", "offload": "xdpoffload"}
 
@@ -60,6 +69,7 @@ def findings(link: LinkFacts, host: Host) -> list[Finding]:
         _mode(link),
         _mtu(link, host),
         *_offloads(link),
+        *probe_obstacles.findings(link),
         *_queues(link, host),
         *_ingress(link, host),
         *_egress(link, host),
@@ -121,11 +131,26 @@ def _mode(link: LinkFacts) -> Finding:
 
 
 def _mtu(link: LinkFacts, host: Host) -> Finding:
-    limit = host.page_size - _PAGE_OVERHEAD
+    limit = min(_MTU_LIMITS.get(link.driver or "", host.page_size), host.page_size - _PAGE_OVERHEAD)
+    if link.peer is not None:
+        return _peer_mtu(link, link.peer, limit)
     if link.mtu <= limit or not _may_be_native(link):
         return ok("mtu", str(link.mtu))
-    detail = f"{link.mtu}: most drivers have native XDP up to about {limit}, above it generic mode, slower"
+    who = f"{link.driver} has" if link.driver in _MTU_LIMITS else "most drivers have"
+    detail = f"{link.mtu}: {who} native XDP up to about {limit}, above it generic mode, slower"
+    if link.kind == "veth":
+        detail += "; of a veth the peer's MTU counts: set it there"
     return warn("mtu", detail, f"ip link set dev {link.name} mtu {limit}")
+
+
+def _peer_mtu(link: LinkFacts, peer: Peer, limit: int) -> Finding:
+    """veth_xdp_set(): what the peer sends has to fit in a page."""
+    if peer.mtu <= limit:
+        return ok("mtu", f"{link.mtu}, of the peer {peer.name} {peer.mtu}")
+    detail = (
+        f"of the peer {peer.name} {peer.mtu}: veth has native XDP up to about {limit}, above it generic mode"
+    )
+    return warn("mtu", f"{detail}, slower", f"ip link set dev {peer.name} mtu {limit}")
 
 
 def _offloads(link: LinkFacts) -> Iterator[Finding]:
@@ -136,6 +161,8 @@ def _offloads(link: LinkFacts) -> Iterator[Finding]:
             continue
         if not feature.on:
             yield ok(option, "off")
+        elif probe_obstacles.turns_offloads_off_itself(link):
+            yield ok(option, "on: virtio_net turns it off itself for native XDP")
         elif feature.changeable:
             mend = f"ethtool -K {link.name} {option} off"
             yield warn(option, "on: drivers may refuse native XDP with it", mend)

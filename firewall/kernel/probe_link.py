@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -17,6 +18,7 @@ from firewall.kernel.source import OUR_PROGRAMS
 
 _ARPHRD_LOOPBACK = 772
 _IFF_UP = 1
+_DEVICES = Path("/sys/class/net")
 _EGRESS_PARENT = 0xFFFFFFF3  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)
 _TCA_BPF_FLAG_ACT_DIRECT, _TCA_BPF_ID = 1, 11
 _XDP_PROGRAMS = {
@@ -49,6 +51,15 @@ class EgressFilter:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """The other end of a veth."""
+
+    name: str
+    mtu: int
+    transmit_queues: int | None = None
+
+
+@dataclass(frozen=True)
 class LinkFacts:
     name: str
     ifindex: int
@@ -66,6 +77,9 @@ class LinkFacts:
     qdiscs: tuple[str, ...]
     egress: tuple[EgressFilter, ...]
     ports: tuple[str, ...] = ()  # of a bond, team or bridge
+    peer: Peer | None = None  # None also where it is in another network namespace
+    virtio: frozenset[int] | None = None  # feature bits that the device and virtio_net agreed on
+    virtual_functions: int = 0
 
 
 def interface_names() -> list[str]:
@@ -102,7 +116,39 @@ def read(name: str) -> LinkFacts | None:
             qdiscs=tuple(q.get_attr("TCA_KIND") for q in ip.get_qdiscs(index=indexes[0])),
             egress=(*_tcx(indexes[0]), *_clsact(ip, indexes[0])),
             ports=tuple(each.get_attr("IFLA_IFNAME") for each in ip.get_links(master=indexes[0])),
+            peer=_peer(ip, link) if kind == "veth" else None,
+            virtio=virtio_features(_DEVICES / name / "device" / "features"),
+            virtual_functions=_number(_DEVICES / name / "device" / "sriov_numvfs"),
         )
+
+
+def _peer(ip: IPRoute, link: Any) -> Peer | None:
+    index = link.get_attr("IFLA_LINK")
+    if not index or link.get_attr("IFLA_LINK_NETNSID") is not None:
+        return None
+    with contextlib.suppress(NetlinkError):
+        peer = ip.link("get", index=index)[0]
+        name = peer.get_attr("IFLA_IFNAME")
+        return Peer(name, peer.get_attr("IFLA_MTU") or 0, probe_driver.transmit_queues(name))
+    return None
+
+
+def virtio_features(path: Path) -> frozenset[int] | None:
+    """The file holds a digit for each bit, the lowest first; devices of other kinds have none like it."""
+    try:
+        digits = path.read_text().strip()
+    except OSError:
+        return None
+    if len(digits) < 32 or set(digits) - {"0", "1"}:
+        return None
+    return frozenset(bit for bit, digit in enumerate(digits) if digit == "1")
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _port_of(ip: IPRoute, link: Any, info: Any) -> tuple[str, str] | None:

@@ -18,14 +18,16 @@ from firewall.policy import policy_words
 
 UAPI = ("bpf", "if_ether", "ip", "ipv6", "tcp", "udp", "pkt_cls")
 PARTS = (
-    "layout.h", "parse.h", "maps.h", "keys.h", "decision.h", "address.h", "policy.h", "decide.h", "account.h",
-    "report.h", "observe.h", "xdp_filter.c", "tc_filter.c", "observer.c", "reporter.c",
+    "layout.h", "parse.h", "maps.h", "keys.h", "decision.h", "essential.h", "verdict.h", "address.h", "policy.h",
+    "decide.h", "account.h", "report.h", "observe.h", "xdp_filter.c", "tc_filter.c", "observer.c", "reporter.c",
 )  # fmt: skip
 
 TEST_PARTS = (*(part for part in PARTS if part.endswith(".h")), "test_filter.c")
 TEST_PROGRAMS = ("fw_test_xdp_ingress", "fw_test_xdp_egress")  # by hook
 
-OFFLOAD_PARTS = ("layout.h", "parse.h", "keys.h", "decision.h", "offload_filter.c")
+OFFLOAD_PARTS = (
+    "layout.h", "parse.h", "keys.h", "decision.h", "essential.h", "verdict.h", "offload_filter.c",
+)  # fmt: skip
 OFFLOAD_PROGRAM = "fw_xdp_offload"
 
 # Entry points: (hook, has an Ethernet header) to function and program type name.

@@ -45,7 +45,7 @@ def test_the_counters_are_by_hook_interface_verdict_and_reason(api: ApiClient) -
 
 def test_the_service_is_alive_and_ready(api: ApiClient) -> None:
     assert api("GET", "/healthz").json() == {"status": "alive"}
-    assert api("GET", "/readyz").json() == {"status": "ready"}
+    assert api("GET", "/readyz").json() == {"status": "ready", "panic": False}
 
 
 def test_a_hook_that_lost_its_program_is_not_ready_and_says_why(tmp_path: Path) -> None:

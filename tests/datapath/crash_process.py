@@ -4,7 +4,9 @@
 
 DIRECTORY/bpf is on a bpf file system. A child does the changes and says before each what the rules will be, and after
 it that it was acknowledged. The next child starts on what was left: store and maps must hold either exactly what
-was acknowledged, or that and the one change which was under way. Prints how many changes, kills and lines there were.
+was acknowledged, or that and the one change which was under way. Some lives begin without pins, as after a reboot,
+and some with programs of other sizes; in some the start itself is killed. Tables begin small, so that they grow often.
+Prints how many changes and kills there were, and in which modules it was killed.
 """
 
 from __future__ import annotations
@@ -12,21 +14,26 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
 from firewall.address_list import parse_list
+from firewall.kernel import program_set
 from tests.datapath.contents import assert_exact
 from tests.datapath.loaded import Loaded, to_rule
 
 FIREWALL = str(Path(__file__).parents[2] / "firewall")
 CHANGES_A_LIFE = 8
 MOST_LINES = 4000
+FIRST_TABLE = 64  # entries
 State = list[str]
 
 
@@ -61,8 +68,10 @@ def random_change(
     new = [random_rule(chance, f"c{number}-{n}") for n in range(chance.randrange(1, 5))]
     made = [to_rule(each).fields() for each in new]
     gone = chance.sample(ids, min(len(ids), chance.randrange(1, 4)))
-    kind = chance.choice(["add", "delete", "edit", "batch", "batch", "import", "replace", "import"])
-    if len(rules) > 60:
+    kind = chance.choice(
+        ["add", "delete", "edit", "batch", "batch", "import", "replace", "grow", "group", "group"]
+    )
+    if len(rules) > 300:
         kind = "replace"
     if kind == "delete" and ids:
         return [each for each in rules if each["id"] != gone[0]], lambda: loaded.delete(gone[0])
@@ -75,10 +84,12 @@ def random_change(
         return [*kept, *made], lambda: loaded.batch(new, gone)
     if kind == "replace":
         return made, lambda: loaded.rules(*new)
-    if kind == "import":
-        lines = [f"192.0.{number % 250}.{n}" for n in range(9)] + [
-            f"2001:db8:{number:x}::{n:x}" for n in range(1, 9)
-        ]
+    if kind == "group":
+        return group_change(chance, loaded, rules, number)
+    if kind in ("import", "grow"):
+        count = 9 if kind == "import" else chance.randrange(50, 150)
+        lines = [f"192.0.{number % 250}.{n}" for n in range(count)]
+        lines += [f"2001:db8:{number:x}::{n:x}" for n in range(1, count)]
         columns = parse_list("\n".join(lines))
         listed = [to_rule({"id": "x", "sources": [line], "priority": 7}).fields() for line in lines]
         before = {json.dumps({**each, "id": None}, default=str) for each in rules}
@@ -87,11 +98,33 @@ def random_change(
     return [*rules, made[0]], lambda: loaded.enforcer.add(to_rule(new[0]))
 
 
-class Bomb:
-    """Kills this process at the n-th line that it executes of the firewall."""
+def group_change(
+    chance: random.Random, loaded: Loaded, rules: list[dict[str, Any]], number: int
+) -> tuple[list[dict[str, Any]], Callable[[], object]]:
+    """Rules that wait at the same time, and share one commit."""
+    added = [
+        to_rule({"id": f"g{number}-{n}", "sources": [f"10.{chance.randrange(99)}.{n}.1"]}) for n in range(5)
+    ]
+    lone = [each["id"] for each in rules if not each["protocols"] and not each["interfaces"]]
+    gone = chance.sample(lone, min(len(lone), 2))
+    calls: list[Callable[[], object]] = [partial(loaded.enforcer.add, rule) for rule in added]
+    calls[2:2] = [partial(loaded.enforcer.delete, rule_id) for rule_id in gone]
 
-    def __init__(self, lines: int) -> None:
+    def together() -> None:
+        for outcome in loaded.enforcer.together(calls):
+            if outcome.error is not None:
+                raise outcome.error
+
+    kept = [each for each in rules if each["id"] not in gone]
+    return [*kept, *(rule.fields() for rule in added)], together
+
+
+class Bomb:
+    """Kills this process at the n-th line that it executes of the firewall; says where."""
+
+    def __init__(self, lines: int, say: TextIO) -> None:
         self._left = lines
+        self._say = say
 
     def arm(self) -> None:
         sys.settrace(self._enter)
@@ -103,6 +136,8 @@ class Bomb:
         if event == "line":
             self._left -= 1
             if self._left <= 0:
+                where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                print(json.dumps({"dies": where}), file=self._say, flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
         return self._line
 
@@ -110,7 +145,15 @@ class Bomb:
 def live(directory: Path, seed: int, allowed: list[State], say: TextIO) -> None:
     """One life: check what is left, change, die."""
     chance = random.Random(seed)
-    loaded = Loaded(directory)
+    program_set.INITIAL_ADDRESSES = FIRST_TABLE
+    root = directory / "bpf" / "root"
+    if chance.random() < 0.1:
+        shutil.rmtree(root, ignore_errors=True)
+    sizes = {"max_rules": 128 if chance.random() < 0.03 else 256}
+    kills_the_start = chance.random() < 0.1
+    if kills_the_start:
+        Bomb(int(MOST_LINES ** chance.random()), say).arm()
+    loaded = Loaded(directory, bpf=sizes)
     found = state_of(present(loaded))
     if found not in allowed:
         raise AssertionError(f"lost or too much: {len(found)} rules, not {[len(each) for each in allowed]}")
@@ -121,13 +164,13 @@ def live(directory: Path, seed: int, allowed: list[State], say: TextIO) -> None:
         after, change = random_change(chance, loaded, seed * 100 + number)
         print(json.dumps({"will": state_of(after)}), file=say, flush=True)
         if number == armed_at:
-            Bomb(int(MOST_LINES ** chance.random())).arm()
+            Bomb(int(MOST_LINES ** chance.random()), say).arm()
         change()
         print(json.dumps({"acknowledged": True}), file=say, flush=True)
 
 
-def one_life(directory: Path, seed: int, allowed: list[State]) -> tuple[list[State], int, bool]:
-    """What may be left, how many changes were acknowledged, whether it was killed."""
+def one_life(directory: Path, seed: int, allowed: list[State]) -> tuple[list[State], int, str | None]:
+    """What may be left, how many changes were acknowledged, where it was killed."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -146,26 +189,34 @@ def one_life(directory: Path, seed: int, allowed: list[State]) -> tuple[list[Sta
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         raise SystemExit(f"seed {seed}: the child failed")
-    acknowledged, certain, pending = 0, allowed[0], None
+    acknowledged, place = 0, None
     for each in told:
         if "state" in each:
-            certain = each["state"]
+            allowed = [each["state"]]
         elif "will" in each:
-            pending = each["will"]
+            allowed = [allowed[0], each["will"]]
+        elif "dies" in each:
+            place = each["dies"]
         else:
-            certain, pending, acknowledged = pending or [], None, acknowledged + 1
-    return [certain] + ([pending] if pending is not None else []), acknowledged, os.WIFSIGNALED(status)
+            allowed, acknowledged = allowed[1:], acknowledged + 1
+    assert os.WIFSIGNALED(status) == (place is not None)
+    return allowed, acknowledged, place
 
 
 def main(directory: Path, changes: int, seed: int) -> None:
     allowed: list[State] = [[]]
-    made = kills = in_flight = 0
+    made = in_flight = 0
+    places: Counter[str] = Counter()
     while made < changes:
-        allowed, acknowledged, was_killed = one_life(directory, seed, allowed)
-        made, kills, seed = made + acknowledged, kills + was_killed, seed + 1
+        allowed, acknowledged, place = one_life(directory, seed, allowed)
+        made, seed = made + acknowledged, seed + 1
         in_flight += len(allowed) > 1
+        if place is not None:
+            places[place] += 1
     one_life(directory, seed, allowed)
-    print(json.dumps({"changes": made, "kills": kills, "in_flight": in_flight}))
+    modules = Counter(place.split(":")[0] for place in places.elements())
+    told = {"changes": made, "kills": places.total(), "in_flight": in_flight, "lines": len(places)}
+    print(json.dumps({**told, "modules": dict(modules.most_common())}))
 
 
 if __name__ == "__main__":

@@ -27,11 +27,20 @@ from tests.random_rules import random_rules
 from tests.vector_judge import DROP, REASONS, Frames, Parsed, judge
 
 HOOKS, LINKS = ("ingress", "egress"), ("ethernet", "ip")
-SETTINGS: list[dict[str, str]] = [
+SETTINGS: list[dict[str, Any]] = [
     {},
     {"malformed": "pass"},
     {"fragments": "drop"},
     {"malformed": "pass", "fragments": "drop", "default_ingress": "drop", "default_egress": "drop"},
+    {"default_ingress": "drop", "default_egress": "drop", "never_drop": ["10.0.0.0/10", "2001:db8::/33"]},
+    {
+        "default_ingress": "drop",
+        "default_egress": "drop",
+        "pass_arp": False,
+        "pass_neighbor_discovery": False,
+        "pass_dhcp": False,
+        "pass_path_mtu": False,
+    },
 ]
 BATCH = 25_000
 SAMPLE = 40  # frames of a batch that the naive oracle judges as well
@@ -56,7 +65,7 @@ class Batch:
     seed: int
     hook: str
     link: str
-    settings: dict[str, str]
+    settings: dict[str, Any]
     rules: list[dict[str, Any]] = field(default_factory=list)
 
     def naive(self, frame: bytes) -> tuple[str, str]:
@@ -65,6 +74,8 @@ class Batch:
             self.rules, frame, direction=self.hook, interface="any", link=self.link,
             default_action=settings.get(f"default_{self.hook}", "allow"),
             fragments=settings.get("fragments", "match"), malformed=settings.get("malformed", "drop"),
+            never_drop=settings.get("never_drop", ()),
+            **{name: value for name, value in settings.items() if name.startswith("pass_")},
         )  # fmt: skip
         return found.verdict, found.reason
 

@@ -136,7 +136,7 @@ class Loaded:
         self._sections = {}
         self._start()
 
-    def configure(self, **filter_settings: str) -> None:
+    def configure(self, **filter_settings: object) -> None:
         """Restarts with just these settings of the filter, where it runs with others."""
         if self._sections.get("filter", {}) != filter_settings:
             self.restart(filter=filter_settings)

@@ -65,7 +65,7 @@ def change(firewall: Loaded, rng: random.Random, *more_kinds: str) -> None:
     elif kind == "one":
         firewall.add(id=f"n{rng.getrandbits(40)}", sources=[prefix(rng)])
     elif kind == "import":
-        text = " ".join({prefix(rng) for _ in range(20)})
+        text = "\n".join({prefix(rng) for _ in range(20)})
         firewall.enforcer.import_list(parse_list(text), "drop", rng.randint(0, 5), "ingress")
     elif kind == "replace":
         firewall.rules(*rules)

@@ -142,6 +142,7 @@ def test_reasons_keep_their_numbers() -> None:
         "default", "rule", "not_ip", "fragment", "malformed_link", "malformed_ipv4", "malformed_ipv6",
         "malformed_extension", "malformed_l4", "malformed_fragment",
     )  # fmt: skip
+    assert REASONS[10:13] == ("never_drop", "essential", "panic")
 
 
 def test_the_documentation_explains_every_reason_in_its_order() -> None:

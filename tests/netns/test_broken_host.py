@@ -154,3 +154,50 @@ def test_a_bpf_file_system_that_goes_is_made_again_and_no_listed_packet_passes(w
     counted = state(world)["address"]["stats"]["packets"] - before["address"]["stats"]["packets"]
     assert counted == flood.sent
     assert_blocked(blocked_traffic(world), "after all that")
+
+
+def test_a_database_that_cannot_be_written_refuses_changes_until_it_can(world: World) -> None:
+    """Another process keeps it locked."""
+    add_rule(world, id="kept", sources=["10.90.0.2"])
+    database = world.daemon.directory / "state" / "rules.db"
+    with sqlite3.connect(database, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = world.api.post("/v1/rules", json={"id": "refused", "sources": ["203.0.113.1"]}, timeout=60)
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_failed")
+        assert world.api.get("/readyz").status_code == 503
+        assert ping(world).is_blocked()
+        other.execute("ROLLBACK")
+    other.close()
+    wait_until(lambda: world.api.get("/readyz").status_code == 200, "it is ready again", timeout_s=20)
+    add_rule(world, id="after", sources=["203.0.113.2"])
+    assert {each["id"] for each in world.api.get("/v1/rules").json()["items"]} == {"kept", "after"}
+
+
+@pytest.mark.parametrize(
+    "gone", ["maps/address4", "maps/control_map", "programs/fw_xdp_ethernet", "maps", ""]
+)
+def test_pins_that_vanish_while_no_service_runs_open_no_gap(world: World, gone: str) -> None:
+    crafted = ethernet(world) / ip(world) / udp_to(4999)
+    fill(world)
+    assert frame(world, crafted).is_blocked()
+    before = set(state(world))
+    world.kill9()
+    with world.flood(bytes(crafted)) as flood:
+        run("rm", "-r", str(world.daemon.pin_root / gone))
+        world.daemon.start()
+    assert flood.sent > 100 and not flood.passed
+    assert set(state(world)) == before
+    assert world.api.get("/readyz").status_code == 200
+    assert_blocked(blocked_traffic(world), "after the start")
+
+
+def test_pins_on_another_file_system_are_refused_with_what_to_do(make_world: MakeWorld) -> None:
+    world = make_world(start=False)
+    directory = world.topology.directory / "no bpffs"
+    directory.mkdir()
+    (directory / "file").write_text("somebody's")
+    world.daemon.configure({"interfaces": [{"name": "fw0"}], "bpf": {"pin_root": str(directory)}})
+    said = ends_with_1(world)
+    assert "not on a bpf file system" in said and "bpf.pin_root" in said
+    assert (directory / "file").exists()
+    assert ping(world).passes(), "nothing was attached"

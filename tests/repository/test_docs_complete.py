@@ -119,6 +119,8 @@ def defaults(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
 def as_toml(value: object) -> str:
     """As the table shows it."""
     if isinstance(value, list):
+        if not value:
+            return "[]"
         value = value[0]
     return str(value).lower() if isinstance(value, bool | int) else f'"{value}"'
 

@@ -70,6 +70,8 @@ STATUS: dict[str, Any] = {
     "maps": [{"name": "addr_in", "used": 524288, "capacity": 1048576, "setting": "bpf.max_addresses"}],
     "drift": [],
     "last_error": "the disk was full",
+    "never_drop": ["192.0.2.1", "2001:db8::/32"],
+    "panic": {"on": False, "until": None, "left_s": 0, "connections": 0},
 }
 
 

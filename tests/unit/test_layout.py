@@ -120,7 +120,8 @@ def test_the_sizes_that_the_header_asserts_are_the_sizes_read() -> None:
 
 
 def test_no_rank_is_worse_than_none() -> None:
-    assert 65535 * 2 + C["RANK_ALLOW"] < RANK_NONE
+    assert C["RANK_NEVER_DROP"] < C["RANK_FIRST"]
+    assert C["RANK_FIRST"] + 65535 * 2 + C["RANK_ALLOW"] < RANK_NONE
 
 
 def test_the_rows_of_the_protocol_table_do_not_overlap() -> None:

@@ -208,8 +208,8 @@ def test_the_mode_is_told_by_the_kernel_or_else_by_the_driver(
 
 
 def test_an_mtu_that_does_not_fit_in_a_page_is_a_warning_where_native_is_possible() -> None:
-    assert [finding.status for finding in judged("mtu", mtu=3498)] == ["ok"]
-    [large] = judged("mtu", mtu=9000)
+    assert [finding.status for finding in judged("mtu", mtu=3498, driver="mlx5_core")] == ["ok"]
+    [large] = judged("mtu", mtu=9000, driver="mlx5_core")
     assert (large.status, large.mend) == ("warn", "ip link set dev eth7 mtu 3498")
     assert [finding.status for finding in judged("mtu", mtu=9000, xdp_features=0, driver="e1000e")] == ["ok"]
 

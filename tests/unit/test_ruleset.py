@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from firewall.address_index import decoded
 from firewall.datapath import Entry, Key
 from firewall.errors import TableFull
+from firewall.layout import C
 from firewall.policy import Policy
 from firewall.rule import rule_from_fields
 from firewall.ruleset import Ruleset, is_policy
@@ -256,7 +257,7 @@ def check(rules: Ruleset, live: dict[int, dict[str, Any]], rng: random.Random) -
             assert found is None
             continue
         (priority, is_allow), _ = min(matching)
-        assert found is not None and found[0] == priority * 2 + is_allow
+        assert found is not None and found[0] == C["RANK_FIRST"] + priority * 2 + is_allow
         assert found[1] in {handle for rank, handle in matching if rank == (priority, is_allow)}
 
 
