@@ -115,10 +115,11 @@ def _untitle(node: Any) -> None:
 
 
 def _patch_of(rule: dict[str, Any]) -> dict[str, Any]:
-    """The same fields, none with a default, each of them or null."""
+    """The same fields, each of them or null. A default means nothing here."""
+    place = REFERENCE.format(model="RuleFields")
     properties = {
-        name: {"anyOf": [{k: v for k, v in field.items() if k != "default"}, {"type": "null"}]}
-        for name, field in rule["properties"].items()
+        name: {"anyOf": [{"$ref": f"{place}/properties/{name}"}, {"type": "null"}]}
+        for name in rule["properties"]
     }
     text = "Fields of a rule to change. null resets one to its default."
     return {**rule, "title": "RulePatch", "description": text, "properties": properties}
