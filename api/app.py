@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from api import (
     analysis,
     capture,
+    changes,
     docs,
     errors,
     events,
@@ -54,6 +55,7 @@ def create_app(
         rules,
         ruleset,
         analysis,
+        changes,
         interfaces,
         packet_tests,
         panic,

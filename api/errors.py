@@ -24,6 +24,7 @@ from firewall.errors import (
     FirewallError,
     InvalidInput,
     KernelRefused,
+    Lockout,
     NotFound,
     PreconditionFailed,
     Problem,
@@ -39,6 +40,7 @@ STATUS: dict[type[FirewallError], int] = {
     NotFound: 404,
     AlreadyExists: 409,
     Conflict: 409,
+    Lockout: 409,
     PreconditionFailed: 412,
     TableFull: 507,
     KernelRefused: 503,
@@ -120,6 +122,8 @@ def _members(error: FirewallError) -> dict[str, object]:
             "wanted": error.wanted,
             "setting": error.setting,
         }
+    if isinstance(error, Lockout):
+        return {"lockouts": list(error.connections)}
     members: dict[str, object] = {}
     if isinstance(error, KernelRefused):
         members["errno"] = errno_name(error.errno) if error.errno else None

@@ -7,29 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from api import schemas
+from api.asking import ChangeQuery, Prefer, caution, perform, tried
 from api.json_body import JsonResponse
 from api.openapi import CHANGE_PROBLEMS, problems
 from api.rule_lines import RuleLines
 from api.rules import MOST_RULES, too_many_rules
 from api.running import InService, Running
 from firewall.address_list import parse_list
+from firewall.caution import Caution
 from firewall.errors import FirewallError, InvalidInput, Problem
 from firewall.rule import DEFAULT_PRIORITY, PRIORITY_MAX, Action
+from firewall.view import BatchOutcome
 
 RULES_A_LINE = "application/x-ndjson"
 router = APIRouter(prefix="/v1/rules", tags=["rules"])
 
 
-class ImportQuery(BaseModel):
+class ImportQuery(ChangeQuery):
     """What all rules of a list have in common."""
-
-    model_config = ConfigDict(extra="forbid")
 
     action: Action = "drop"
     priority: int = Field(DEFAULT_PRIORITY, ge=0, le=PRIORITY_MAX)
@@ -40,8 +42,7 @@ class ImportQuery(BaseModel):
 
 @router.post(
     "/import",
-    response_model=schemas.ImportAnswer,
-    responses=problems(409, *CHANGE_PROBLEMS),
+    responses={**tried(schemas.ImportAnswer), **problems(*CHANGE_PROBLEMS)},
     summary="Import a list of addresses",
     openapi_extra={
         "requestBody": {
@@ -57,31 +58,33 @@ class ImportQuery(BaseModel):
     },
 )
 async def import_list(
-    request: Request, running: InService, query: Annotated[ImportQuery, Query()]
+    request: Request,
+    running: InService,
+    query: Annotated[ImportQuery, Query()],
+    prefer: Prefer = None,
 ) -> Response:
     """One rule for each address or CIDR of a text (one a line, `#` and `;` start comments), all in one change.
 
     Addresses that have a rule of this action and priority already are left as they are, so the same list again
     changes nothing. Ids are made by the service; GET /v1/rules?address=... finds a rule by its address.
 
-    With the content type application/x-ndjson: a rule a line, as POST /v1/rules takes it, all in one change. The
-    query is not for these, and 200,000 of them are the most.
+    With the content type application/x-ndjson: a rule a line, as POST /v1/rules takes it, all in one change. Action,
+    priority and direction are not for these, and 200,000 of them are the most.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == RULES_A_LINE:
-        return await _import_rules(request, running)
+        return await _import_rules(request, running, caution(request.scope, query, prefer))
     body = await request.body()
     firewall = running.firewall
     columns = await asyncio.to_thread(lambda: parse_list(_text(body)))
-    outcome = await running.change(
-        firewall.import_list, columns, query.action, query.priority, query.direction
-    )
-    return JsonResponse({"added": outcome.added, "unchanged": outcome.unchanged})
+    bring = partial(firewall.import_list, columns, query.action, query.priority, query.direction)
+    return await perform(running, caution(request.scope, query, prefer), bring, JsonResponse)
 
 
-async def _import_rules(request: Request, running: Running) -> Response:
-    if request.query_params:
-        problems_found = tuple(Problem(f"?{name}", "is for plain lists") for name in request.query_params)
+async def _import_rules(request: Request, running: Running, asking: Caution) -> Response:
+    for_lists = [name for name in request.query_params if name not in ChangeQuery.model_fields]
+    if for_lists:
+        problems_found = tuple(Problem(f"?{name}", "is for plain lists") for name in for_lists)
         hint = "a line of JSON says for itself what its rule does"
         raise InvalidInput(
             f"{problems_found[0].pointer}: is for plain lists", hint, problems_found, "invalid_query"
@@ -95,9 +98,12 @@ async def _import_rules(request: Request, running: Running) -> Response:
     if len(rules) > MOST_RULES:
         raise too_many_rules(f"the body has more than {MOST_RULES:,} rules")
     try:
-        outcome = await running.change(running.firewall.batch, rules, [])
+        return await perform(running, asking, partial(running.firewall.batch, rules, []), _imported)
     except FirewallError as error:
         raise lines.placed(error) from None
+
+
+def _imported(outcome: BatchOutcome) -> Response:
     return JsonResponse({"added": outcome.added, "unchanged": outcome.unchanged})
 
 

@@ -6,6 +6,7 @@ touch the first one's state.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import stat
@@ -14,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from firewall.errors import Conflict, FirewallError, errno_name
+from firewall.lockout import Listener
 from firewall.settings import parse_listen
 
 BACKLOG = 256
@@ -52,6 +54,17 @@ def name_of(listener: socket.socket) -> str:
         return f"unix:{bound}"
     host, port = bound[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def tcp_addresses(listeners: Sequence[socket.socket]) -> list[Listener]:
+    """Those that are reached over TCP."""
+    found = []
+    for each in listeners:
+        if each.family in (socket.AF_INET, socket.AF_INET6):
+            host, port = each.getsockname()[:2]
+            address = ipaddress.ip_address(host)
+            found.append(Listener(address.version, int(address), port))
+    return found
 
 
 def _cannot(address: str, reason: str) -> FirewallError:

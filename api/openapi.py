@@ -22,6 +22,7 @@ what to do. Unknown fields and parameters are errors."""
 TAGS = [
     {"name": "rules", "description": "What to drop and what to let through."},
     {"name": "ruleset", "description": "All rules at once."},
+    {"name": "changes", "description": "Changes that go unless they are confirmed."},
     {"name": "interfaces", "description": "Where packets are judged."},
     {"name": "test", "description": "What would become of a packet."},
     {"name": "packets", "description": "What is dropped, as it is dropped."},
@@ -29,19 +30,21 @@ TAGS = [
 ]
 
 PROBLEMS = {
-    403: "Sent by a web page (it has an Origin header).",
+    403: "Sent by a web page.",
     404: "There is no such thing.",
-    409: "The id belongs to another rule, or the host is in a state that forbids it.",
+    409: "Another rule has that id, a change waits, a lockout, or the host forbids it.",
     412: "The rule set is not the one that If-Match names.",
     413: "The body is too large, or has too many rules.",
     415: "The body is not application/json.",
-    421: "The Host header is a name other than localhost.",
-    422: "The request breaks the contract; `errors` point at each fault. Nothing was changed.",
-    503: "The service is starting or stopping, or the kernel or the disk refused. Nothing was changed.",
-    507: "A map has no room; `table`, `capacity`, `wanted` and `setting` say which. Nothing was changed.",
+    421: "The Host header is another name.",
+    422: "Not as asked for here: `errors` point at each fault.",
+    503: "It starts or stops, or kernel or disk refused.",
+    507: "A map has no room: `table`, `setting`.",
 }
 READ_PROBLEMS = (421, 422, 503)
-CHANGE_PROBLEMS = (403, 413, 415, 421, 422, 503, 507)
+CHANGE_PROBLEMS = (403, 409, 413, 415, 421, 422, 503, 507)
+SHARED_PARAMETERS = frozenset(("confirm_within", "allow_lockout", "dry_run", "prefer"))
+SHARED_HEADERS = frozenset(("Confirm-Id", "Confirm-By"))
 REFERENCE = "#/components/schemas/{model}"
 
 
@@ -73,16 +76,50 @@ def document(app: FastAPI) -> dict[str, Any]:
         for operation in operations.values():
             for answer in operation["responses"].values():
                 answer["description"] = answer["description"].replace("Successful Response", "Done.")
+    _share(found)
+    for part in (found["components"], found["paths"]):
+        _untitle(part)
     patch = found["paths"]["/v1/rules/{rule_id}"]["patch"]["requestBody"]["content"]
     patch["application/merge-patch+json"] = patch["application/json"]
     return found
 
 
+def _share(found: dict[str, Any]) -> None:
+    """What every change has, the same parameters and headers, is said once."""
+    shared: dict[str, dict[str, Any]] = {"parameters": {}, "headers": {}}
+    for operations in found["paths"].values():
+        for operation in operations.values():
+            parameters = operation.get("parameters", [])
+            for at, each in enumerate(parameters):
+                if each["name"] in SHARED_PARAMETERS:
+                    shared["parameters"][each["name"]] = each
+                    parameters[at] = {"$ref": f"#/components/parameters/{each['name']}"}
+            for answer in operation["responses"].values():
+                headers = answer.get("headers", {})
+                for name in SHARED_HEADERS & headers.keys():
+                    shared["headers"][name] = headers[name]
+                    headers[name] = {"$ref": f"#/components/headers/{name}"}
+    found["components"].update(shared)
+
+
+def _untitle(node: Any) -> None:
+    """Titles only repeat the names of fields and schemas."""
+    if isinstance(node, dict):
+        if isinstance(node.get("title"), str):
+            del node["title"]
+        for inner in node.values():
+            _untitle(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            _untitle(inner)
+
+
 def _patch_of(rule: dict[str, Any]) -> dict[str, Any]:
-    """The same fields, none with a default, each of them or null."""
+    """The same fields, each of them or null. A default means nothing here."""
+    place = REFERENCE.format(model="RuleFields")
     properties = {
-        name: {"anyOf": [{k: v for k, v in field.items() if k != "default"}, {"type": "null"}]}
-        for name, field in rule["properties"].items()
+        name: {"anyOf": [{"$ref": f"{place}/properties/{name}"}, {"type": "null"}]}
+        for name in rule["properties"]
     }
     text = "Fields of a rule to change. null resets one to its default."
     return {**rule, "title": "RulePatch", "description": text, "properties": properties}

@@ -10,12 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api import rule_body, schemas
+from api.asking import CONFIRM_HEADERS, Asked, perform, tried
 from api.errors import RequestRefused
 from api.json_body import JsonResponse, JsonRoute
 from api.openapi import CHANGE_PROBLEMS, READ_PROBLEMS, problems
@@ -24,7 +26,7 @@ from firewall.address import parse_prefix
 from firewall.errors import InvalidInput, Problem
 from firewall.match import parse_duration
 from firewall.rule import Action, Direction, format_time
-from firewall.view import RuleQuery, RuleView, RuleWarning
+from firewall.view import BatchOutcome, RuleQuery, RuleView, RuleWarning
 
 T = TypeVar("T")
 router = APIRouter(prefix="/v1/rules", tags=["rules"], route_class=JsonRoute)
@@ -107,10 +109,13 @@ def warnings_json(warnings: Sequence[tuple[str, RuleWarning]]) -> list[dict[str,
 
 
 ADDED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The same rule was there already; nothing changed.", "model": schemas.WarnedRule},
+    **tried(schemas.WarnedRule, "The same rule was there already; nothing changed."),
     201: {
         "description": "Added.",
-        "headers": {"Location": {"description": "Where the rule is.", "schema": {"type": "string"}}},
+        "headers": {
+            "Location": {"description": "Where the rule is.", "schema": {"type": "string"}},
+            **CONFIRM_HEADERS,
+        },
     },
 }
 
@@ -119,14 +124,17 @@ ADDED: dict[int | str, dict[str, Any]] = {
     "",
     status_code=201,
     response_model=schemas.WarnedRule,
-    responses={**ADDED, **problems(409, *CHANGE_PROBLEMS)},
+    responses={**ADDED, **problems(*CHANGE_PROBLEMS)},
     summary="Add a rule",
-    dependencies=[NO_QUERY],
 )
-async def add_rule(running: InService, fields: schemas.RuleBody) -> Response:
+async def add_rule(running: InService, asked: Asked, fields: schemas.RuleBody) -> Response:
     """Answered when the rule is durable and in the kernel. The same id with another body is a 409."""
     rule = rule_body.read_new(fields, running.firewall.new_rule_id, time.time())
-    view, created = await running.change(running.firewall.add, rule)
+    return await perform(running, asked, partial(running.firewall.add, rule), _added)
+
+
+def _added(outcome: tuple[RuleView, bool]) -> Response:
+    view, created = outcome
     if not created:
         return JsonResponse(whole_json(view))
     return JsonResponse(whole_json(view), 201, {"Location": f"/v1/rules/{view.rule.id}"})
@@ -137,14 +145,31 @@ def too_many_rules(detail: str) -> RequestRefused:
     return RequestRefused(413, "too_many_rules", detail, hint)
 
 
+def _changed(view: RuleView) -> Response:
+    return JsonResponse(whole_json(view))
+
+
+def _batched(outcome: BatchOutcome) -> Response:
+    answer = {
+        "added": outcome.added,
+        "deleted": outcome.deleted,
+        "unchanged": outcome.unchanged,
+        "ids": outcome.ids,
+        "warnings": warnings_json(outcome.warnings),
+    }
+    return JsonResponse(answer)
+
+
+def _deleted(_: None) -> Response:
+    return Response(status_code=204)
+
+
 @router.post(
     "/batch",
-    response_model=schemas.BatchAnswer,
-    responses=problems(404, 409, *CHANGE_PROBLEMS),
+    responses={**tried(schemas.BatchAnswer), **problems(404, *CHANGE_PROBLEMS)},
     summary="Add and delete many rules in one change",
-    dependencies=[NO_QUERY],
 )
-async def change_rules(running: InService, body: schemas.BatchRequest) -> Response:
+async def change_rules(running: InService, asked: Asked, body: schemas.BatchRequest) -> Response:
     """All or nothing, and for packets at one moment. Deletes come before adds."""
     if len(body.add) + len(body.delete) > MOST_RULES:
         raise too_many_rules(
@@ -155,15 +180,7 @@ async def change_rules(running: InService, body: schemas.BatchRequest) -> Respon
         rules = rule_body.read_many(*arguments)
     else:
         rules = await asyncio.to_thread(rule_body.read_many, *arguments)
-    outcome = await running.change(running.firewall.batch, rules, body.delete)
-    answer = {
-        "added": outcome.added,
-        "deleted": outcome.deleted,
-        "unchanged": outcome.unchanged,
-        "ids": outcome.ids,
-        "warnings": warnings_json(outcome.warnings),
-    }
-    return JsonResponse(answer)
+    return await perform(running, asked, partial(running.firewall.batch, rules, body.delete), _batched)
 
 
 @router.get(
@@ -180,56 +197,51 @@ def read_rule(running: InService, rule_id: str) -> Response:
 
 @router.put(
     "/{rule_id}",
-    response_model=schemas.WarnedRule,
-    responses=problems(404, *CHANGE_PROBLEMS),
+    responses={**tried(schemas.WarnedRule), **problems(404, *CHANGE_PROBLEMS)},
     summary="Replace a rule",
-    dependencies=[NO_QUERY],
 )
-async def replace_rule(running: InService, rule_id: str, fields: schemas.RuleBody) -> Response:
+async def replace_rule(running: InService, asked: Asked, rule_id: str, fields: schemas.RuleBody) -> Response:
     """Fields that are absent get their defaults. What the rule has counted stays. The id cannot change."""
     rule = rule_body.read_whole(fields, rule_id, time.time())
-    return JsonResponse(whole_json(await running.change(running.firewall.replace, rule)))
+    return await perform(running, asked, partial(running.firewall.replace, rule), _changed)
 
 
 @router.patch(
     "/{rule_id}",
-    response_model=schemas.WarnedRule,
-    responses=problems(404, *CHANGE_PROBLEMS),
+    responses={**tried(schemas.WarnedRule), **problems(404, *CHANGE_PROBLEMS)},
     summary="Change fields of a rule",
-    dependencies=[NO_QUERY],
 )
-async def patch_rule(running: InService, rule_id: str, patch: schemas.PatchBody) -> Response:
+async def patch_rule(running: InService, asked: Asked, rule_id: str, patch: schemas.PatchBody) -> Response:
     """JSON merge patch (RFC 7396): null resets a field to its default, lists are replaced as a whole. A ttl
     starts again only if the patch names it."""
     now = time.time()
-    edit = running.firewall.edit
-    view = await running.change(edit, rule_id, lambda rule: rule_body.patched(rule, patch, now))
-    return JsonResponse(whole_json(view))
+    edit = partial(running.firewall.edit, rule_id, lambda rule: rule_body.patched(rule, patch, now))
+    return await perform(running, asked, edit, _changed)
 
 
 @router.post(
     "/{rule_id}/promote",
-    response_model=schemas.Rule,
-    responses=problems(404, *CHANGE_PROBLEMS),
+    responses={**tried(schemas.WarnedRule), **problems(404, *CHANGE_PROBLEMS)},
     summary="Make a rule that observes decide",
-    dependencies=[NO_QUERY],
 )
-async def promote_rule(running: InService, rule_id: str) -> Response:
+async def promote_rule(running: InService, asked: Asked, rule_id: str) -> Response:
     """Sets its mode to enforce; for one that is, nothing changes. What it has counted stays. There is no body."""
-    return JsonResponse(rule_json(await running.change(running.firewall.promote, rule_id)))
+    return await perform(running, asked, partial(running.firewall.promote, rule_id), _changed)
 
 
 @router.delete(
     "/{rule_id}",
     status_code=204,
-    responses=problems(404, *CHANGE_PROBLEMS),
+    responses={
+        **tried(None, "Nothing was deleted."),
+        204: {"description": "Deleted.", "headers": CONFIRM_HEADERS},
+        **problems(404, *CHANGE_PROBLEMS),
+    },
     summary="Delete a rule",
-    dependencies=[NO_QUERY],
 )
-async def delete_rule(running: InService, rule_id: str) -> Response:
+async def delete_rule(running: InService, asked: Asked, rule_id: str) -> Response:
     """Answered when no packet meets the rule any more."""
-    await running.change(running.firewall.delete, rule_id)
-    return Response(status_code=204)
+    return await perform(running, asked, partial(running.firewall.delete, rule_id), _deleted)
 
 
 @router.post(

@@ -16,6 +16,7 @@ from fastapi import APIRouter, Header, Response
 from starlette.responses import StreamingResponse
 
 from api import schemas
+from api.asking import CONFIRM_HEADERS, Asked, perform, tried
 from api.json_body import JsonResponse, JsonRoute
 from api.openapi import CHANGE_PROBLEMS, READ_PROBLEMS, problems
 from api.rule_body import read_many
@@ -24,12 +25,14 @@ from api.running import NO_QUERY, InService
 from firewall.rule import Rule
 from firewall.view import BatchOutcome
 
-router = APIRouter(prefix="/v1/ruleset", tags=["ruleset"], route_class=JsonRoute, dependencies=[NO_QUERY])
+router = APIRouter(prefix="/v1/ruleset", tags=["ruleset"], route_class=JsonRoute)
 CHUNK_RULES = 1000
 
 ETAG: dict[str, Any] = {
     "headers": {"ETag": {"description": "Changes with every change of a rule.", "schema": {"type": "string"}}}
 }
+REPLACED = tried(schemas.RulesetAnswer)
+REPLACED[200]["headers"] = {**ETAG["headers"], **CONFIRM_HEADERS}
 IfMatch = Annotated[
     str | None, Header(description="An ETag, or *: replace only if the rule set is still this one, else 412.")
 ]
@@ -41,6 +44,7 @@ IfNoneMatch = Annotated[str | None, Header(description="An ETag: 304 if the rule
     response_model=schemas.Ruleset,
     responses={200: ETAG, 304: {"description": "As it was."}, **problems(*READ_PROBLEMS)},
     summary="Export every rule",
+    dependencies=[NO_QUERY],
 )
 def export_ruleset(running: InService, if_none_match: IfNoneMatch = None) -> Response:
     """What can be written of each rule, in the order of creation: what PUT takes."""
@@ -63,12 +67,11 @@ def ruleset_json(rules: Iterator[Rule]) -> Iterator[bytes]:
 
 @router.put(
     "",
-    response_model=schemas.RulesetAnswer,
-    responses={200: ETAG, **problems(412, *CHANGE_PROBLEMS)},
+    responses={**REPLACED, **problems(412, *CHANGE_PROBLEMS)},
     summary="Replace every rule in one change",
 )
 async def replace_ruleset(
-    running: InService, body: schemas.RulesetRequest, if_match: IfMatch = None
+    running: InService, asked: Asked, body: schemas.RulesetRequest, if_match: IfMatch = None
 ) -> Response:
     """Rules that are not in the body are deleted; rules that stay as they were keep what they counted."""
     firewall = running.firewall
@@ -77,12 +80,15 @@ async def replace_ruleset(
     def replace_all() -> tuple[BatchOutcome, str]:
         return firewall.replace_all(rules, if_match), firewall.etag()
 
-    outcome, etag = await running.change(replace_all)
-    answer = {
-        "rules": len(rules),
-        "added": outcome.added,
-        "deleted": outcome.deleted,
-        "unchanged": outcome.unchanged,
-        "warnings": warnings_json(outcome.warnings),
-    }
-    return JsonResponse(answer, headers={"ETag": etag})
+    def answer(replaced: tuple[BatchOutcome, str]) -> Response:
+        outcome, etag = replaced
+        content = {
+            "rules": len(rules),
+            "added": outcome.added,
+            "deleted": outcome.deleted,
+            "unchanged": outcome.unchanged,
+            "warnings": warnings_json(outcome.warnings),
+        }
+        return JsonResponse(content, headers={"ETag": etag})
+
+    return await perform(running, asked, replace_all, answer)

@@ -307,6 +307,70 @@ class Status(Document):
     last_error: str | None
     never_drop: list[str] = Field(description="What no rule, list or default drops.")
     panic: PanicState
+    changes_waiting: int = Field(description="Changes that go unless they are confirmed.")
+
+
+Purpose = Literal["ssh", "api_client", "api_listener"]
+ChangeState = Literal["pending", "confirmed", "rolled_back"]
+
+
+class LockoutState(Document):
+    """A connection by which this host is managed, and what would drop it."""
+
+    rule: str | None = Field(description="Id of the rule; null: the default action.")
+    connection: str
+    purpose: Purpose
+    interface: str
+    hook: Hook
+
+
+class Shadow(Document):
+    """A rule of the change that can never win: `by` beats it wherever it matches."""
+
+    rule: str
+    by: str
+
+
+class Effect(Document):
+    """What a change would do; nothing was changed."""
+
+    dry_run: Literal[True]
+    added: int
+    removed: int
+    changed: int
+    unchanged: int
+    shadowed: list[Shadow]
+    lockouts: list[LockoutState] = Field(description="Why it would be refused without allow_lockout.")
+    confirm_within: int | None = Field(description="Seconds that it would wait for its confirmation.")
+
+
+class Change(Document):
+    """A change that was made with confirm_within. The counts are of rules."""
+
+    id: int
+    what: str
+    state: ChangeState
+    reason: str = Field(description="Why it was rolled back; else empty.")
+    made_at: Time
+    deadline: Time = Field(description="It goes then, unless it is confirmed before.")
+    seconds_left: float | None = Field(description="Until the deadline; null for a change that ended.")
+    ended_at: Time | None
+    added: int
+    removed: int
+    changed: int
+
+
+class ChangeList(Document):
+    pending: list[Change] = Field(description="Those that wait for their confirmation, the newest first.")
+    recent: list[Change] = Field(description="The last that ended, the newest first.")
+
+
+class ConfirmAnswer(Document):
+    confirmed: list[Change]
+
+
+class RollbackAnswer(Document):
+    rolled_back: list[Change]
 
 
 class PacketFields(Document):
@@ -413,7 +477,7 @@ class Fault(Document):
 
 class ProblemDetails(BaseModel):
     """RFC 9457. Some problems have members of their own besides: table_full has table, capacity, wanted and
-    setting; kernel_refused has errno; program_rejected has log."""
+    setting; kernel_refused has errno; program_rejected has log; lockout has lockouts."""
 
     type: str = Field(description="A reference that stays the same for this kind of problem.")
     title: str

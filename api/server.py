@@ -19,15 +19,19 @@ import uvloop
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.guardian import Guardians
+from api.listeners import tcp_addresses
 from api.log import fields_of
 from api.reload import Configuration
 from api.running import Running
 from api.systemd import filters_stay, notify, reloading
 from api.watchdog import beat
+from api.wiring import DATABASE
 from firewall.enforcer import Enforcer
 from firewall.errors import FirewallError
 
 GRACE_S = 5
+_GUARDED_S = 2.0  # between looks whether a guardian is there
 _early: set[int] = set()
 
 
@@ -50,6 +54,7 @@ class _Server(uvicorn.Server):
 
 def run(enforcer: Enforcer, configuration: Configuration, sockets: Sequence[socket.socket]) -> int:
     """Serves until SIGTERM or SIGINT; the process's exit status."""
+    enforcer.listens_on(tcp_addresses(sockets))
     app = create_app(enforcer, phase="starting")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_live(app, app.state.running, configuration, sockets))
@@ -75,6 +80,7 @@ async def _live(
     )
     serving = asyncio.create_task(server.serve(sockets=list(sockets)))
     beating = asyncio.create_task(beat(notify))
+    guarding = asyncio.create_task(_guard(running, configuration))
     status = 1
     reloader: asyncio.Task[None] | None = None
     try:
@@ -87,6 +93,7 @@ async def _live(
             reloader.cancel()
         is_started = running.phase == "running"
         beating.cancel()
+        guarding.cancel()
         running.phase = "stopping"
         notify("STOPPING=1", "STATUS=stopping")
         running.enforcer.reporting.end_all()  # answers that go on would hold up the end
@@ -109,6 +116,17 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     if signal.SIGHUP in _early:
         reload.set()
     return stop, reload
+
+
+async def _guard(running: Running, configuration: Configuration) -> None:
+    """Somebody beside us waits whenever a change does, should we be gone when it runs out."""
+    database = configuration.settings.state.directory / DATABASE
+    guardians = Guardians(database, configuration.path)
+    running.enforcer.on_pending = guardians.ensure
+    while True:
+        if running.phase == "running" and running.enforcer.waiting():
+            await asyncio.to_thread(guardians.ensure)
+        await asyncio.sleep(_GUARDED_S)
 
 
 async def _reload_when_told(told: asyncio.Event, running: Running, configuration: Configuration) -> None:

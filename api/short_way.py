@@ -2,7 +2,8 @@
 
 Owns recognizing the three requests that a busy client sends by the thousand: POST /v1/rules, PUT and DELETE
 /v1/rules/{id}. Their routes, which describe them in the OpenAPI document, have the same handlers. Whatever is not
-plain (a query, a body that is no JSON object, a service that starts) goes the long way, which has the words for it.
+plain (a query, a preference, a body that is no JSON object, a service that starts) goes the long way, which has the
+words for it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import rules
+from api.asking import client_of
 from api.errors import firewall_error_response
 from api.measured import ROUTE
 from api.running import Running
+from firewall.caution import Caution
 from firewall.errors import FirewallError
 
 RULES = rules.router.prefix
@@ -31,7 +34,7 @@ class ShortWay:
         self._running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["query_string"] or self._running.phase != "running":
+        if scope["type"] != "http" or self._running.phase != "running" or _is_particular(scope):
             await self._app(scope, receive, send)
             return
         method, rule_id = scope["method"], _rule_id(scope["path"])
@@ -45,18 +48,24 @@ class ShortWay:
         if method != "DELETE" and fields is None:
             await self._app(scope, _again(messages, receive), send)
             return
-        response = await self._changed(method, rule_id or "", fields or {}, scope["path"])
+        response = await self._changed(method, rule_id or "", fields or {}, scope)
         await response(scope, receive, send)
 
-    async def _changed(self, method: str, rule_id: str, fields: dict[str, Any], path: str) -> Response:
+    async def _changed(self, method: str, rule_id: str, fields: dict[str, Any], scope: Scope) -> Response:
+        asked = Caution(f"{method} {scope['path']}", client=client_of(scope))
         try:
             if method == "POST":
-                return await rules.add_rule(self._running, fields)
+                return await rules.add_rule(self._running, asked, fields)
             if method == "PUT":
-                return await rules.replace_rule(self._running, rule_id, fields)
-            return await rules.delete_rule(self._running, rule_id)
+                return await rules.replace_rule(self._running, asked, rule_id, fields)
+            return await rules.delete_rule(self._running, asked, rule_id)
         except FirewallError as error:
-            return firewall_error_response(error, path)
+            return firewall_error_response(error, scope["path"])
+
+
+def _is_particular(scope: Scope) -> bool:
+    """A change that asks for more than the change (api.asking)."""
+    return bool(scope["query_string"]) or any(name == b"prefer" for name, _ in scope["headers"])
 
 
 def _rule_id(path: str) -> str | None:

@@ -56,6 +56,7 @@ def status_json(view: StatusView) -> dict[str, Any]:
         "last_error": view.last_error,
         "never_drop": view.never_drop,
         "panic": panic_json(view.panic),
+        "changes_waiting": view.changes_waiting,
     }
 
 

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from cli import analysis, check, export, import_rules, interfaces, packet_test, packets, panic, rules, status
+from cli import (
+    analysis,
+    changes,
+    check,
+    export,
+    import_rules,
+    interfaces,
+    packet_test,
+    packets,
+    panic,
+    rules,
+    status,
+)
 from cli.failure import EXIT_FAILED, EXIT_USAGE, failure
 from cli.session import DEFAULT_CONFIG, AsJson, Config, Session, Url, command, shared_options
 
@@ -61,6 +73,9 @@ app.add_typer(interfaces.app, name="interface")
 app.add_typer(panic.app, name="panic")
 command(app, "import")(import_rules.import_rules)
 command(app, "export")(export.export)
+command(app, "changes")(changes.changes)
+command(app, "confirm")(changes.confirm)
+command(app, "rollback")(changes.rollback)
 command(app, "analysis")(analysis.analysis)
 command(app, "events")(packets.events)
 command(app, "capture")(packets.capture)

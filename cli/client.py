@@ -64,11 +64,13 @@ class Client:
     def get(self, path: str, query: Query | None = None) -> Json:
         return _document(self.send("GET", path, query=query))
 
-    def put(self, path: str, body: Json, headers: Mapping[str, str] | None = None) -> Json:
-        return _document(self.send("PUT", path, body=body, headers=headers))
+    def put(
+        self, path: str, body: Json, headers: Mapping[str, str] | None = None, query: Query | None = None
+    ) -> Json:
+        return _document(self.send("PUT", path, body=body, headers=headers, query=query))
 
-    def post(self, path: str, body: Json) -> Json:
-        return _document(self.send("POST", path, body=body))
+    def post(self, path: str, body: Json | None, query: Query | None = None) -> Json:
+        return _document(self.send("POST", path, body=body, query=query))
 
     def upload(
         self, path: str, parts: Iterable[bytes], size: int, media_type: str, query: Query | None = None
@@ -80,8 +82,10 @@ class Client:
                 response.read()
             return _document(response)
 
-    def delete(self, path: str) -> None:
-        self.send("DELETE", path)
+    def delete(self, path: str, query: Query | None = None) -> Json | None:
+        """What it would do, where it is only tried."""
+        response = self.send("DELETE", path, query=query)
+        return _document(response) if response.content else None
 
     def send(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
 from cli import output
+from cli.asking import Asking, joined
 from cli.choices import Action, Direction
 from cli.failure import EXIT_REFUSED, Failure, Json, failure
 from cli.session import Session
@@ -14,13 +15,19 @@ CHUNK_BYTES = 1 << 18
 
 
 def send_list(
-    session: Session, name: str, content: bytes, action: Action, priority: int, direction: Direction
+    session: Session,
+    name: str,
+    content: bytes,
+    action: Action,
+    priority: int,
+    direction: Direction,
+    asking: Asking,
 ) -> Json:
-    """`direction`: ingress or egress. `name`: of the file, for messages."""
+    """`direction`: ingress or egress. `name`: of the file, for messages. Where it is only tried: the effect."""
     _check_text(name, content)
     if not _has_addresses(content):
-        return {"added": 0, "deleted": 0, "unchanged": 0}
-    query = {"action": action.value, "priority": priority, "direction": direction.value}
+        return joined(()) if asking.dry_run else {"added": 0, "deleted": 0, "unchanged": 0}
+    query = {"action": action.value, "priority": priority, "direction": direction.value, **asking.query()}
     sent = 0
     with session.client() as client, _progress() as progress:
         task = progress.add_task("send", total=len(content))
@@ -40,6 +47,8 @@ def send_list(
         except KeyboardInterrupt:
             output.note(_stopped(name, sent, len(content)))
             raise
+    if asking.dry_run:
+        return answer
     return {"added": answer["added"], "deleted": 0, "unchanged": answer["unchanged"]}
 
 

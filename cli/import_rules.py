@@ -11,6 +11,7 @@ import orjson
 import typer
 
 from cli import address_list, output
+from cli.asking import AllowLockout, Asking, Confirm, DryRun, joined, tell_effect
 from cli.choices import Action, Direction
 from cli.failure import EXIT_REFUSED, Failure, Json, failure
 from cli.import_list import send_list
@@ -39,6 +40,9 @@ def import_rules(
         str | None,
         typer.Option(help="Makes the ids of the rules from an address list: this, and the address."),
     ] = None,
+    confirm: Confirm = None,
+    allow_lockout: AllowLockout = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Import a rule set (JSON, as export writes it, or a rule a line) or a list of addresses (plain text, one a line).
 
@@ -50,13 +54,15 @@ def import_rules(
         raise typer.BadParameter("--if-match needs --replace")
     if len(id_prefix or "") > address_list.PREFIX_LIMIT:
         raise typer.BadParameter(f"--id-prefix has at most {address_list.PREFIX_LIMIT} characters")
+    asking = Asking(confirm, allow_lockout, dry_run)
     content = _read(file)
     rules: Iterable[Json]
     if content.lstrip()[:1] in (b"{", b"["):
         rules = _rules_of_json(file, content)
         count, duplicates = len(rules), 0
     elif not replace and id_prefix is None and direction is not Direction.both:
-        _tell(session, send_list(session, str(file), content, action, priority, direction))
+        answer = send_list(session, str(file), content, action, priority, direction, asking)
+        _tell(session, answer, asking)
         return
     else:
         listed = _addresses(file, content, may_be_empty=not replace)
@@ -69,22 +75,27 @@ def import_rules(
             direction=direction,
             prefix="import" if id_prefix is None else id_prefix,
         )
-    answer = _replace(session, rules, if_match) if replace else _add(session, rules, count)
-    _tell(session, answer)
+    answer = _replace(session, rules, if_match, asking) if replace else _add(session, rules, count, asking)
+    _tell(session, answer, asking)
     if duplicates and not session.as_json:
         lines = "1 line of {} names" if duplicates == 1 else f"{duplicates:,} lines of {{}} name"
         output.note(f"{lines.format(file)} an address a second time")
 
 
-def _tell(session: Session, answer: Json) -> None:
+def _tell(session: Session, answer: Json, asking: Asking) -> None:
+    if asking.dry_run:
+        tell_effect(answer, as_json=session.as_json)
+        return
+    asking.remind()
     if session.as_json:
         output.json_document(answer)
     else:
         output.line(", ".join(f"{name} {answer[name]:,}" for name in ("added", "deleted", "unchanged")))
 
 
-def _add(session: Session, rules: Iterable[Json], count: int) -> Json:
+def _add(session: Session, rules: Iterable[Json], count: int, asking: Asking) -> Json:
     """Chunk by chunk, so that a million rules are never all in memory as JSON."""
+    tried = []
     total: Json = {"added": 0, "deleted": 0, "unchanged": 0}
     done = 0
     left = iter(rules)
@@ -92,8 +103,11 @@ def _add(session: Session, rules: Iterable[Json], count: int) -> Json:
         task = progress.add_task("import", total=count)
         try:
             while chunk := list(islice(left, CHUNK)):
-                answer = client.post("/v1/rules/batch", {"add": chunk})
-                total = {name: so_far + answer[name] for name, so_far in total.items()}
+                answer = client.post("/v1/rules/batch", {"add": chunk}, asking.query())
+                if asking.dry_run:
+                    tried.append(answer)
+                else:
+                    total = {name: so_far + answer[name] for name, so_far in total.items()}
                 done += len(chunk)
                 progress.update(task, completed=done)
         except (Failure, KeyboardInterrupt) as error:
@@ -102,7 +116,7 @@ def _add(session: Session, rules: Iterable[Json], count: int) -> Json:
             if done:
                 output.note(f"stopped: {done:,} of {count:,} rules are in")
             raise
-    return total
+    return joined(tried) if asking.dry_run else total
 
 
 def _after(problem: Json, done: int, count: int) -> Json:
@@ -118,10 +132,10 @@ def _after(problem: Json, done: int, count: int) -> Json:
     return {**problem, "detail": detail, "errors": errors, "rules_done": done}
 
 
-def _replace(session: Session, rules: Iterable[Json], if_match: str | None) -> Json:
+def _replace(session: Session, rules: Iterable[Json], if_match: str | None, asking: Asking) -> Json:
     headers = {} if if_match is None else {"If-Match": _quoted(if_match)}
     with session.client() as client:
-        return client.put("/v1/ruleset", {"rules": list(rules)}, headers)
+        return client.put("/v1/ruleset", {"rules": list(rules)}, headers, asking.query())
 
 
 def _quoted(etag: str) -> str:

@@ -6,6 +6,7 @@ from urllib.parse import quote
 import typer
 
 from cli import output
+from cli.asking import AllowLockout, Asking, Confirm, DryRun, tell_effect
 from cli.choices import Mode
 from cli.failure import Json
 from cli.session import Session, command, shared_options
@@ -35,13 +36,21 @@ def attach(
     ingress: Annotated[bool, typer.Option("--ingress/--no-ingress")] = True,
     egress: Annotated[bool, typer.Option("--egress/--no-egress")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace another owner's XDP program.")] = False,
+    confirm: Confirm = None,
+    allow_lockout: AllowLockout = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Attach the filter to an interface, or change how it is attached."""
     body: Json = {"mode": mode.value, "ingress": ingress, "egress": egress}
     if force:
         body["force"] = True
+    asking = Asking(confirm, allow_lockout, dry_run)
     with session.client() as client:
-        answer = client.put(_path(name), body)
+        answer = client.put(_path(name), body, query=asking.query())
+    if dry_run:
+        tell_effect(answer, as_json=session.as_json)
+        return
+    asking.remind()
     if session.as_json:
         output.json_document(answer)
     else:
@@ -49,10 +58,21 @@ def attach(
 
 
 @command(app, "detach")
-def detach(session: Session, name: Name) -> None:
+def detach(
+    session: Session,
+    name: Name,
+    confirm: Confirm = None,
+    allow_lockout: AllowLockout = False,
+    dry_run: DryRun = False,
+) -> None:
     """Detach both hooks of an interface and forget it. The rules stay."""
+    asking = Asking(confirm, allow_lockout, dry_run)
     with session.client() as client:
-        client.delete(_path(name))
+        tried = client.delete(_path(name), asking.query())
+    if tried is not None:
+        tell_effect(tried, as_json=session.as_json)
+        return
+    asking.remind()
     if session.as_json:
         output.json_document({"name": name, "detached": True})
     else:

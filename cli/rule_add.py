@@ -8,6 +8,7 @@ import orjson
 import typer
 
 from cli import output, rule_text
+from cli.asking import AllowLockout, Asking, Confirm, DryRun, tell_effect
 from cli.choices import Action, Direction
 from cli.failure import EXIT_REFUSED, Json, failure
 from cli.session import Session
@@ -61,6 +62,9 @@ def add(
         bool, typer.Option("--observe", help="Count what the rule would decide, and decide nothing.")
     ] = False,
     disabled: Annotated[bool, typer.Option("--disabled", help="Keep the rule, but do not apply it.")] = False,
+    confirm: Confirm = None,
+    allow_lockout: AllowLockout = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Add one rule. What is not given matches everything.
 
@@ -92,9 +96,15 @@ def add(
         raise typer.BadParameter("say what the rule is: options, or --file")
     if file is not None:
         rule = _rule_of_file(file) | rule
+    asking = Asking(confirm, allow_lockout, dry_run)
     with session.client() as client:
-        response = client.send("POST", "/v1/rules", body=rule)
+        response = client.send("POST", "/v1/rules", body=rule, query=asking.query())
     added: Json = orjson.loads(response.content)
+    if dry_run:
+        tell_effect(added, as_json=session.as_json)
+        return
+    if response.status_code == 201:
+        asking.remind()
     if session.as_json:
         output.json_document(added)
     else:

@@ -8,6 +8,7 @@ import orjson
 import typer
 
 from cli import output, rule_add, rule_text
+from cli.asking import AllowLockout, Asking, Confirm, DryRun, tell_effect
 from cli.choices import Action, Direction
 from cli.client import Client, Query
 from cli.failure import EXIT_NOT_FOUND, Json, failure
@@ -89,10 +90,21 @@ def reset_counters(session: Session, rule_id: Annotated[str, typer.Argument(meta
 
 
 @command(app, "promote")
-def promote(session: Session, rule_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+def promote(
+    session: Session,
+    rule_id: Annotated[str, typer.Argument(metavar="ID")],
+    confirm: Confirm = None,
+    allow_lockout: AllowLockout = False,
+    dry_run: DryRun = False,
+) -> None:
     """Make a rule that observes decide. For one that does, nothing changes."""
+    asking = Asking(confirm, allow_lockout, dry_run)
     with session.client() as client:
-        rule = client.post(f"{_path(rule_id)}/promote", {})
+        rule = client.post(f"{_path(rule_id)}/promote", {}, asking.query())
+    if dry_run:
+        tell_effect(rule, as_json=session.as_json)
+        return
+    asking.remind()
     if session.as_json:
         output.json_document(rule)
     else:
@@ -100,15 +112,26 @@ def promote(session: Session, rule_id: Annotated[str, typer.Argument(metavar="ID
 
 
 @command(app, "delete")
-def delete(session: Session, rule_ids: Annotated[list[str], typer.Argument(metavar="ID...")]) -> None:
+def delete(
+    session: Session,
+    rule_ids: Annotated[list[str], typer.Argument(metavar="ID...")],
+    confirm: Confirm = None,
+    allow_lockout: AllowLockout = False,
+    dry_run: DryRun = False,
+) -> None:
     """Delete rules. Several are deleted in one change, all or none."""
+    asking = Asking(confirm, allow_lockout, dry_run)
     wanted = list(dict.fromkeys(rule_ids))
     with session.client() as client:
         if len(wanted) == 1:
-            client.delete(_path(wanted[0]))
-            answer: Json = {"added": 0, "deleted": 1, "unchanged": 0, "ids": []}
+            tried = client.delete(_path(wanted[0]), asking.query())
+            answer: Json = tried or {"added": 0, "deleted": 1, "unchanged": 0, "ids": []}
         else:
-            answer = client.post("/v1/rules/batch", {"delete": wanted})
+            answer = client.post("/v1/rules/batch", {"delete": wanted}, asking.query())
+    if dry_run:
+        tell_effect(answer, as_json=session.as_json)
+        return
+    asking.remind()
     if session.as_json:
         output.json_document(answer)
     else:

@@ -57,6 +57,8 @@ def _summary(answer: Json) -> Iterator[tuple[str, Any]]:
     if answer["panic"]["on"]:
         yield "panic", panic_text(answer["panic"])
     yield "pinned", answer["pin_root"]
+    if count := answer.get("changes_waiting"):
+        yield "waiting", f"{count} to be confirmed: ebpf-fw changes"
     for entry in answer["drift"]:
         yield "drift", _text(entry)
     if answer["last_error"]:

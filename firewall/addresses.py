@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.address import BITS, Prefix
-from firewall.address_index import AddressIndex, decoded, key_columns
+from firewall.address_index import AddressIndex, decoded, encode, key_columns
 from firewall.datapath import Change, Edit, Entries, Entry, Key, Occupancy
 from firewall.layout import C
 from firewall.policy import Policy
@@ -141,8 +141,15 @@ class AddressTables:
         """By key, those that the winner beats, in order. A copy."""
         return dict(self._losers)
 
-    def plan(self, removed: Iterable[tuple[Rule, int]], added: Iterable[tuple[Rule, int]]) -> AddressPlan:
-        """Rules with their handles. The same rule may be removed and added (it changed)."""
+    def plan(
+        self,
+        removed: Iterable[tuple[Rule, int]],
+        added: Iterable[tuple[Rule, int]],
+        arriving: Sequence[Entries] = (),
+        leaving: Sequence[Entries] = (),
+    ) -> AddressPlan:
+        """Rules with their handles. The same rule may be removed and added (it changed). `arriving` and `leaving`:
+        entries by the million, keys distinct."""
         entries: dict[Key, list[Entry]] = {}
         for rule, handle in removed:
             for key in address_keys(rule):
@@ -150,7 +157,9 @@ class AddressTables:
         for rule, handle in added:
             for key in address_keys(rule):
                 entries.setdefault(key, self.entries(key)).append(Entry(rule.rank, handle))
-        return self._planned(entries, [], [])
+        gone = [self._plan_leaving(each, entries) for each in leaving]
+        come = [self._plan_arriving(each, entries) for each in arriving]
+        return self._planned(entries, come, gone)
 
     def plan_spared(self, removed: Iterable[Prefix], added: Iterable[Prefix]) -> AddressPlan:
         """Prefixes of never_drop: entries of no rule, which beat every rule's."""
@@ -164,15 +173,22 @@ class AddressTables:
         return self._planned(entries, [], [])
 
     def plan_many(self, arriving: Sequence[Entries]) -> AddressPlan:
-        """Entries by the million, keys distinct: those of prefixes that have entries are settled one by one."""
-        entries: dict[Key, list[Entry]] = {}
-        come = []
-        for each in arriving:
-            known = self._winners[each.version].contains(each.keys)
-            come.append(each.only(~known))
-            for key, entry in decoded(each.only(known)):
-                entries.setdefault(key, self.entries(key)).append(entry)
-        return self._planned(entries, come, [])
+        return self.plan((), (), arriving)
+
+    def _plan_arriving(self, each: Entries, entries: dict[Key, list[Entry]]) -> Entries:
+        """Those of prefixes that have no entry; the others are settled one by one, in `entries`."""
+        known = self._winners[each.version].contains(each.keys) | _named(each, entries)
+        for key, entry in decoded(each.only(known)):
+            entries.setdefault(key, self.entries(key)).append(entry)
+        return each.only(~known)
+
+    def _plan_leaving(self, each: Entries, entries: dict[Key, list[Entry]]) -> Entries:
+        """Those that are alone at their prefix; the others are settled one by one, in `entries`."""
+        present = self._winners[each.version].find(each.keys)
+        alone = (present.handles == each.handles) & ~_named(each, entries) & ~_named(each, self._losers)
+        for key, entry in decoded(each.only(~alone)):
+            entries.setdefault(key, self.entries(key)).remove(entry)
+        return each.only(alone)
 
     def _planned(
         self, entries: dict[Key, list[Entry]], come: list[Entries], gone: list[Entries]
@@ -190,6 +206,9 @@ class AddressTables:
         for each in come:
             for length, count in _length_counts(each).items():
                 counts[length] = counts.get(length, 0) + count
+        for each in gone:
+            for length, count in _length_counts(each).items():
+                counts[length] = counts.get(length, 0) - count
         counts = {length: count for length, count in counts.items() if count}
         is_same = counts.keys() == self._counts.keys()
         occupancy = self.occupancy if is_same else _occupancy(counts)
@@ -202,6 +221,8 @@ class AddressTables:
                 self._losers[key] = entries[1:]
             else:
                 self._losers.pop(key, None)
+        for each in plan.gone:
+            self._winners[each.version].remove(each.keys)
         for each in plan.come:
             self._winners[each.version].add(each)
         self._counts = plan.counts
@@ -218,6 +239,44 @@ class AddressTables:
         return Change(
             plan.edits, self.occupancy, plan.after, policy_before, policy, plan.come, plan.gone, fresh_slots,
         )  # fmt: skip
+
+
+class PlannedAddresses:
+    """The tables as a plan makes them. Only looked at: nothing is copied."""
+
+    def __init__(self, tables: AddressTables, plan: AddressPlan) -> None:
+        self._tables = tables
+        self._plan = plan
+
+    @property
+    def occupancy(self) -> Occupancy:
+        return self._plan.after
+
+    def entries(self, key: Key) -> list[Entry]:
+        planned = self._plan.entries.get(key)
+        if planned is not None:
+            return planned
+        if any(_entry_of(each, key) for each in self._plan.gone):
+            return []
+        arriving = [entry for each in self._plan.come if (entry := _entry_of(each, key)) is not None]
+        return arriving or self._tables.entries(key)
+
+
+def _entry_of(some: Entries, key: Key) -> Entry | None:
+    """Of sorted entries."""
+    if some.version != key.version or not len(some):
+        return None
+    wanted = np.array([encode(key)], some.keys.dtype)
+    at = int(np.searchsorted(some.keys, wanted)[0])
+    if at == len(some) or some.keys[at] != wanted[0]:
+        return None
+    return Entry(int(some.ranks[at]), int(some.handles[at]))
+
+
+def _named(some: Entries, keys: Iterable[Key]) -> npt.NDArray[np.bool_]:
+    """Which of the entries have one of these keys."""
+    mine = [encode(key) for key in keys if key.version == some.version]
+    return np.isin(some.keys, np.array(mine, some.keys.dtype))
 
 
 def _length_counts(entries: Entries) -> Counts:

@@ -12,16 +12,16 @@ nothing of it before: the lock is held, and the store shows them what is durable
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import structlog
 
+from firewall.cautious import Cautious
 from firewall.datapath import Change
 from firewall.errors import FirewallError, StoreFailed, table_full
 from firewall.hits import NO_HITS, Hits
-from firewall.in_force import InForce
 from firewall.ruleset import RulesetPlan
 from firewall.store import Record, TransactionLost
 
@@ -57,7 +57,7 @@ class _Group:
     owed: dict[int, Hits] = field(default_factory=dict)
 
 
-class Commits(InForce):
+class Commits(Cautious):
     """Performs plans."""
 
     _group: _Group | None = None
@@ -93,9 +93,16 @@ class Commits(InForce):
             self._close_group()
             yield
 
-    def _change(self, removed: Sequence[Record], written: Sequence[Record]) -> None:
-        """Rules go and come; a record in both changed."""
+    def _change(self, removed: Sequence[Record], written: Sequence[Record], unchanged: int = 0) -> None:
+        """Rules go and come; a record in both changed. `unchanged`: how many were asked for that are there already."""
         plan = self._ruleset.plan(removed, written, self._interfaces.protected())
+        if self._caution is not None:
+            if self._caution.dry_run:
+                self._check_room(plan)
+            self._consider(plan, removed, written, unchanged)
+            if self._is_unconfirmed:
+                self._change_until_confirmed(plan, removed, written)
+                return
         kept = {each.handle for each in written}
         deleted = [each.handle for each in removed if each.handle not in kept]
 
@@ -105,13 +112,31 @@ class Commits(InForce):
         if self._group is not None and plan.policy is None:
             self._join(self._group, plan, write, _Made(removed, written, {}), set(deleted))
             return
-        left_policy = [
-            (handle, self._ruleset.policy_rules[handle].slot)
-            for handle in kept & self._ruleset.policy_rules.keys()
-            if plan.policy_rules is not None and handle not in plan.policy_rules
-        ]
         self._close_group()
-        self._perform(plan, write, set(deleted), left_policy)
+        self._perform(plan, write, set(deleted), self._leaving_policy(plan, kept))
+
+    def _leaving_policy(self, plan: RulesetPlan, kept: Collection[int]) -> list[tuple[int, int]]:
+        """Handle and slot of rules that the policy loses and whose hits must not be lost."""
+        if plan.policy_rules is None:
+            return []
+        rules, after = self._ruleset.policy_rules, plan.policy_rules
+        return [(handle, rules[handle].slot) for handle in rules.keys() & set(kept) if handle not in after]
+
+    def _change_until_confirmed(
+        self, plan: RulesetPlan, removed: Sequence[Record], written: Sequence[Record]
+    ) -> None:
+        """As _change(), and what takes it back is written with it. What deleted rules counted is kept for them."""
+        old, new = {each.handle for each in removed}, {each.handle for each in written}
+        counts = len(new - old), len(old - new), len(old & new)
+
+        def write() -> None:
+            self._begin_pending(*counts)
+            self._undo_log.save_rules(self._pending_id, removed, written)
+            self._store.write_rules(sorted(old - new), written, keep_hits=True)
+
+        self._close_group()
+        self._perform(plan, write, set(), self._leaving_policy(plan, old | new))
+        self._await_confirmation()
 
     # -- alone
 
@@ -121,10 +146,12 @@ class Commits(InForce):
         write: Callable[[], None],
         deleted: set[int],
         left_policy: Sequence[tuple[int, int]],
+        has_room: bool = False,
     ) -> None:
-        """Store and kernel, both or neither. `left_policy`: handle and slot of rules that the policy loses and the
-        address tables get, whose hits must not be lost."""
-        self._check_room(plan)
+        """Store and kernel, both or neither. `left_policy`: handle and slot of rules that the policy loses and whose
+        hits must not be lost, as of those that the address tables get. `has_room`: it was here before."""
+        if not has_room:
+            self._check_room(plan)
         self._reserve_for(plan)
         gone: dict[int, Hits] | None = None
         owed, self._owed = self._owed, {}

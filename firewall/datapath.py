@@ -310,6 +310,9 @@ class Kernel(Protocol):
 
     def wake(self) -> None: ...
 
+    def boot_id(self) -> str:
+        """Another one after each boot of the host."""
+
     def missing_pins(self) -> list[str]: ...
 
     def pin_again(self) -> None: ...

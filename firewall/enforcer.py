@@ -14,12 +14,12 @@ from functools import partial
 
 import structlog
 
+from firewall.confirmation import Confirmations
 from firewall.datapath import Kernel, LeftOver
 from firewall.drop_log import DropLog
 from firewall.errors import FirewallError
 from firewall.following import tell
 from firewall.in_force import About, Limits, Manner
-from firewall.interface_changes import InterfaceChanges
 from firewall.interfaces import Interfaces
 from firewall.judging import Judging
 from firewall.layout import HOOKS
@@ -37,7 +37,7 @@ _WATCH_S = 0.5
 _LOOK_S = 2.0  # between looks at what no message tells of
 
 
-class Enforcer(RuleChanges, ListImport, InterfaceChanges, Resets, Judging, Panicking):
+class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panicking):
     """The rules in force. Every method may be called from any thread."""
 
     def __init__(
@@ -59,6 +59,7 @@ class Enforcer(RuleChanges, ListImport, InterfaceChanges, Resets, Judging, Panic
     def start(self) -> None:
         """Loads the programs, makes the maps hold the stored rules, attaches. Raises FirewallError."""
         with self._lock:
+            self._take_up_pending()
             now = self._clock()
             while expired := self._store.expired(now, _EXPIRY_CHUNK):
                 with self._store.transaction():
@@ -130,11 +131,13 @@ class Enforcer(RuleChanges, ListImport, InterfaceChanges, Resets, Judging, Panic
     def _watch(self) -> None:
         next_look = 0.0
         while not self._stopping.is_set():
-            happened = self._kernel.wait(self._until_panic_ends(self._until_next_expiry()))
+            until = min(self._until_next_expiry(), self._until_due())
+            happened = self._kernel.wait(self._until_panic_ends(until))
             if self._stopping.is_set():
                 return
             is_time = time.monotonic() >= next_look
-            steps = [self._mend, self._kernel.settle, self._end_panic_in_time, self._expire]
+            steps = [self._mend, self._kernel.settle, self._end_panic_in_time]
+            steps += [self._roll_back_overdue, self._expire]
             if happened or is_time:
                 steps.append(partial(self._following.follow, happened))
                 steps.append(partial(self._watched.look_at_hooks, happened))

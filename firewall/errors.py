@@ -6,6 +6,7 @@
     ├── AlreadyExists             the id is taken by another rule
     ├── PreconditionFailed        the rule set is not the one the client saw
     ├── Conflict                  the host is in a state that forbids it (another program on the hook, ...)
+    │   └── Lockout               it would cut off who manages this host
     ├── TableFull                 a map has no room; nothing was written
     ├── KernelRefused             a system call or netlink request failed; errno by name
     │   └── ProgramRejected       the compiler or the verifier said no; their last lines
@@ -64,6 +65,14 @@ class PreconditionFailed(FirewallError):
 @dataclass
 class Conflict(FirewallError):
     code: str = field(default="conflict")
+
+
+@dataclass
+class Lockout(Conflict):
+    """`connections`: each that would be dropped, as the API tells it (firewall.view.LockoutView)."""
+
+    connections: tuple[object, ...] = ()
+    code: str = field(default="lockout", init=False)
 
 
 @dataclass

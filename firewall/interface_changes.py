@@ -36,9 +36,11 @@ class InterfaceChanges(Commits, Reads):
         with self._changing_alone():
             link = self._interfaces.link(name)
             request = InterfaceRequest(name, True, mode, ingress, egress)
+            self._consider_attaching(link, request)
             before, had = self._interfaces.held(name), self._interfaces.programs(link)
             try:
                 with self._store.transaction():
+                    self._save_interface(name)
                     self._store.write_interface(request, name)
                     self._apply_interfaces(self._interfaces.protected() | {name: link.ifindex})
                     hold = partial(self._interfaces.hold_strictly, force=force)
@@ -51,6 +53,8 @@ class InterfaceChanges(Commits, Reads):
                 raise
             self._kernel.forget_displaced()
             self._interfaces.remember(name, request)
+            if self._is_unconfirmed:
+                self._await_confirmation()
             return self.interface(name)
 
     def detach(self, name: str) -> None:
@@ -59,10 +63,12 @@ class InterfaceChanges(Commits, Reads):
             if held is None and self._interfaces.wanted(name) is None:
                 raise NotFound(f"{name!r} is not protected", "GET /v1/interfaces lists those that are",
                                code="interface_not_found")  # fmt: skip
+            self._consider_detaching(name)
             is_configured = self._interfaces.is_configured(name)
             request = InterfaceRequest(name, False, "auto", True, True) if is_configured else None
             try:
                 with self._store.transaction():
+                    self._save_interface(name)
                     self._store.write_interface(request, name)
                     if held is not None:
                         self._interfaces.release(held)
@@ -76,6 +82,14 @@ class InterfaceChanges(Commits, Reads):
                 self._kernel.uncount_interface(held.link.ifindex)
             self._apply_interfaces(self._interfaces.protected())
             self.interfaces()
+            if self._is_unconfirmed:
+                self._await_confirmation()
+
+    def _save_interface(self, name: str) -> None:
+        """Inside the transaction of a change of it: what takes it back, where it goes unless confirmed."""
+        if self._is_unconfirmed:
+            self._begin_pending(0, 0, 0)
+            self._undo_log.save_interface(self._pending_id, name, self._interfaces.request(name))
 
     def reload(self, about: About, manner: Manner, configured: Sequence[Interface]) -> None:
         """What the config says now, without a restart. Raises where the kernel refuses; then all is as before."""

@@ -57,6 +57,10 @@ class Interfaces:
                 return InterfaceRequest(name, True, entry.mode, entry.ingress, entry.egress)
         return None
 
+    def request(self, name: str) -> InterfaceRequest | None:
+        """What the API asked for an interface."""
+        return self._requests.get(name)
+
     def is_configured(self, name: str) -> bool:
         return any(fnmatchcase(name, entry.name) for entry in self._configured)
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from firewall.address_index import decoded, encode_many
 from firewall.address_list import PrefixColumns
+from firewall.caution import Rehearsed
 from firewall.commit import Commits
 from firewall.in_force import block_entries, block_scope
 from firewall.ruleset import RulesetPlan
 from firewall.store import Block
-from firewall.view import ImportOutcome
+from firewall.view import Effect, ImportOutcome
 
 
 class ListImport(Commits):
@@ -50,7 +51,12 @@ class ListImport(Commits):
                     arriving.append(block_entries(block, fresh, np.arange(len(fresh))))
                     added += len(fresh)
             if arriving:
-                self._import(self._ruleset.plan_import(arriving), blocks)
+                plan = self._ruleset.plan_import(arriving)
+                self._check_room(plan)
+                self._consider(plan, (), (), unchanged, imported=added)
+                self._import(plan, blocks, added)
+            elif self._is_rehearsal:
+                raise Rehearsed(Effect(unchanged=unchanged))
             return ImportOutcome(added, unchanged)
 
     def _fresh(self, columns: PrefixColumns, block: Block) -> tuple[PrefixColumns, int]:
@@ -69,9 +75,17 @@ class ListImport(Commits):
         fresh = PrefixColumns(columns.version, columns.lengths[at], columns.addresses[at])
         return fresh, len(columns) - len(fresh)
 
-    def _import(self, plan: RulesetPlan, blocks: Sequence[tuple[Block, PrefixColumns]]) -> None:
+    def _import(self, plan: RulesetPlan, blocks: Sequence[tuple[Block, PrefixColumns]], added: int) -> None:
+        is_pending = self._is_unconfirmed
+
         def write() -> None:
+            if is_pending:
+                ranges = [(block.first_handle, block.first_handle + block.count) for block, _ in blocks]
+                self._begin_pending(added, 0, 0)
+                self._undo_log.save_blocks(self._pending_id, ranges)
             for block, columns in blocks:
                 self._store.write_block(block, columns.lengths, columns.addresses)
 
         self._perform(plan, write, set(), [])
+        if is_pending:
+            self._await_confirmation()

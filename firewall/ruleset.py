@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from firewall.address import BITS, Prefix
-from firewall.addresses import AddressPlan, AddressTables
+from firewall.addresses import AddressPlan, AddressTables, PlannedAddresses
 from firewall.datapath import Change, Entries
 from firewall.errors import table_full
 from firewall.layout import C
@@ -36,6 +36,14 @@ class RulesetPlan:
     freed_slots: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Planned:
+    """Rules of firewall/matching.py."""
+
+    addresses: PlannedAddresses
+    policy_rules: dict[int, PolicyRule]
+
+
 def is_policy(record: Record) -> bool:
     return not record.rule.is_addresses_only
 
@@ -52,6 +60,7 @@ class Ruleset:
         self.policy = compile_columns(self._columns, {})
         self._known_slots = dict(used_slots)
         self._slots = slots
+        self.held_rules = 0  # policy rules that went and may come back: their room is kept
         taken = set(used_slots.values())
         self._free_slots = deque(slot for slot in range(slots) if slot not in taken)
 
@@ -79,9 +88,15 @@ class Ruleset:
         return [self.policy_rules[handle] for handle in columns.handles[wide].tolist()]
 
     def plan(
-        self, removed: Sequence[Record], added: Sequence[Record], interfaces: Mapping[str, int]
+        self,
+        removed: Sequence[Record],
+        added: Sequence[Record],
+        interfaces: Mapping[str, int],
+        arriving: Sequence[Entries] = (),
+        leaving: Sequence[Entries] = (),
     ) -> RulesetPlan:
-        """A record that is in both changed. `interfaces`: ifindex by name of what is protected.
+        """A record that is in both changed. `interfaces`: ifindex by name of what is protected. `arriving` and
+        `leaving`: address rules by the million.
 
         Raises TableFull where there are more policy rules than a vector has bits for.
         """
@@ -90,6 +105,8 @@ class Ruleset:
         addresses = self.addresses.plan(
             ((each.rule, each.handle) for each in removed if not is_policy(each)),
             ((each.rule, each.handle) for each in added if not is_policy(each)),
+            arriving,
+            leaving,
         )
         gone = {each.handle for each in removed if is_policy(each)}
         come = [each for each in added if is_policy(each)]
@@ -106,8 +123,11 @@ class Ruleset:
         for handle in gone:
             rules.pop(handle, None)
         wanted = len(rules) + len({record.handle for record in come} - rules.keys())
-        if wanted > self._slots // 2:
-            raise table_full("policy_rules", self._slots // 2, wanted, "bpf.max_rules", "rules")
+        room = self._slots // 2
+        if wanted > len(self.policy_rules):
+            room -= self.held_rules
+        if wanted > room:
+            raise table_full("policy_rules", room, wanted, "bpf.max_rules", "rules")
         fresh = []
         free = iter(self._free_slots)
         for record in come:
@@ -153,6 +173,11 @@ class Ruleset:
         if not self._columns.names_interfaces:
             return None
         return self._plan_policy(self.addresses.plan((), ()), set(), (), interfaces)
+
+    def planned(self, plan: RulesetPlan) -> Planned:
+        """The rules as they will be, for who asks about packets. Nothing is copied."""
+        rules = self.policy_rules if plan.policy_rules is None else plan.policy_rules
+        return Planned(PlannedAddresses(self.addresses, plan.addresses), rules)
 
     def commit(self, plan: RulesetPlan) -> None:
         self.addresses.commit(plan.addresses)

@@ -1,6 +1,6 @@
 """The truth: rules, requested interfaces and saved hits in SQLite.
 
-Owns the schema and the transaction around a change: it is durable (WAL, synchronous FULL) when commit
+Owns the transaction around a change: it is durable (WAL, synchronous FULL) when commit
 returns. Knows no map and no HTTP. One connection writes; readers have their own.
 """
 
@@ -11,7 +11,6 @@ import json
 import re
 import sqlite3
 import threading
-import uuid
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from firewall import schema
 from firewall.address import Prefix
 from firewall.errors import FirewallError, StoreFailed
 from firewall.hits import Hits, Reset
@@ -29,56 +29,8 @@ from firewall.rule import Rule, rank_of, rule_from_fields
 from firewall.timings import Timings
 from firewall.view import RuleQuery
 
-SCHEMA_VERSION = 2
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE rules (
-    handle INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    fields TEXT NOT NULL,          -- JSON, what differs from the defaults
-    direction TEXT NOT NULL,
-    action TEXT NOT NULL,
-    enabled INTEGER NOT NULL,
-    created_at REAL NOT NULL,      -- times: seconds since 1970, UTC
-    updated_at REAL NOT NULL,
-    expires_at REAL
-);
-CREATE INDEX rules_by_expiry ON rules (expires_at) WHERE expires_at IS NOT NULL;
-CREATE TABLE blocks (                 -- imported address rules: first_handle + n is the handle of the n-th
-    first_handle INTEGER PRIMARY KEY,
-    count INTEGER NOT NULL,
-    uid TEXT NOT NULL UNIQUE,
-    version INTEGER NOT NULL,      -- 4 or 6
-    action TEXT NOT NULL,
-    priority INTEGER NOT NULL,
-    direction TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    lengths BLOB NOT NULL,         -- a byte each
-    addresses BLOB NOT NULL        -- 4 or 16 bytes each, network order
-);
-CREATE TABLE gone (handle INTEGER PRIMARY KEY);  -- of blocks: deleted since, or a row of rules by now
-CREATE TABLE hits (handle INTEGER PRIMARY KEY, packets INTEGER, bytes INTEGER, last_hit REAL);
-CREATE TABLE interface_hits (
-    interface TEXT, hook INTEGER, verdict INTEGER, reason INTEGER, packets INTEGER, bytes INTEGER,
-    PRIMARY KEY (interface, hook, verdict, reason)
-) WITHOUT ROWID;
-CREATE TABLE interfaces (
-    name TEXT PRIMARY KEY, attach INTEGER NOT NULL, mode TEXT NOT NULL,
-    ingress INTEGER NOT NULL, egress INTEGER NOT NULL
-) WITHOUT ROWID;
-"""
 # The label, as encode() writes it: a quote inside other text has a backslash before it.
 _MEASURED = """instr(fields, '"metrics":"true"') > 0"""
-# From one schema to the next, by the older one's number. A new database goes through all of them.
-_MIGRATIONS = {
-    # What is subtracted from a rule's counters: what they were when somebody reset them.
-    # And what the metrics ask for, so that no scrape looks at every rule.
-    1: f"""
-    CREATE TABLE resets (handle INTEGER PRIMARY KEY, packets INTEGER, bytes INTEGER, at REAL);
-    CREATE INDEX rules_disabled ON rules (handle) WHERE NOT enabled;
-    CREATE INDEX rules_measured ON rules (handle) WHERE {_MEASURED};
-    """,
-}
 _COLUMNS = "handle, id, fields, created_at, updated_at, expires_at"
 
 
@@ -221,6 +173,7 @@ class Store:
             self._writing_thread: int | None = None
             self._blocks = self._load_blocks()  # what readers see: a block is there once it is durable
             self._written_blocks: list[Block] = []
+            self._removed_blocks: set[int] = set()
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
@@ -245,29 +198,19 @@ class Store:
         connection: sqlite3.Connection = self._readers.connection
         return connection
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """For tables that another module owns: reading anywhere, writing inside a transaction."""
+        return self._reader
+
     def _migrate(self) -> None:
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
-        if version == SCHEMA_VERSION:
-            return
-        if version in _MIGRATIONS:
-            self._migrate_from(version)
-            return
-        if version:
+        if not 0 <= version <= schema.VERSION:
             raise StoreFailed(
-                f"{self._path} has schema {version}, this version of ebpf-fw reads {SCHEMA_VERSION}",
+                f"{self._path} has schema {version}, this version of ebpf-fw reads {schema.VERSION} and older",
                 "it was written by another version; install that one or restore a backup",
             )
-        meta = f"('identity', '{uuid.uuid4().hex[:8]}'), ('revision', 0), ('next_handle', 1)"
-        self._writer.executescript(
-            f"BEGIN; {_SCHEMA} INSERT INTO meta VALUES {meta}; PRAGMA user_version = 1; COMMIT;"
-        )
-        self._migrate_from(1)
-
-    def _migrate_from(self, version: int) -> None:
-        for number in range(version, SCHEMA_VERSION):
-            self._writer.executescript(
-                f"BEGIN; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
-            )
+        schema.migrate(self._writer, version)
 
     def _meta(self, key: str) -> object:
         row = self._writer.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -303,7 +246,7 @@ class Store:
         with _failures("writing the rules"):
             self._writer.execute("BEGIN IMMEDIATE")
         self._writing_thread = threading.get_ident()
-        self._written_blocks = []
+        self._written_blocks, self._removed_blocks = [], set()
 
     def commit(self) -> None:
         """What was written is durable when it returns: WAL with synchronous FULL syncs the log before that, and shows
@@ -312,7 +255,8 @@ class Store:
             self._writer.execute("COMMIT")
         self._durable_revision, self._durable_handle = self._revision, self.next_handle
         self._writing_thread = None
-        self._blocks = [*self._blocks, *self._written_blocks]
+        stay = [each for each in self._blocks if each.first_handle not in self._removed_blocks]
+        self._blocks = [*stay, *self._written_blocks]
 
     def rollback(self) -> None:
         self._writing_thread = None
@@ -341,8 +285,9 @@ class Store:
                 raise TransactionLost(f"{error}; and taking it back: {lost}", _DISK_HINT) from error
             raise
 
-    def write_rules(self, deleted: Sequence[int], written: Sequence[Record]) -> None:
-        """Inside a transaction. `written` replaces what has its handle."""
+    def write_rules(self, deleted: Sequence[int], written: Sequence[Record], keep_hits: bool = False) -> None:
+        """Inside a transaction. `written` replaces what has its handle. `keep_hits`: of the deleted, which may come
+        back."""
         handles = [(handle,) for handle in deleted]
         of_blocks = [
             (each,) for each in (*deleted, *(each.handle for each in written)) if self._block_of(each)
@@ -356,8 +301,9 @@ class Store:
         self.next_handle = max([self.next_handle, *(each.handle + 1 for each in written)])
         with _failures("writing the rules"):
             self._writer.executemany("DELETE FROM rules WHERE handle = ?", handles)
-            self._writer.executemany("DELETE FROM hits WHERE handle = ?", handles)
-            self._writer.executemany("DELETE FROM resets WHERE handle = ?", handles)
+            if not keep_hits:
+                self._writer.executemany("DELETE FROM hits WHERE handle = ?", handles)
+                self._writer.executemany("DELETE FROM resets WHERE handle = ?", handles)
             self._writer.executemany("INSERT OR IGNORE INTO gone VALUES (?)", of_blocks)
             self._writer.executemany("INSERT OR REPLACE INTO rules VALUES (?,?,?,?,?,?,?,?,?)", rows)
             self._write_meta()
@@ -383,6 +329,22 @@ class Store:
             self._writer.execute("INSERT INTO blocks VALUES (?,?,?,?,?,?,?,?,?,?)", row)
             self._write_meta()
         self._written_blocks.append(block)
+
+    def remove_blocks(self, first_handles: Sequence[int]) -> None:
+        """Inside a transaction: as if they had never been imported."""
+        with _failures("writing the rules"):
+            for block in [each for each in self._blocks if each.first_handle in first_handles]:
+                span = block.first_handle, block.first_handle + block.count
+                self._writer.execute("DELETE FROM blocks WHERE first_handle = ?", span[:1])
+                for table in ("gone", "hits", "resets", "rules"):
+                    self._writer.execute(f"DELETE FROM {table} WHERE handle >= ? AND handle < ?", span)
+                self._removed_blocks.add(block.first_handle)
+
+    def advance_revision(self) -> None:
+        """Inside a transaction that changed rules in another way."""
+        self._revision += 1
+        with _failures("writing the rules"):
+            self._write_meta()
 
     # -- blocks
 
@@ -410,6 +372,23 @@ class Store:
             np.frombuffer(addresses, np.uint8).reshape(block.count, -1),
         )
         return BlockRules(block, np.flatnonzero(left), columns[0][left], columns[1][left])
+
+    def block_part(self, block: Block, numbers: npt.NDArray[np.int64]) -> BlockRules:
+        """Those of a block that have these numbers, deleted or not."""
+        with _failures("reading the rules"):
+            query = "SELECT lengths, addresses FROM blocks WHERE first_handle = ?"
+            lengths, addresses = self._reader.execute(query, (block.first_handle,)).fetchone()
+        rows = np.frombuffer(addresses, np.uint8).reshape(block.count, -1)
+        return BlockRules(block, numbers, np.frombuffer(lengths, np.uint8)[numbers], rows[numbers])
+
+    def in_blocks(self, handles: Iterable[int]) -> list[int]:
+        """Of these handles, those that are rules of a block as they were imported."""
+        candidates = [each for each in handles if self._block_of(each)]
+        if not candidates:
+            return []
+        with _failures("reading the rules"):
+            gone = set(self._gone(min(candidates), max(candidates) + 1))
+        return [each for each in candidates if each not in gone]
 
     def _gone(self, first: int, end: int) -> list[int]:
         rows = self._reader.execute("SELECT handle FROM gone WHERE handle >= ? AND handle < ?", (first, end))
@@ -497,6 +476,11 @@ class Store:
 
     # -- reads
 
+    @staticmethod
+    def record(row: tuple[int, str, str, float, float, float | None]) -> Record:
+        """Of handle, id, fields, created_at, updated_at, expires_at. Raises StoreFailed where they are damaged."""
+        return _record(row)
+
     def _records(self, clause: str, parameters: Sequence[object] = ()) -> list[Record]:
         with _failures("reading the rules"):
             rows = self._reader.execute(f"SELECT {_COLUMNS} FROM rules {clause}", parameters).fetchall()
@@ -511,6 +495,10 @@ class Store:
             of_blocks = (self._block_by_id(rule_id) for rule_id in rule_ids if rule_id not in found)
             found |= {each.rule.id: each for each in of_blocks if each is not None}
         return found
+
+    def between(self, first: int, past: int) -> list[Record]:
+        """Rules of no block with handles from `first` on and before `past`."""
+        return self._records("WHERE handle >= ? AND handle < ?", (first, past))
 
     def _by_many(self, column: str, values: Sequence[object]) -> Iterator[Record]:
         for at in range(0, len(values), 500):

@@ -80,6 +80,55 @@ class ImportOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class LockoutView:
+    """A management connection that a change would drop. `rule`: its id, None for the default action. `connection`: in
+    words; `purpose`: ssh, api_client or api_listener."""
+
+    rule: str | None
+    connection: str
+    purpose: str
+    interface: str
+    hook: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowView:
+    """A rule of the change that can never win, and the rule that beats it wherever it matches."""
+
+    rule: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a change would do to the rules: how many."""
+
+    added: int = 0
+    removed: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    shadowed: tuple[ShadowView, ...] = ()
+    lockouts: tuple[LockoutView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeView:
+    """A change that waits for its confirmation, or that ended. `state`: pending, confirmed or rolled_back."""
+
+    id: int
+    what: str
+    state: str
+    reason: str
+    made_at: float
+    deadline: float
+    seconds_left: float | None
+    ended_at: float | None
+    added: int
+    removed: int
+    changed: int
+
+
+@dataclass(frozen=True, slots=True)
 class HookView:
     """One hook of an interface: "ingress" or "egress"."""
 
@@ -166,6 +215,7 @@ class StatusView:
     last_error: str | None
     never_drop: tuple[str, ...]
     panic: PanicView
+    changes_waiting: int = 0  # for their confirmation
 
 
 @dataclass(frozen=True, slots=True)

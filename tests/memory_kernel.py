@@ -105,6 +105,7 @@ class MemoryKernel:
         self.first_at_egress: dict[str, list[str]] = {}
         self.lost_pins: list[str] = []
         self.edited: list[str] = []
+        self.boot = "first"
         self.live: list[Connection] = []
         self.routes: dict[tuple[int, int], int | None] = {(4, 0x7F000001): 1, (6, 1): 1}
         self.reports = MemoryReports()
@@ -282,6 +283,9 @@ class MemoryKernel:
 
     def wake(self) -> None:
         self._wake.set()
+
+    def boot_id(self) -> str:
+        return self.boot
 
     def missing_pins(self) -> list[str]:
         return list(self.lost_pins)

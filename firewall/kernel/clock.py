@@ -1,9 +1,10 @@
-"""The kernel's tick as wall time: what last_hit is written in (bpf/account.h, tick())."""
+"""The kernel's tick as wall time: what last_hit is written in (bpf/account.h, tick()). And which boot this is."""
 
 from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 from firewall.layout import C
 
@@ -24,3 +25,11 @@ def wall_to_tick(moment: float) -> int:
     """The first tick that ends at a moment (seconds since 1970) or after it."""
     ends_at_uptime_s = time.monotonic() - (time.time() - moment)
     return max(1, math.ceil((ends_at_uptime_s * HZ + _INITIAL_JIFFIES) / (1 << C["TICK_SHIFT"])) - 1)
+
+
+def boot_id() -> str:
+    """Another one after each boot; empty where /proc does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

@@ -30,7 +30,7 @@ from firewall.datapath import (
     Question,
 )
 from firewall.hits import Hits, InterfaceHits
-from firewall.kernel import bpf, bpffs, owner, program_set
+from firewall.kernel import bpf, bpffs, clock, owner, program_set
 from firewall.kernel.bpf import program_info
 from firewall.kernel.connections import Connections, route_to
 from firewall.kernel.datapath import KernelDatapath, possible_cpus
@@ -318,6 +318,9 @@ class LinuxKernel:
 
     def wake(self) -> None:
         self._events.wake()
+
+    def boot_id(self) -> str:
+        return clock.boot_id()
 
     def missing_pins(self) -> list[str]:
         return program_set.missing_pins(self._pins(), self._set)

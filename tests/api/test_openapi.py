@@ -23,6 +23,7 @@ CALLS = {
     "POST /v1/rules/{rule_id}/reset-counters", "GET /v1/analysis",
     "POST /v1/rules/{rule_id}/promote", "POST /v1/test",
     "GET /v1/ruleset", "PUT /v1/ruleset",
+    "GET /v1/panic", "POST /v1/panic", "GET /v1/changes", "POST /v1/confirm", "POST /v1/rollback",
     "GET /v1/interfaces", "GET /v1/interfaces/{name}",
     "PUT /v1/interfaces/{name}", "DELETE /v1/interfaces/{name}",
     "GET /v1/events", "GET /v1/capture",

@@ -34,6 +34,8 @@ ENFORCER = tuple(
     f"firewall.{name}"
     for name in (
         "in_force",
+        "cautious",
+        "confirmation",
         "commit",
         "reads",
         "advice",

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firewall.layout import C
 from firewall.matching import MatchingRule, matching_rules, winner
 from firewall.packet import Packet
 from firewall.rule import rule_from_fields
@@ -94,7 +95,7 @@ def test_the_winner_is_the_first_and_none_where_none_matches() -> None:
         ]
     )
     assert handles(matching_rules(packet(), rules)) == [2, 1, 3]
-    assert winner(packet(), rules) == MatchingRule(21, 2, True)
+    assert winner(packet(), rules) == MatchingRule(C["RANK_FIRST"] + 21, 2, True)
     assert winner(packet(source=1, protocol=UDP), rules) is None
 
 

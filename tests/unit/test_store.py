@@ -19,16 +19,8 @@ from firewall.address import parse_prefix
 from firewall.errors import StoreFailed
 from firewall.hits import Hits, Reset
 from firewall.rule import Rule, rule_from_fields
-from firewall.store import (
-    SCHEMA_VERSION,
-    Block,
-    InterfaceRequest,
-    InterfaceTotal,
-    Record,
-    Store,
-    decode,
-    encode,
-)
+from firewall.schema import VERSION
+from firewall.store import Block, InterfaceRequest, InterfaceTotal, Record, Store, decode, encode
 from firewall.view import RuleQuery
 from tests.random_rules import random_rules
 from tests.unit.failing_database import fail_on
@@ -153,7 +145,9 @@ def test_a_database_of_the_first_schema_is_taken_over_with_all_that_it_holds(
     store.close()
     with sqlite3.connect(path) as first:
         first.executescript(
-            "DROP TABLE resets; DROP INDEX rules_disabled; DROP INDEX rules_measured; PRAGMA user_version = 1;"
+            "DROP TABLE resets; DROP INDEX rules_disabled; DROP INDEX rules_measured;"
+            "DROP TABLE changes; DROP TABLE undo_rules; DROP TABLE undo_ranges; DROP TABLE undo_interfaces;"
+            "PRAGMA user_version = 1;"
         )
     first.close()
     again = Store(path)
@@ -165,14 +159,14 @@ def test_a_database_of_the_first_schema_is_taken_over_with_all_that_it_holds(
     assert Store(path).resets() == {1: Reset(1, 2, 3.0)}
 
 
-@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 99])
+@pytest.mark.parametrize("version", [VERSION + 1, 99])
 def test_the_schema_of_another_version_is_left_alone(path: Path, store: Store, version: int) -> None:
     write(store, record(1))
     store.close()
     with sqlite3.connect(path) as other:
         other.execute(f"PRAGMA user_version = {version}")
     other.close()
-    assert f"has schema {version}, this version of ebpf-fw reads {SCHEMA_VERSION}" in refused(path).detail
+    assert f"has schema {version}, this version of ebpf-fw reads {VERSION} and older" in refused(path).detail
     with sqlite3.connect(path) as other:
         assert other.execute("SELECT count(*) FROM rules").fetchone() == (1,)
 

@@ -1,0 +1,277 @@
+"""Changes that wait for their confirmation, and what takes each back: tables of the store's database.
+
+Owns those tables. An undo is written in the transaction of its change, so both are durable or neither is. It names
+what it touches by handles, of which long runs are one row: a million addresses are a range. Knows no map.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from firewall.errors import StoreFailed
+from firewall.store import BlockRules, InterfaceRequest, Record, Store
+
+_KEPT = 20  # changes that ended
+_COLUMNS = "id, what, made_at, deadline, due, boot, added, removed, changed, state, reason, ended_at"
+Ranges = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class PendingChange:
+    """`deadline`: seconds since 1970. `due`: the same moment by the clock of boot `boot` that only goes forward."""
+
+    id: int
+    what: str
+    made_at: float
+    deadline: float
+    due: float
+    boot: str
+    added: int = 0
+    removed: int = 0
+    changed: int = 0
+    state: str = "pending"
+    reason: str = ""
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What a pending change changed, so that no other does."""
+
+    handles: frozenset[int]
+    ranges: tuple[tuple[int, int], ...]
+    ids: frozenset[str]
+    interfaces: frozenset[str]
+
+    def rule(self, record: Record) -> bool:
+        return (
+            record.handle in self.handles
+            or record.rule.id in self.ids
+            or any(first <= record.handle < past for first, past in self.ranges)
+        )
+
+
+@dataclass(frozen=True)
+class Undo:
+    """To take a change back: `present` goes, `before` comes (a rule that is in both changes back), of blocks
+    `leaving` goes and `arriving` comes. `added`: handles of `present` that go for good. `interfaces`: requests as they
+    were, None for none."""
+
+    present: list[Record]
+    before: list[Record]
+    added: frozenset[int] = frozenset()
+    leaving: list[BlockRules] = field(default_factory=list)
+    arriving: list[BlockRules] = field(default_factory=list)
+    interfaces: dict[str, InterfaceRequest | None] = field(default_factory=dict)
+
+
+@contextmanager
+def _failures(action: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreFailed(f"{action} failed: {error}", "check the disk and the state directory") from error
+
+
+class UndoLog:
+    """What writes is called inside a transaction of the store, by the thread that began it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # -- writing
+
+    def begin(self, change: PendingChange) -> int:
+        """Writes a new change; its number. Its own id is not looked at."""
+        values = [getattr(change, name) for name in _COLUMNS.split(", ")[1:]]
+        with _failures("writing the change"):
+            row = self._store.connection.execute(
+                f"INSERT INTO changes ({_COLUMNS.partition(', ')[2]}) VALUES (?,?,?,?,?,?,?,?,?,?,?)", values
+            )
+        assert row.lastrowid is not None
+        return row.lastrowid
+
+    def save_rules(self, change: int, removed: Sequence[Record], written: Sequence[Record]) -> None:
+        """Before they are written: rules as they are. A record in both changes."""
+        going = [each.handle for each in removed]
+        of_blocks = self._store.in_blocks(going)
+        loose = set(going) - set(of_blocks)
+        come = {each.handle for each in written} - set(going)
+        with _failures("writing the change"):
+            self._store.connection.executemany(
+                "INSERT INTO undo_rules SELECT ?, rules.* FROM rules WHERE handle = ?",
+                [(change, handle) for handle in sorted(loose)],
+            )
+        self._save_ranges(change, "gone", _runs(of_blocks))
+        self._save_ranges(change, "added", _runs(come))
+
+    def save_blocks(self, change: int, ranges: Ranges) -> None:
+        """Blocks that come: the first handle of each, and the one past its last."""
+        self._save_ranges(change, "imported", ranges)
+
+    def _save_ranges(self, change: int, kind: str, ranges: Ranges) -> None:
+        with _failures("writing the change"):
+            self._store.connection.executemany(
+                "INSERT INTO undo_ranges VALUES (?,?,?,?)",
+                [(change, kind, first, past) for first, past in ranges],
+            )
+
+    def save_interface(self, change: int, name: str, request: InterfaceRequest | None) -> None:
+        values = (None,) * 4 if request is None else request[1:]
+        with _failures("writing the change"):
+            row = (change, name, *values)
+            self._store.connection.execute("INSERT INTO undo_interfaces VALUES (?,?,?,?,?,?)", row)
+
+    def end(self, change: int, state: str, reason: str, now: float) -> None:
+        """Confirmed or rolled back: nothing more is known of it than that."""
+        connection = self._store.connection
+        with _failures("ending the change"):
+            if state == "confirmed":  # what deleted rules had counted was kept in case they came back
+                for table in ("hits", "resets"):
+                    connection.execute(
+                        f"DELETE FROM {table} WHERE handle IN (SELECT handle FROM undo_rules WHERE change = ?)"
+                        " AND handle NOT IN (SELECT handle FROM rules)",
+                        (change,),
+                    )
+                    for first, past in self._ranges(change, "gone"):
+                        connection.execute(
+                            f"DELETE FROM {table} WHERE handle >= ? AND handle < ?"
+                            " AND handle NOT IN (SELECT handle FROM rules)",
+                            (first, past),
+                        )
+            connection.execute(
+                "UPDATE changes SET state = ?, reason = ?, ended_at = ? WHERE id = ?",
+                (state, reason, now, change),
+            )
+            for table in ("undo_rules", "undo_ranges", "undo_interfaces"):
+                connection.execute(f"DELETE FROM {table} WHERE change = ?", (change,))
+            connection.execute(
+                "DELETE FROM changes WHERE state != 'pending' AND id NOT IN"
+                " (SELECT id FROM changes WHERE state != 'pending' ORDER BY ended_at DESC, id DESC LIMIT ?)",
+                (_KEPT,),
+            )
+
+    def take_back(self, change: int, reason: str, now: float) -> None:
+        """Everything that the change touched is stored as it was."""
+        connection = self._store.connection
+        with _failures("taking the change back"):
+            for first, past in self._ranges(change, "added"):
+                for table in ("rules", "hits", "resets"):
+                    connection.execute(f"DELETE FROM {table} WHERE handle >= ? AND handle < ?", (first, past))
+            for first, past in self._ranges(change, "gone"):
+                for table in ("rules", "gone"):
+                    connection.execute(f"DELETE FROM {table} WHERE handle >= ? AND handle < ?", (first, past))
+            connection.execute(
+                "DELETE FROM rules WHERE handle IN (SELECT handle FROM undo_rules WHERE change = ?)",
+                (change,),
+            )
+            connection.execute(
+                "INSERT INTO rules SELECT handle, id, fields, direction, action, enabled, created_at, updated_at,"
+                " expires_at FROM undo_rules WHERE change = ?",
+                (change,),
+            )
+        self._store.remove_blocks([first for first, _ in self._ranges(change, "imported")])
+        for name, request in self.interfaces(change).items():
+            self._store.write_interface(request, name)
+        self._store.advance_revision()
+        self.end(change, "rolled_back", reason, now)
+
+    # -- reading
+
+    def changes(self, state: str | None = None) -> list[PendingChange]:
+        """The oldest first."""
+        where = "" if state is None else "WHERE state = ?"
+        with _failures("reading the changes"):
+            rows = self._store.connection.execute(
+                f"SELECT {_COLUMNS} FROM changes {where} ORDER BY id", () if state is None else (state,)
+            ).fetchall()
+        return [PendingChange(*row) for row in rows]
+
+    def touched(self, change: int) -> Touched:
+        with _failures("reading the changes"):
+            rows = self._store.connection.execute(
+                "SELECT handle, id FROM undo_rules WHERE change = ?", (change,)
+            ).fetchall()
+        ranges = [each for kind in ("added", "imported", "gone") for each in self._ranges(change, kind)]
+        return Touched(
+            frozenset(row[0] for row in rows),
+            tuple(ranges),
+            frozenset(row[1] for row in rows),
+            frozenset(self.interfaces(change)),
+        )
+
+    def undo(self, change: int) -> Undo:
+        connection = self._store.connection
+        with _failures("reading the changes"):
+            rows = connection.execute(
+                "SELECT handle, id, fields, created_at, updated_at, expires_at FROM undo_rules"
+                " WHERE change = ? ORDER BY handle",
+                (change,),
+            ).fetchall()
+        before = [self._store.record(row) for row in rows]
+        gone = self._ranges(change, "gone")
+        present = self._store.by_handles([each.handle for each in before])
+        added = [
+            each for first, past in self._ranges(change, "added") for each in self._store.between(first, past)
+        ]
+        present += added
+        for first, past in gone:
+            present += self._store.between(first, past)
+        imported = {first for first, _ in self._ranges(change, "imported")}
+        blocks = self._store.blocks()
+        leaving = [self._store.block_rules(each) for each in blocks if each.first_handle in imported]
+        return Undo(
+            present,
+            before,
+            frozenset(each.handle for each in added),
+            leaving,
+            list(self._arriving(gone)),
+            self.interfaces(change),
+        )
+
+    def _arriving(self, gone: Ranges) -> Iterator[BlockRules]:
+        for block in self._store.blocks():
+            end = block.first_handle + block.count
+            parts = [
+                np.arange(max(first, block.first_handle), min(past, end)) - block.first_handle
+                for first, past in gone
+                if first < end and past > block.first_handle
+            ]
+            if parts:
+                yield self._store.block_part(block, np.concatenate(parts))
+
+    def interfaces(self, change: int) -> dict[str, InterfaceRequest | None]:
+        with _failures("reading the changes"):
+            rows = self._store.connection.execute(
+                "SELECT name, attach, mode, ingress, egress FROM undo_interfaces WHERE change = ?", (change,)
+            ).fetchall()
+        return {
+            name: None
+            if attach is None
+            else InterfaceRequest(name, bool(attach), mode, bool(ingress), bool(egress))
+            for name, attach, mode, ingress, egress in rows
+        }
+
+    def _ranges(self, change: int, kind: str) -> Ranges:
+        with _failures("reading the changes"):
+            return list(
+                self._store.connection.execute(
+                    "SELECT first, past FROM undo_ranges WHERE change = ? AND kind = ? ORDER BY first",
+                    (change, kind),
+                )
+            )
+
+
+def _runs(handles: Iterable[int]) -> Ranges:
+    """Neighbours as one range each."""
+    numbers = np.unique(np.fromiter(handles, np.int64))
+    if not len(numbers):
+        return []
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    firsts, lasts = numbers[np.r_[0, breaks]], numbers[np.r_[breaks - 1, len(numbers) - 1]]
+    return [(first, last + 1) for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)]
