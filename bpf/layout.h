@@ -264,8 +264,9 @@ struct line {
  *   bit   31 ... 9     8 ... 0
  *         the first    how many
  *
- * Where these are more than POLICY_CROWD, it says 0 and leads to a block of one such number for each value of the
- * next 8 bits. Blocks stand behind all of the former, POLICY_BLOCK_SHARE numbers for each interval there may be.
+ * Where these are more than POLICY_CROWD, it says 0 and, in the place of the first, the number of a block, which has
+ * one such word for each value of the next 8 bits. Blocks stand behind all of the former, POLICY_BLOCK_SHARE words for
+ * each interval there may be.
  */
 #define POLICY_INDEX_BITS 16
 #define POLICY_BLOCK_BITS 8
@@ -273,6 +274,7 @@ struct line {
 #define INDEX_COUNT_BITS 9 /* a block's number stands for 256 addresses, which 257 intervals may reach into */
 #define POLICY_BLOCK_SHARE 16
 #define POLICY_SCOPE_COUNT 8 /* (generation * HOOK_COUNT + hook) * SIDE_COUNT + side */
+#define POLICY_BLOCKS_BEGIN 524288
 
 struct index_pair {
 	__u32 reach[PAIR];
@@ -453,6 +455,8 @@ struct report_bucket {
 	__u64 suppressed; /* for want of a token */
 	__u64 lost;	  /* for want of room in the ring */
 };
+
+_Static_assert(POLICY_BLOCKS_BEGIN == POLICY_SCOPE_COUNT << POLICY_INDEX_BITS, "blocks");
 
 #define LAYOUT_SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), #type)
 

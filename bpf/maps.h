@@ -45,7 +45,7 @@ BPF_TABLE_PINNED("array", __u32, struct front_row, address_front, FRONT_ROWS, PI
 /* The policy: per generation and hook its head, then a table per field from value to vector number. */
 BPF_TABLE_PINNED("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, PIN("policy_heads"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct index_pair, policy_index4,
-		 (POLICY_SCOPE_COUNT * (1 << POLICY_INDEX_BITS) + GENERATION_COUNT * INTERVAL_COUNT * POLICY_BLOCK_SHARE) / PAIR,
+		 (POLICY_BLOCKS_BEGIN + GENERATION_COUNT * INTERVAL_COUNT * POLICY_BLOCK_SHARE) / PAIR,
 		 PIN("policy_index4"), BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("array", __u32, struct interval4, policy_ranges4, GENERATION_COUNT * INTERVAL_COUNT,
 		 PIN("policy_ranges4"), BPF_F_MMAPABLE);

@@ -26,6 +26,12 @@ static __always_inline __u32 block_element(__u32 address)
 
 #define INDEX_COUNT ((1 << INDEX_COUNT_BITS) - 1)
 
+/* Of the block that a crowded value leads to. */
+static __always_inline __u32 block_begin(__u32 reach)
+{
+	return POLICY_BLOCKS_BEGIN + (reach >> INDEX_COUNT_BITS << POLICY_BLOCK_BITS);
+}
+
 static __always_inline __u32 index_reach(__u32 number)
 {
 	__u32 at = number / PAIR;
@@ -49,9 +55,9 @@ static __always_inline int address_lines4(const struct packet *packet, __u32 sco
 	__u32 reach0 = index_reach(at0), reach1 = index_reach(at1), count0, count1, half0, half1, probe0, probe1;
 
 	if (!(reach0 & INDEX_COUNT))
-		reach0 = index_reach((reach0 >> INDEX_COUNT_BITS) + block_element(source));
+		reach0 = index_reach(block_begin(reach0) + block_element(source));
 	if (!(reach1 & INDEX_COUNT))
-		reach1 = index_reach((reach1 >> INDEX_COUNT_BITS) + block_element(destination));
+		reach1 = index_reach(block_begin(reach1) + block_element(destination));
 	at0 = reach0 >> INDEX_COUNT_BITS;
 	at1 = reach1 >> INDEX_COUNT_BITS;
 	count0 = reach0 & INDEX_COUNT;

@@ -29,6 +29,7 @@ from firewall.datapath import (
     MapFill,
     Question,
 )
+from firewall.errors import TableFull
 from firewall.hits import Hits, InterfaceHits
 from firewall.kernel import bpf, bpffs, clock, owner, program_set
 from firewall.kernel.bpf import program_info
@@ -136,6 +137,7 @@ class LinuxKernel:
         self._use(built, capacities)
 
     def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
+        _check_intervals(policy.interval_count)
         self._datapath.reserve(entries, self._pins())
         present = self._capacities
         wanted_sizes = replace(
@@ -418,6 +420,20 @@ class LinuxKernel:
 
 def _program_name(link: Link, hook: int) -> str:
     return (XDP_PROGRAMS if hook == _INGRESS else TC_PROGRAMS)[link.has_ethernet]
+
+
+def _check_intervals(wanted: int) -> None:
+    """Raises TableFull beyond what policy_index4 can name (bpf/layout.h)."""
+    most = (1 << 32 - C["INDEX_COUNT_BITS"]) // C["GENERATION_COUNT"]
+    if wanted > most:
+        raise TableFull(
+            f"policy_ranges holds at most {most} intervals of addresses and this change makes {wanted}",
+            "name fewer addresses in rules that ask for more than addresses",
+            table="policy_ranges",
+            capacity=most,
+            wanted=wanted,
+            setting="bpf.max_rules",
+        )
 
 
 def _grown(have: int, wanted: int) -> int:

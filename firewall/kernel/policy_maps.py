@@ -109,7 +109,7 @@ def _write_intervals(
     at4 = at6 = generation * capacity
     index = maps.arrays["policy_index4"]["reach"].reshape(-1)
     buckets = 1 << C["POLICY_INDEX_BITS"]
-    blocks_at = C["POLICY_SCOPE_COUNT"] * buckets + at4 * C["POLICY_BLOCK_SHARE"]
+    blocks_at = C["POLICY_BLOCKS_BEGIN"] + at4 * C["POLICY_BLOCK_SHARE"]
     spans = []
     for hook, image in enumerate(policy.hooks):
         mine = []
@@ -132,8 +132,10 @@ def _write_intervals(
 
 
 def _reaches(spans: Spans) -> npt.NDArray[np.uint32]:
-    """As policy_index4 has them (bpf/layout.h)."""
-    return np.asarray(spans["first"] << C["INDEX_COUNT_BITS"] | spans["count"], np.uint32)
+    """As policy_index4 has them (bpf/layout.h): blocks by their numbers."""
+    blocks = (spans["first"] - np.uint32(C["POLICY_BLOCKS_BEGIN"])) >> C["POLICY_BLOCK_BITS"]
+    first = np.where(spans["count"] == 0, blocks, spans["first"])
+    return np.asarray(first << C["INDEX_COUNT_BITS"] | spans["count"], np.uint32)
 
 
 def _replace(table: Map, keys: Records, vectors: list[int], is_ours: object) -> None:

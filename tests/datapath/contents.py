@@ -339,8 +339,10 @@ def indexed(maps: PinnedMaps, scope: int) -> tuple[Numbers, Numbers]:
     index = maps.arrays["policy_index4"]["reach"].reshape(-1)
     first, last = [], []
     for reach in index[scope << C["POLICY_INDEX_BITS"] : scope + 1 << C["POLICY_INDEX_BITS"]].tolist():
-        block = reach >> 9
-        reaches = index[block : block + (1 << C["POLICY_BLOCK_BITS"])].tolist() if not reach & 511 else [reach]
+        block = (8 << 16) + (reach >> 9 << 8)
+        reaches = (
+            index[block : block + (1 << C["POLICY_BLOCK_BITS"])].tolist() if not reach & 511 else [reach]
+        )
         first += [each >> 9 for each in reaches]
         last += [(each >> 9) + (each & 511) - 1 for each in reaches]
     return np.array(first, np.int64), np.array(last, np.int64)
