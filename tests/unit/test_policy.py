@@ -519,7 +519,7 @@ def test_rules_that_observe_stand_in_words_behind_those_that_enforce(seed: int) 
         assert image.observes == bool(kinds["observe"])
         ranks = [oracle.rank(mine[handle]) for handle in kinds["enforce"]]
         best = min(ranks, default=None)
-        assert image.best_rank == (RANK_NONE if best is None else best[0] * 2 + best[1])
+        assert image.best_rank == (RANK_NONE if best is None else C["RANK_FIRST"] + best[0] * 2 + best[1])
 
 
 @pytest.mark.parametrize(
