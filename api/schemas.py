@@ -72,7 +72,7 @@ class Warned(Document):
     """Why a rule may not do what was meant."""
 
     code: str = Field(
-        description="shadowed, redundant, duplicate, matches_nothing, no_interface or expired.",
+        description="shadowed, redundant, duplicate, matches_nothing, no_interface, never_drop or expired.",
         examples=["shadowed"],
     )
     detail: str

@@ -70,7 +70,7 @@ class Advice(Reads):
         neighbours = self._among()
         beaten = neighbours.beaten(rule, record.handle)
         others = self._others(
-            [*(beaten.others[:1] if beaten else ()), *neighbours.twins(rule, record.handle)[:8]]
+            [*((beaten.named,) if beaten else ()), *neighbours.twins(rule, record.handle)[:8]]
         )
         if (by_others := _beaten(rule, beaten, others)) is not None:
             found.append(by_others)
@@ -125,7 +125,8 @@ class Advice(Reads):
         with self._lock:
             ruleset = self._ruleset.frozen()
             names = self._interface_names()
-            state = (self._store.identity, self._store.revision, frozenset(names))
+            spared = self._shield.never_drop
+            state = (self._store.identity, self._store.revision, frozenset(names), spared)
             if self._report is not None and self._report[0] == state:
                 return self._report[1]
             nothing = [each.handle for each in self._store.with_family() if not address_keys(each.rule)]
@@ -141,15 +142,21 @@ def _beaten(rule: Rule, beaten: Beaten | None, others: dict[int, Rule]) -> RuleW
     for other in others.values():
         if other.action == rule.action and same_packets(other, rule):
             return _duplicate(other)
-    if beaten is None or beaten.others[0] not in others:
+    if beaten is None:
         return None
-    return _taken(beaten.code, others[beaten.others[0]], len(beaten.others) - 1)
+    if not beaten.named:
+        return _spared()
+    if beaten.named not in others:
+        return None
+    return _taken(beaten.code, others[beaten.named], len(beaten.others) - 1)
 
 
 def _said(finding: Finding, rules: dict[int, Rule], names: Collection[str]) -> RuleWarning:
     rule, other = rules[finding.handle], rules.get(finding.other)
     if finding.code == "no_interface":
         return _no_interface(rule, unmatched(rule.interfaces, names))
+    if finding.code == "never_drop":
+        return _spared()
     if finding.code == "matches_nothing" or other is None:
         return _nothing()
     if finding.code == "duplicate" or (
@@ -163,6 +170,10 @@ def _nothing() -> RuleWarning:
     return RuleWarning(
         "matches_nothing", "no packet can match: its addresses and family leave no IP version in common"
     )
+
+
+def _spared() -> RuleWarning:
+    return RuleWarning("never_drop", "it never decides: never_drop of the config spares all that it matches")
 
 
 def _no_interface(rule: Rule, names: Sequence[str]) -> RuleWarning:

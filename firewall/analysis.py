@@ -44,10 +44,16 @@ class Other(NamedTuple):
 
 class Beaten(NamedTuple):
     """`others`: handles, each takes a part of the rule's packets. `code`: shadowed, where it can never win; redundant,
-    where another of the same rank takes the same packets, so that which of the two counts has no effect."""
+    where another of the same rank takes the same packets, so that which of the two counts has no effect. Handle 0 is
+    never_drop."""
 
     code: str
     others: tuple[int, ...]
+
+    @property
+    def named(self) -> int:
+        """The first that is a rule, 0 where none is."""
+        return next((each for each in self.others if each), 0)
 
 
 def decides(rule: Rule) -> bool:

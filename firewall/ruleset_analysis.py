@@ -23,7 +23,7 @@ from firewall.policy import PolicyRule
 from firewall.policy_columns import Ints
 from firewall.ruleset import Ruleset
 
-CODES = ("shadowed", "redundant", "duplicate", "matches_nothing", "no_interface")
+CODES = ("shadowed", "redundant", "duplicate", "matches_nothing", "no_interface", "never_drop")
 
 
 class Finding(NamedTuple):
@@ -83,7 +83,9 @@ def of_policy_rule(each: PolicyRule, neighbours: Neighbours, names: Collection[s
     found = [Finding(handle, "no_interface", 0)] if unmatched(rule.interfaces, names) else []
     beaten = neighbours.beaten(rule, handle)
     if beaten is not None:
-        other = beaten.others[0]
+        other = beaten.named
+        if not other:
+            return [*found, Finding(handle, "never_drop", 0)]
         twin = neighbours.policy_rule(other)
         is_twin = twin is not None and twin.rule.action == rule.action and same_packets(twin.rule, rule)
         if not is_twin:
@@ -119,6 +121,8 @@ def of_addresses(places: Places, address_ranks: Ints, policy_ranks: Ints) -> Rep
     loses[at[~wins]] = False
     codes = np.where(loses, CODES.index("shadowed"), CODES.index("redundant")).astype(np.uint8)
     others = handles_of(taken[first]).astype(np.int64)
+    codes[others == 0] = CODES.index("never_drop")
+    accused &= handles != 0  # that of never_drop, which is no rule
     return Report(handles[accused].astype(np.int64), codes[accused], others[accused])
 
 
