@@ -23,6 +23,11 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "default_egress": "allow",
         "fragments": "match",
         "malformed": "drop",
+        "never_drop": [],
+        "pass_arp": True,
+        "pass_neighbor_discovery": True,
+        "pass_dhcp": True,
+        "pass_path_mtu": True,
     },
     "events": {
         "rate": 1000,
