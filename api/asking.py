@@ -16,7 +16,7 @@ from starlette.types import Scope
 from api import schemas
 from api.json_body import JsonResponse
 from api.running import Running
-from firewall.caution import CONFIRM_LEAST_S, CONFIRM_MOST_S, Caution, Done
+from firewall.caution import CONFIRM_LEAST_S, CONFIRM_MOST_S, Caution
 from firewall.datapath import Connection
 from firewall.rule import format_time
 from firewall.view import Effect
@@ -99,7 +99,7 @@ async def perform(
     running: Running, asking: Caution, call: Callable[[], T], answer: Callable[[T], Response]
 ) -> Response:
     """Makes the change in the writer thread; `answer` for what it answers."""
-    done: Done[T] = await running.change(running.firewall.cautiously, asking, call)
+    done = await running.cautious_change(asking, call)
     if done.effect is not None:
         return effect_response(done.effect, asking)
     response = answer(done.value)  # type: ignore[arg-type]

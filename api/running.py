@@ -20,6 +20,7 @@ from fastapi import Depends, Request
 
 from api.errors import RequestRefused
 from api.measured import Requests
+from firewall.caution import Caution, Done
 from firewall.commit import Outcome
 from firewall.enforcer import Enforcer
 from firewall.errors import InvalidInput, Problem
@@ -37,6 +38,7 @@ KINDS = {
     "add": "add",
     "replace": "replace",
     "edit": "patch",
+    "promote": "patch",
     "delete": "delete",
     "batch": "batch",
     "replace_all": "ruleset",
@@ -47,6 +49,11 @@ KINDS = {
     "reload": "reload",
 }
 OTHER = "other"
+
+
+def _kind_of(call: Callable[..., object]) -> str:
+    """By the method of the enforcer that it calls."""
+    return KINDS.get(getattr(getattr(call, "func", call), "__name__", ""), OTHER)
 
 
 class _Asked(NamedTuple):
@@ -84,11 +91,17 @@ class Running:
     async def change(self, call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
         """Calls it in the writer thread, together with the others that wait there. A client that goes away does not
         stop a change under way."""
+        return await self._timed(_kind_of(call), partial(call, *arguments, **keywords))
+
+    async def cautious_change(self, asking: Caution, call: Callable[[], T]) -> Done[T]:
+        """The same, with what a request asks besides the change itself."""
+        return await self._timed(_kind_of(call), partial(self.firewall.cautiously, asking, call))
+
+    async def _timed(self, kind: str, call: Callable[[], T]) -> T:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        kind = KINDS.get(getattr(call, "__name__", ""), OTHER)
         with self.changes[kind].timing():
             with self._lock:
-                self._asked.append(_Asked(partial(call, *arguments, **keywords), answer))
+                self._asked.append(_Asked(call, answer))
                 if not self._is_writing:
                     self._is_writing = True
                     self._writer.submit(self._write)

@@ -11,6 +11,7 @@ from api.rule_lines import RuleLines
 from firewall.datapath import Entry, Key
 from firewall.enforcer import Enforcer
 from firewall.errors import InvalidInput
+from firewall.rule import rank_of
 from tests.api.client import ApiClient, pointers
 from tests.memory_kernel import MemoryKernel
 
@@ -50,7 +51,7 @@ def test_the_same_list_again_changes_nothing_below_a_better_rule(api: ApiClient)
 
 def test_the_query_says_what_the_rules_do(api: ApiClient, kernel: MemoryKernel) -> None:
     post(api, "203.0.113.7\n", action="allow", priority=7, direction="egress")
-    assert kernel.entries == {Key(4, 3, 32, 0xCB007107): Entry(15, 1)}
+    assert kernel.entries == {Key(4, 3, 32, 0xCB007107): Entry(rank_of(7, "allow"), 1)}
 
 
 def test_a_bad_line_is_named_and_nothing_is_imported(api: ApiClient, kernel: MemoryKernel) -> None:

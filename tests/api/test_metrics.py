@@ -26,6 +26,7 @@ LABELS = {
     "reason": len(REASONS),
     "map": 16,
     "kind": 12,
+    "stream": 2,
     "structure": 3,
     "rule": reads.MOST_MEASURED,
     "method": 8,
@@ -39,7 +40,12 @@ LABELS = {
 UNITS = ("seconds", "bytes", "packets", "entries", "rules", "requests", "info", "ratio")
 # Counts of things that have no unit: how many there are, how often it happened, whether it is so.
 PLAIN = {"ebpf_fw_ready", "ebpf_fw_drift", "ebpf_fw_drift_detected", "ebpf_fw_drift_healed"}
-PLAIN |= {"ebpf_fw_change_failures", "ebpf_fw_rule_series_omitted"}
+PLAIN |= {
+    "ebpf_fw_change_failures",
+    "ebpf_fw_rule_series_omitted",
+    "ebpf_fw_panic",
+    "ebpf_fw_report_listeners",
+}
 
 
 @pytest.fixture

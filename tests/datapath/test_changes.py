@@ -340,7 +340,7 @@ def test_address_tables_grow_or_stay_as_they_were(fresh: Loaded, monkeypatch: py
         with monkeypatch.context() as patch:
             patch.setattr(owner, step, refuse)
             with pytest.raises(KernelRefused):
-                fresh.add(id="many", sources=crowd(20_000, 4))
+                fresh.add(id="many", sources=crowd(20_000, 6))
         if step != "rename":  # which no file system refuses: there the process may only end
             assert state(fresh) == before, step
             assert verdicts(fresh) == expected_verdicts(BASE), step

@@ -207,7 +207,15 @@ CHANGES: dict[str, Callable[[Loaded], None]] = {
 }
 
 
-@pytest.mark.parametrize("step", ["update_batch", "clear", "put", "delete_batch"])
+STEPS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "write": (Map, ("update_batch", "update")),
+    "clear": (AddressFront, ("clear", "clear_one")),
+    "put": (AddressFront, ("put", "put_one")),
+    "delete": (Map, ("delete_batch",)),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_process_that_ends_while_an_entry_moves_leaves_the_rules_that_were_acknowledged(
     firewall: Loaded, monkeypatch: pytest.MonkeyPatch, name: str, step: str
@@ -216,9 +224,10 @@ def test_a_process_that_ends_while_an_entry_moves_leaves_the_rules_that_were_ack
     before = [firewall.judge(tcp(f"10.0.0.{n}")) for n in (1, 2, 9, 99)]
     hits = firewall.all_hits()
     assert len(front_entries(firewall)) == 3
-    owner = Map if step.endswith("batch") else AddressFront
+    owner, steps = STEPS[step]
     with monkeypatch.context() as patch:
-        patch.setattr(owner, step, die)
+        for each in steps:
+            patch.setattr(owner, each, die)
         patch.setattr(KernelDatapath, "_take_back", lambda _: None)  # nobody is left to
         try:
             CHANGES[name](firewall)
@@ -261,7 +270,7 @@ def test_a_change_that_the_kernel_refuses_puts_nothing_into_the_front(
     with monkeypatch.context() as patch:
         patch.setattr(Map, "update_batch", refuse)
         with pytest.raises(KernelRefused):
-            firewall.add(id="a", sources=[HOST])
+            firewall.batch([{"id": "a", "sources": [HOST]}, {"id": "b", "sources": ["2001:db8::1"]}], [])
     assert not front_entries(firewall)
     assert firewall.judge(tcp(HOST)) == PASSES
     assert_exact(firewall)

@@ -19,7 +19,7 @@ import httpx
 
 from firewall.kernel import bpf
 from firewall.kernel.keys import PREFIX
-from firewall.layout import ADDRESS_ENTRY, RANK_NONE
+from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, RANK_NONE
 from tests import oracle
 from tests.netns.soak import Churn, Failures, Readers, normal
 from tests.netns.topology import wait_until
@@ -67,6 +67,14 @@ def entries(world: World) -> dict[int, set[bytes]]:
             }
         table.close()
         found[version] = rows
+    table = bpf.Map.pinned(world.daemon.pin_root / "maps/address_front")
+    front = table.mapped(FRONT_ROW)
+    in_use = front[front["key"] != 0]
+    found[4] |= {
+        key.tobytes() + int(rank).to_bytes(4, "big")
+        for key, rank in zip(in_use["key"], in_use["entry"]["rank"], strict=True)
+    }
+    table.close()
     return found
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from firewall.layout import FRONT_ROW
 from tests.netns.test_drift import WITHIN_S, edit, empty, ip, put_foreign_programs, reasons, tc, write_first
 from tests.netns.test_interfaces import ROOT, add_link, attached_hooks, links
 from tests.netns.topology import run, wait_until
@@ -75,6 +76,7 @@ def take_pins(world: World) -> None:
 
 def take_entries(world: World) -> None:
     edit(world, "address4", lambda table: [table.delete(key) for key in list(table.keys())])
+    edit(world, "address_front", lambda table: table.mapped(FRONT_ROW)["key"].fill(0))
 
 
 def take_filter_bits(world: World) -> None:

@@ -42,6 +42,7 @@ ANSWER: dict[str, Any] = {
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
     with fake_service() as started:
         monkeypatch.setenv("EBPF_FW_URL", started.url)
+        monkeypatch.delenv("COLUMNS", raising=False)
         yield started
 
 
