@@ -59,6 +59,19 @@ static __always_inline void report_frame(struct xdp_md *ctx, struct workspace *r
 	send_report(made, size);
 }
 
+/*
+ * Answers how many bytes there are: all of `size`, or none. The arithmetic leaves a size of 1 to SNAP_LENGTH_MAX as it is:
+ * from comparisons Linux 5.10 does not see that it is not 0.
+ */
+static __always_inline __u64 copy_skb(__u8 *to, struct __sk_buff *skb, __u64 size)
+{
+	asm volatile("" : "+r"(size));
+	if (!size)
+		return 0;
+	size = ((size - 1) & (SNAP_LENGTH_MAX - 1)) + 1;
+	return bpf_skb_load_bytes(skb, 0, to, size) ? 0 : size;
+}
+
 static __always_inline void report_skb(struct __sk_buff *skb, struct workspace *room)
 {
 	struct control *control;
@@ -75,10 +88,7 @@ static __always_inline void report_skb(struct __sk_buff *skb, struct workspace *
 		return;
 	fill_report(&made->report, room, HOOK_EGRESS, streams, winner(room));
 	size = snapped(control, &made->report, skb->len);
-	asm volatile("" : "+r"(size)); /* or the compiler checks another register than it hands over */
-	if (size - 1 >= SNAP_LENGTH_MAX || bpf_skb_load_bytes(skb, 0, made->bytes, size))
-		size = 0;
-	send_report(made, size);
+	send_report(made, copy_skb(made->bytes, skb, size));
 }
 
 int fw_report_xdp(struct xdp_md *ctx)
