@@ -1,8 +1,9 @@
-"""Takes back unconfirmed changes where the service does not live to do it (docs/adr/0011).
+"""Takes back unconfirmed changes, and ends panic, where the service does not live to do it (docs/adr/0011).
 
-`python -m api.guardian DATABASE CONFIG` waits beside the service, in a session of its own. When a change has run out
-and nobody holds the instance's lock, it does what a start does, without HTTP: it opens the store, which takes the
-change back, makes the pinned maps hold that, and ends with the filters judging. Where a service lives, it does nothing.
+`python -m api.guardian DATABASE CONFIG` waits beside the service, in a session of its own. When a change or panic has
+run out and nobody holds the instance's lock, it does what a start does, without HTTP: it opens the store, which takes
+the change back, makes the pinned maps hold that, and ends with the filters judging. Where a service lives, it does
+nothing.
 
 Owns the waiting and the decision. While it waits it has loaded next to nothing of the rest.
 """
@@ -105,7 +106,7 @@ def _wait_and_act(database: Path, config: Path, boot: str) -> None:
             time.sleep(min(left, _LOOK_S))
         elif not _act(config):
             time.sleep(_RETRY_S)
-        elif _due(database, boot) == due:
+        elif (_due(database, boot) or 0) <= time.monotonic():
             time.sleep(_LOOK_S)  # a service is there, and is about to
 
 
@@ -134,7 +135,7 @@ def _act(config: Path) -> bool:
         with instead_of_service(settings.state.directory) as is_ours:
             if not is_ours:
                 return True
-            log.warning("the service is gone: the guardian takes back what was not confirmed")
+            log.warning("the service is gone: the guardian takes back what has run out")
             enforcer = build(settings)
             if has_pins(settings.bpf.pin_root):
                 enforcer.start()
@@ -142,7 +143,7 @@ def _act(config: Path) -> bool:
                 enforcer.take_back_in_store()
             enforcer.stop(keep=True)
     except FirewallError as error:
-        log.error("the guardian cannot take back what was not confirmed", **fields_of(error))
+        log.error("the guardian cannot take back what has run out", **fields_of(error))
         return False
     except Exception:
         log.exception("the guardian failed")

@@ -119,12 +119,12 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 
 
 async def _guard(running: Running, configuration: Configuration) -> None:
-    """Somebody beside us waits whenever a change does, should we be gone when it runs out."""
+    """Somebody beside us waits whenever a change does, or panic is on, should we be gone when that runs out."""
     database = configuration.settings.state.directory / DATABASE
     guardians = Guardians(database, configuration.path)
     running.enforcer.on_pending = guardians.ensure
     while True:
-        if running.phase == "running" and running.enforcer.waiting():
+        if running.phase == "running" and (running.enforcer.waiting() or running.enforcer.panic().on):
             await asyncio.to_thread(guardians.ensure)
         await asyncio.sleep(_GUARDED_S)
 

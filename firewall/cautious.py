@@ -41,9 +41,6 @@ class Cautious(InForce):
     _beginning: PendingChange
     _steady: Callable[[], float] = staticmethod(time.monotonic)  # since this boot, only forward
 
-    # Called when a change began to wait for its confirmation. Whoever runs the service puts another in its place.
-    on_pending: Callable[[], None] = staticmethod(lambda: None)
-
     @cached_property
     def _boot(self) -> str:
         return self._kernel.boot_id()

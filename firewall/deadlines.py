@@ -1,4 +1,4 @@
-"""When the next change runs out that waits for its confirmation, read from outside the service.
+"""When the next change runs out that waits for its confirmation, or panic, read from outside the service.
 
 Owns one question to the database. Imports next to nothing: who asks it waits for long, and should be small.
 """
@@ -6,6 +6,7 @@ Owns one question to the database. Imports next to nothing: who asks it waits fo
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 
 
@@ -17,6 +18,12 @@ def next_due(database: Path, boot: str) -> float | None:
         row = connection.execute(
             "SELECT min(CASE boot WHEN ? THEN due ELSE 0 END) FROM changes WHERE state = 'pending'", (boot,)
         ).fetchone()
+        panic = connection.execute(
+            "SELECT json_extract(value, '$.since') + json_extract(value, '$.ttl_s') FROM meta WHERE key = 'panic'"
+        ).fetchone()
     finally:
         connection.close()
-    return None if row[0] is None else float(row[0])
+    due = [] if row[0] is None else [float(row[0])]
+    if panic is not None and panic[0] is not None:
+        due.append(time.monotonic() + float(panic[0]) - time.time())
+    return min(due, default=None)

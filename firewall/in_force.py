@@ -60,6 +60,10 @@ class InForce:
     handle, what is subtracted from counters. `_adrift`: why maps and store may differ, None where they do not. `_owed`:
     hits by handle that the maps have no more and the store has not yet. All under `_lock`."""
 
+    # Called when a change began to wait for its confirmation, or panic for its end. Whoever runs the service puts
+    # another in its place.
+    on_pending: Callable[[], None] = staticmethod(lambda: None)
+
     def __init__(
         self,
         store: Store,

@@ -40,7 +40,8 @@ class Panicking(Commits, Reads):
             panic = Panic(self._clock(), ttl_s, kept)
             self._switch(self._in(panic))
             log.warning("panic is on", seconds=ttl_s, connections=len(kept))
-            return self.panic()
+        self.on_pending()
+        return self.panic()
 
     def panic_off(self) -> PanicView:
         with self._changing_alone():

@@ -171,6 +171,20 @@ def test_panic_ends_when_its_time_has_come(make_world: MakeWorld, killed: bool) 
     assert_passes(everything, "after its time")
 
 
+def test_panic_ends_in_time_though_nobody_starts_the_service_again(make_world: MakeWorld) -> None:
+    world = make_world()
+    everything = [ping(world), ping(world, outward=True)]
+    assert_passes(everything, "before")
+    panic(world, on=True, ttl=6)
+    assert_blocked(everything[:1], "in panic")
+    world.kill9()
+    assert_blocked(everything[:1], "in panic, killed")
+    wait_until(lambda: not ping(world).is_blocked(), "panic ends", timeout_s=40)
+    world.daemon.start()
+    assert not world.api.get("/v1/panic").json()["on"]
+    assert_passes(everything, "started again")
+
+
 @pytest.mark.parametrize(
     "body", [{}, {"on": True, "ttl": "25h"}, {"on": True, "ttl": 0}, {"on": False, "ttl": 5}]
 )
