@@ -120,6 +120,10 @@ def test_a_packet_dropped_on_the_wire_is_told_alike_everywhere(world: World) -> 
     assert packet.comments == [b"rule=no-udp reason=rule verdict=drop"]
     assert (packet.sniffed_on, packet.direction) == (world.link.interface, 1)
     assert world.api.get("/v1/rules/no-udp").json()["stats"]["packets"] == 1
+    question = {"hook": "ingress", "interface": world.link.interface, "frame": sent.hex()}
+    answer = world.api.post("/v1/test", json=question).json()
+    assert (answer["verdict"], answer["reason"], answer["rule"]["id"]) == ("drop", "rule", "no-udp")
+    assert world.api.get("/v1/rules/no-udp").json()["stats"]["packets"] == 1
     assert world.stop() == 0
     assert server_sent.end() and lines.end()
 
