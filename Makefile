@@ -84,7 +84,7 @@ swap: setup  ## Change and swap rules SWAPS=5000 times while packets are judged:
 .PHONY: bench
 bench: setup  ## Measure the firewall and its peers; QUICK=1 takes under three minutes (root)
 	@benchmarks/setup.sh
-	$(python) -m benchmarks $(if $(QUICK),--quick) --json build/bench.json --plot build/bench.png $(BENCH_ARGS)
+	$(python) -m benchmarks $(if $(QUICK),--quick) --json build/bench.json --markdown build/bench.md --plot build/bench.png $(BENCH_ARGS)
 
 .PHONY: lint
 lint: setup  ## Run the linters, the type checker and the tests of the repository itself

@@ -46,6 +46,8 @@ def main() -> int:
     report.show(answers, where, console)
     if arguments.json:
         arguments.json.write_text(report.as_json(answers, where))
+    if arguments.markdown:
+        arguments.markdown.write_text(report.as_markdown(answers, where))
     if arguments.plot:
         plot.draw(answers, arguments.plot)
     return 0
@@ -57,6 +59,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes, under three minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a PNG")
     parser.add_argument(
         "--only", action="append", choices=list(QUESTIONS), help="ask this question (may be repeated)"

@@ -96,6 +96,43 @@ def _goal_fields(goal: Goal) -> dict[str, Any]:
     return {**fields, "met": goal.is_met, "unstable": goal.is_unstable}
 
 
+def as_markdown(answers: Answers, where: Mapping[str, Any]) -> str:
+    """Goals and all rows, for README."""
+    lines = ["| goal | measured | wanted | |", "|---|---|---|---|"]
+    for goal in answers.goals:
+        verdict = ("met" if goal.is_met else "not met") + (" (unstable)" if goal.is_unstable else "")
+        wanted = f"{'≤' if goal.at_most else '≥'} {_number(goal.limit)} {goal.unit}"
+        lines.append(f"| {goal.name} | {_number(goal.measured)} {goal.unit} | {wanted} | {verdict} |")
+    lines += [
+        "",
+        "| question | what | best | median | spread | less harness | ratio | note |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in answers.rows:
+        ratio = ratio_of(row, answers)
+        cells = (
+            row.question,
+            row.name,
+            f"{_number(row.best)} {row.unit}",
+            _number(row.median),
+            "once"
+            if len(row.values) == 1
+            else f"{row.spread:.0%}" + (" unstable" if row.is_unstable else ""),
+            _number(row.net) if row.baseline else "",
+            "" if ratio is None else f"{ratio:.2f}",
+            row.note,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    counts = ", ".join(f"{name} {count:,}" for name, count in answers.verified_instructions.items())
+    peer_versions = ", ".join(where["peers"].values())
+    lines += [
+        "",
+        f"Measured {where['measured_at']} at commit {where['commit']}: {where['cpu']}, {where['cores']} cores, Linux "
+        f"{where['kernel']}, Python {where['python']}; {peer_versions}. Verified instructions: {counts}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def show(answers: Answers, where: Mapping[str, Any], console: Console) -> None:
     for question in dict.fromkeys(row.question for row in answers.rows):
         console.print(_rows_table(question, answers))

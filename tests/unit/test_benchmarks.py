@@ -207,3 +207,22 @@ def test_requests_tell_their_length() -> None:
     assert encoded("POST", "/v1/rules", b"{}").endswith(
         b"Content-Length: 2\r\nContent-Type: application/json\r\n\r\n{}"
     )
+
+
+def test_markdown_has_every_goal_and_row() -> None:
+    row = Row("bulk", "import", "s", [1.0, 1.5])
+    goal = Goal("import", 1.0, 0.5, "s", rests_on=(row,))
+    where = {
+        "measured_at": "now",
+        "commit": "abc",
+        "cpu": "some",
+        "cores": 2,
+        "kernel": "6.1",
+        "python": "3.11",
+    }
+    text = report.as_markdown(
+        Answers([row], [goal], {"fw_xdp_ip": 12345}), {**where, "peers": {"ipset": "ipset v7"}}
+    )
+    assert "| import | 1.00 s | ≤ 0.50 s | not met (unstable) |" in text
+    assert "| bulk | import | 1.00 s | 1.25 | 40% unstable |" in text
+    assert "commit abc" in text and "ipset v7" in text and "fw_xdp_ip 12,345" in text
