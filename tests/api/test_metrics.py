@@ -37,7 +37,7 @@ LABELS = {
     "kernel": 1,
     "bcc": 1,
 }
-UNITS = ("seconds", "bytes", "packets", "entries", "rules", "requests", "info", "ratio")
+UNITS = ("seconds", "bytes", "packets", "entries", "rules", "requests", "reports", "info", "ratio")
 # Counts of things that have no unit: how many there are, how often it happened, whether it is so.
 PLAIN = {"ebpf_fw_ready", "ebpf_fw_drift", "ebpf_fw_drift_detected", "ebpf_fw_drift_healed"}
 PLAIN |= {
@@ -45,6 +45,9 @@ PLAIN |= {
     "ebpf_fw_rule_series_omitted",
     "ebpf_fw_panic",
     "ebpf_fw_report_listeners",
+    "ebpf_fw_reports_suppressed",
+    "ebpf_fw_reports_lost_in_ring",
+    "ebpf_fw_reports_lost_by_listeners",
 }
 
 
