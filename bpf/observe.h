@@ -136,12 +136,7 @@ static __always_inline int observe(struct workspace *room, __u32 hook)
 		return 0;
 	room->observed_count = 0;
 	family = packet->family & 1;
-	of.protocol = protocol_vector(packet, scope);
-	of.port[SIDE_SOURCE] = port_vector(packet, scope, SIDE_SOURCE, of.protocol);
-	of.port[SIDE_DESTINATION] = port_vector(packet, scope, SIDE_DESTINATION, of.protocol);
-	of.interface = interface_vector(packet, head, scope, of.protocol);
-	of.anywhere[SIDE_SOURCE] = head->anywhere[family * SIDE_COUNT + SIDE_SOURCE];
-	of.anywhere[SIDE_DESTINATION] = head->anywhere[family * SIDE_COUNT + SIDE_DESTINATION];
+	find_vectors(&of, packet, head, scope, family);
 	if (packet->family == FAMILY_IPV4 ? address_lines4(packet, scope, of.lines)
 					  : address_lines6(packet, head, of.lines))
 		count_observers(room, search, head->enforcing, &of);

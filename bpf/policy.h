@@ -281,6 +281,18 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 	return search->best;
 }
 
+/* All but the lines of the addresses. */
+static __always_inline void find_vectors(struct vectors *of, const struct packet *packet, struct policy *head,
+					 __u32 scope, __u32 family)
+{
+	of->protocol = protocol_vector(packet, scope);
+	of->port[SIDE_SOURCE] = port_vector(packet, scope, SIDE_SOURCE, of->protocol);
+	of->port[SIDE_DESTINATION] = port_vector(packet, scope, SIDE_DESTINATION, of->protocol);
+	of->interface = interface_vector(packet, head, scope, of->protocol);
+	of->anywhere[SIDE_SOURCE] = head->anywhere[family * SIDE_COUNT + SIDE_SOURCE];
+	of->anywhere[SIDE_DESTINATION] = head->anywhere[family * SIDE_COUNT + SIDE_DESTINATION];
+}
+
 /*
  * scope: generation * HOOK_COUNT + hook. What a packet's ports lead to is asked before its addresses: it comes from
  * memory while those are searched.
@@ -295,12 +307,7 @@ static __always_inline void best_policy(struct decision *best, struct policy *he
 
 	if (!search)
 		return;
-	of.protocol = protocol_vector(packet, scope);
-	of.port[SIDE_SOURCE] = port_vector(packet, scope, SIDE_SOURCE, of.protocol);
-	of.port[SIDE_DESTINATION] = port_vector(packet, scope, SIDE_DESTINATION, of.protocol);
-	of.interface = interface_vector(packet, head, scope, of.protocol);
-	of.anywhere[SIDE_SOURCE] = head->anywhere[family * SIDE_COUNT + SIDE_SOURCE];
-	of.anywhere[SIDE_DESTINATION] = head->anywhere[family * SIDE_COUNT + SIDE_DESTINATION];
+	find_vectors(&of, packet, head, scope, family);
 	if (!(packet->family == FAMILY_IPV4 ? address_lines4(packet, scope, of.lines)
 					    : address_lines6(packet, head, of.lines)))
 		return;
