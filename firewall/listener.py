@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from firewall.address import BITS, Prefix
-from firewall.report import CAPTURE, EVENTS, Report
+from firewall.report import CAPTURE, EVENTS, NotSent, Report
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,10 @@ class Listener:
     """Offered to by one thread, taken from by another. `notify` is called when there is something to take, by the
     thread that offers, and must not wait."""
 
-    def __init__(self, wanted: Wanted, room: int, notify: Callable[[], None]) -> None:
-        """`room`: how many reports wait at most."""
+    def __init__(self, wanted: Wanted, room: int, notify: Callable[[], None], not_sent: NotSent) -> None:
+        """`room`: how many reports wait at most; `not_sent`: the kernel's counts of its stream, now."""
         self.wanted = wanted
+        self._not_sent = not_sent
         self._room = room
         self._notify = notify
         self._lock = threading.Lock()
@@ -92,13 +93,14 @@ class Listener:
         self._notify()
         return lost
 
-    def missed(self, lost: int, suppressed: int) -> None:
-        """In the kernel: of all that it had to tell, not of this listener's part."""
-        if not lost and not suppressed:
+    def missed(self, now: NotSent) -> None:
+        """The kernel's counts of its stream: of all that it had to tell, not of this listener's part."""
+        before, self._not_sent = self._not_sent, now
+        if now == before:
             return
         with self._lock:
-            self._lost += lost
-            self._suppressed += suppressed
+            self._lost += now.lost - before.lost
+            self._suppressed += now.suppressed - before.suppressed
         self._notify()
 
     def take(self, most: int) -> Taken:

@@ -117,7 +117,6 @@ class Reporting:
 
     def listen(self, wanted: Wanted, notify: Callable[[], None], room: int = ROOM) -> Listener:
         """From now on. Give it back with leave(). Raises KernelRefused where there are too many, or it is over."""
-        listener = Listener(wanted, room, notify)
         with self._lock:
             if self._source is None:
                 raise KernelRefused("the service gives no reports now", code="no_reports")
@@ -129,6 +128,7 @@ class Reporting:
                 )
             if self._thread is None:
                 self._forget_what_was(self._source)
+            listener = Listener(wanted, room, notify, self._source.not_sent()[wanted.stream])
             self._listeners = (*self._listeners, listener)
             self._tell_kernel()
             if self._thread is None:
@@ -187,21 +187,21 @@ class Reporting:
     def _look(self, source: ReportSource) -> None:
         """At what no report tells."""
         self._names.clear()
-        missed = self._count_missed(source)
-        for listener in self._listeners:
-            listener.missed(*missed[listener.wanted.stream])
+        listeners = self._listeners  # one who comes after the count knows of it
+        now = self._count_missed(source)
+        for listener in listeners:
+            listener.missed(now[listener.wanted.stream])
         with self._lock:
             if self._source is not None:
                 self._tell_kernel()  # others may have written there
 
-    def _count_missed(self, source: ReportSource) -> list[tuple[int, int]]:
-        """Lost in the ring and suppressed, by stream, since the last time."""
+    def _count_missed(self, source: ReportSource) -> Sequence[NotSent]:
+        """Adds what was lost in the ring and suppressed since the last time; answers the counts, by stream."""
         now, before = source.not_sent(), self._seen
         self._seen = now
-        missed = [(n.lost - b.lost, n.suppressed - b.suppressed) for n, b in zip(now, before, strict=True)]
-        for stream, (lost, suppressed) in enumerate(missed):
-            self._add(stream, suppressed=suppressed, lost_in_ring=lost)
-        return missed
+        for stream, (n, b) in enumerate(zip(now, before, strict=True)):
+            self._add(stream, suppressed=n.suppressed - b.suppressed, lost_in_ring=n.lost - b.lost)
+        return now
 
     def _forget_what_was(self, source: ReportSource) -> None:
         """While nobody listened: no listener is to be told of it."""

@@ -104,6 +104,25 @@ def test_what_the_kernel_did_not_send_is_told_to_the_listeners_of_that_stream(
     assert reporting.totals()["events"].suppressed == 1100
 
 
+def test_a_listener_is_not_told_of_what_another_missed_before_it_came(
+    source: MemoryReports, reporting: Reporting
+) -> None:
+    first = reporting.listen(Wanted(), nothing)
+    source.missing = [NotSent(50, 5), NotSent(0, 0)]
+    second = reporting.listen(Wanted(), nothing)
+    source.missing = [NotSent(80, 6), NotSent(0, 0)]
+    counts = {first: [0, 0], second: [0, 0]}
+
+    def told() -> bool:
+        for listener, (suppressed, lost) in counts.items():
+            taken = listener.take(1)
+            counts[listener] = [suppressed + taken.suppressed, lost + taken.lost]
+        return all(suppressed >= 30 for suppressed, _ in counts.values())
+
+    wait_for(told)
+    assert (counts[first], counts[second]) == ([80, 6], [30, 1])
+
+
 def test_what_came_while_nobody_listened_is_told_to_nobody(
     source: MemoryReports, reporting: Reporting
 ) -> None:
