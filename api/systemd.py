@@ -5,6 +5,7 @@ Owns reading the environment that the unit gives. Outside systemd, telling does 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import subprocess
@@ -66,6 +67,21 @@ def filters_stay(on_stop: str) -> bool:
             hint="to take them off, start the service and stop it again",
         )
     return why != "stop" or on_stop == "keep"
+
+
+def lets_in_this_host_alone() -> bool:
+    """Whether the unit's IPAddressDeny= and IPAddressAllow= keep everybody but loopback from the service's sockets."""
+    unit = os.environ.get(UNIT_VARIABLE)
+    denied = _networks("IPAddressDeny", unit) if unit else []
+    is_closed = any(each.prefixlen == 0 for each in denied)
+    return (
+        is_closed and unit is not None and all(each.is_loopback for each in _networks("IPAddressAllow", unit))
+    )
+
+
+def _networks(key: str, unit: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    told = _systemctl("show", f"--property={key}", "--value", unit) or ""
+    return [ipaddress.ip_network(each, strict=False) for each in told.split()]
 
 
 def _systemctl(*arguments: str) -> str | None:
