@@ -10,8 +10,8 @@ from pathlib import Path
 
 import structlog
 
-from api import log, server, systemd
-from api.listeners import is_for_others, listening, name_of
+from api import log, reach, server
+from api.listeners import listening, name_of
 from api.reload import Configuration
 from api.wiring import build
 from firewall.errors import FirewallError
@@ -19,7 +19,6 @@ from firewall.instance import only_instance
 from firewall.settings import DEFAULT_PATH, load
 
 EXIT_FAILED, EXIT_CONFIG = 1, 2
-_CLOSED = "`systemctl edit ebpf-fw`, [Service] IPAddressAllow=192.0.2.0/24 (those who may), then restart"
 
 
 def serve(config: Path) -> None:
@@ -42,12 +41,8 @@ def _serve(configuration: Configuration) -> int:
     log.set_level(settings.service.log_level)
     with listening(settings.api.listen) as sockets, only_instance(settings.state.directory):
         addresses = ", ".join(name_of(listener) for listener in sockets)
-        log_of_start = structlog.get_logger(__name__)
-        log_of_start.info("listening", addresses=addresses)
-        if is_for_others(sockets) and systemd.lets_in_this_host_alone():
-            log_of_start.warning(
-                "nobody but this host reaches the API: the unit's IPAddressDeny=", hint=_CLOSED
-            )
+        structlog.get_logger(__name__).info("listening", addresses=addresses)
+        reach.warn_if_closed(sockets)
         return server.run(build(settings), configuration, sockets)
 
 

@@ -67,12 +67,6 @@ def tcp_addresses(listeners: Sequence[socket.socket]) -> list[Listener]:
     return found
 
 
-def is_for_others(listeners: Sequence[socket.socket]) -> bool:
-    """Whether other hosts could connect to one of them."""
-    hosts = [each.getsockname()[0] for each in listeners if each.family != socket.AF_UNIX]
-    return not all(ipaddress.ip_address(host).is_loopback for host in hosts)
-
-
 def _cannot(address: str, reason: str) -> FirewallError:
     return Conflict(f"cannot listen on {address}: {reason}", HINT, code="cannot_listen")
 

@@ -5,7 +5,6 @@ Owns reading the environment that the unit gives. Outside systemd, telling does 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import subprocess
@@ -47,10 +46,10 @@ def ending() -> Ending:
     unit = os.environ.get(UNIT_VARIABLE)
     if not unit:
         return "stop"
-    state = _systemctl("is-system-running")
+    state = systemctl("is-system-running")
     if state is not None and state.strip() == "stopping":
         return "shutdown"
-    jobs = _systemctl("list-jobs", "--no-legend", "--no-pager", "--full", unit)
+    jobs = systemctl("list-jobs", "--no-legend", "--no-pager", "--full", unit)
     if jobs is None:
         return "unknown"
     rows = [line.split() for line in jobs.splitlines()]
@@ -69,22 +68,7 @@ def filters_stay(on_stop: str) -> bool:
     return why != "stop" or on_stop == "keep"
 
 
-def lets_in_this_host_alone() -> bool:
-    """Whether the unit's IPAddressDeny= and IPAddressAllow= keep everybody but loopback from the service's sockets."""
-    unit = os.environ.get(UNIT_VARIABLE)
-    denied = _networks("IPAddressDeny", unit) if unit else []
-    is_closed = any(each.prefixlen == 0 for each in denied)
-    return (
-        is_closed and unit is not None and all(each.is_loopback for each in _networks("IPAddressAllow", unit))
-    )
-
-
-def _networks(key: str, unit: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    told = _systemctl("show", f"--property={key}", "--value", unit) or ""
-    return [ipaddress.ip_network(each, strict=False) for each in told.split()]
-
-
-def _systemctl(*arguments: str) -> str | None:
+def systemctl(*arguments: str) -> str | None:
     """Its output; None where it cannot ask. (is-system-running ends with a failure for every state but one.)"""
     try:
         done = subprocess.run(
