@@ -333,10 +333,11 @@ class LockoutState(Document):
 
 
 class Shadow(Document):
-    """A rule of the change that can never win: `by` beats it wherever it matches."""
+    """A rule of the change that can never win: `by`, or several with it, beat it wherever it matches. Null
+    is never_drop of the config."""
 
     rule: str
-    by: str
+    by: str | None
 
 
 class Effect(Document):

@@ -24,7 +24,7 @@ from api.listeners import tcp_addresses
 from api.log import fields_of
 from api.reload import Configuration
 from api.running import Running
-from api.systemd import filters_stay, notify, reloading
+from api.systemd import ending, filters_stay, leaves_nobody, notify, reloading
 from api.watchdog import beat
 from api.wiring import DATABASE
 from firewall.enforcer import Enforcer
@@ -175,7 +175,10 @@ async def _is_told_to_stop(stop: asyncio.Event, serving: asyncio.Task[None]) -> 
 
 async def _stop(running: Running, configuration: Configuration) -> bool:
     try:
-        keep = await asyncio.to_thread(filters_stay, configuration.settings.service.on_stop)
+        why = await asyncio.to_thread(ending)
+        keep = filters_stay(why, configuration.settings.service.on_stop)
+        if keep and leaves_nobody(why):
+            await asyncio.to_thread(running.enforcer.end_what_waits)
         await asyncio.to_thread(running.enforcer.stop, keep)
     except FirewallError as error:
         log.error("cannot stop cleanly", **fields_of(error))

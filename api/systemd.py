@@ -57,15 +57,19 @@ def ending() -> Ending:
     return "restart" if kinds & {"restart", "try-restart", "start"} else "stop"
 
 
-def filters_stay(on_stop: str) -> bool:
+def filters_stay(why: Ending, on_stop: str) -> bool:
     """Whether the filters go on judging when this process ends; `on_stop`: of the settings."""
-    why = ending()
     if why == "unknown":
         log.warning(
             "systemd does not say whether this is a stop or a restart, so the filters stay",
             hint="to take them off, start the service and stop it again",
         )
     return why != "stop" or on_stop == "keep"
+
+
+def leaves_nobody(why: Ending) -> bool:
+    """Whether nothing of ours runs on until the next start: a unit that is stopped ends with its control group."""
+    return why == "stop" and UNIT_VARIABLE in os.environ
 
 
 def systemctl(*arguments: str) -> str | None:

@@ -100,7 +100,11 @@ def report_limits(settings: Events) -> ReportLimits:
 def linux_kernel(settings: Settings) -> Kernel:
     limits = settings.bpf
     return LinuxKernel(
-        limits.pin_root, limits.max_addresses, limits.max_rules, filter_options(settings.filter)
+        limits.pin_root,
+        limits.max_addresses,
+        limits.max_rules,
+        filter_options(settings.filter),
+        settings.state.cache_directory,
     )
 
 

@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: Dual MIT/GPL */
 /*
- * Every map, a line of purpose each. All are pinned below PIN_ROOT "/maps"; a map that is already pinned
- * there is used as it is. PIN_ROOT, MAX_*, VECTOR_*, LINE_COUNT and INTERVAL_COUNT come from the loader (-D).
+ * Every map, a line of purpose each. The service makes them as they are described here and pins them by their names
+ * (firewall/kernel/assembly.py). MAX_*, VECTOR_*, LINE_COUNT and INTERVAL_COUNT come from the loader (-D).
  *
  * BPF_F_MMAPABLE arrays are written by the service through mmap: no system call an element.
  */
 #ifndef EBPF_FW_MAPS_H
 #define EBPF_FW_MAPS_H
-
-#define PIN(name) PIN_ROOT "/maps/" name
 
 /* A vector: one bit a policy rule, lowest bit of word 0 first; before it a bit for each word that is not 0. */
 #define SUMMARY_WORDS ((VECTOR_WORDS + 63) / 64)
@@ -18,7 +16,7 @@ struct vector {
 };
 
 /* Epoch, fingerprint and which address lists have entries. One element. */
-BPF_TABLE_PINNED("array", __u32, struct control, control_map, 1, PIN("control_map"), BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct control, control_map, 1, BPF_F_MMAPABLE);
 
 /*
  * Address rules by prefix, one element each: the hash map of their entries. The service makes that map (pinned
@@ -32,42 +30,31 @@ BPF_TABLE_PINNED("array", __u32, struct control, control_map, 1, PIN("control_ma
 BPF_TABLE("hash", struct prefix4, struct address_entry, address4_kind, 1);
 BPF_TABLE("hash", struct prefix6, struct address_entry, address6_kind, 1);
 #pragma pop_macro("BPF_ANNOTATE_KV_PAIR")
-BPF_TABLE_PINNED("array_of_maps$address4_kind", __u32, __u32, address4_maps, 1, PIN("address4_maps"));
-BPF_TABLE_PINNED("array_of_maps$address6_kind", __u32, __u32, address6_maps, 1, PIN("address6_maps"));
+BPF_F_TABLE("array_of_maps$address4_kind", __u32, __u32, address4_maps, 1, 0);
+BPF_F_TABLE("array_of_maps$address6_kind", __u32, __u32, address6_maps, 1, 0);
 
 /* What stands before them: which prefixes they may hold. */
-BPF_TABLE_PINNED("array", __u32, struct filter_word, address_filter, FILTER_WORDS + FILTER_WORDS / 4, PIN("address_filter"),
-		 BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct filter_word, address_filter, FILTER_WORDS + FILTER_WORDS / 4, BPF_F_MMAPABLE);
 
 /* IPv4 entries that are found without a call: those of small lists, nearly all. Looked at before the hash map. */
-BPF_TABLE_PINNED("array", __u32, struct front_row, address_front, FRONT_ROWS, PIN("address_front"), BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct front_row, address_front, FRONT_ROWS, BPF_F_MMAPABLE);
 
 /* The policy: per generation and hook its head, then a table per field from value to vector number. */
-BPF_TABLE_PINNED("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, PIN("policy_heads"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct index_pair, policy_index4,
-		 (POLICY_BLOCKS_BEGIN + GENERATION_COUNT * INTERVAL_COUNT * POLICY_BLOCK_SHARE) / PAIR,
-		 PIN("policy_index4"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct interval4, policy_ranges4, GENERATION_COUNT * INTERVAL_COUNT,
-		 PIN("policy_ranges4"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct interval6, policy_ranges6, GENERATION_COUNT * INTERVAL_COUNT,
-		 PIN("policy_ranges6"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct vector_number, policy_protocol, GENERATION_COUNT * HOOK_COUNT * PROTOCOL_ROWS,
-		 PIN("policy_protocol"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct port_pair, policy_port,
-		 GENERATION_COUNT * HOOK_COUNT * SIDE_COUNT * PORT_ROWS / PAIR,
-		 PIN("policy_port"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct vector_number, policy_icmp, GENERATION_COUNT * HOOK_COUNT * ICMP_ROWS,
-		 PIN("policy_icmp"), BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("hash", struct interface_key, __u32, policy_iface, MAX_POLICY_INTERFACES, PIN("policy_iface"),
-		 BPF_F_NO_PREALLOC);
+BPF_F_TABLE("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct index_pair, policy_index4,
+		 (POLICY_BLOCKS_BEGIN + GENERATION_COUNT * INTERVAL_COUNT * POLICY_BLOCK_SHARE) / PAIR, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct interval4, policy_ranges4, GENERATION_COUNT * INTERVAL_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct interval6, policy_ranges6, GENERATION_COUNT * INTERVAL_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct vector_number, policy_protocol, GENERATION_COUNT * HOOK_COUNT * PROTOCOL_ROWS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct port_pair, policy_port,
+		 GENERATION_COUNT * HOOK_COUNT * SIDE_COUNT * PORT_ROWS / PAIR, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct vector_number, policy_icmp, GENERATION_COUNT * HOOK_COUNT * ICMP_ROWS, BPF_F_MMAPABLE);
+BPF_F_TABLE("hash", struct interface_key, __u32, policy_iface, MAX_POLICY_INTERFACES, BPF_F_NO_PREALLOC);
 
 /* The vectors themselves (both generations), those of addresses apart, and what each bit of a vector stands for. */
-BPF_TABLE_PINNED("array", __u32, struct vector, policy_vectors, GENERATION_COUNT * VECTOR_COUNT, PIN("policy_vectors"),
-		 BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct line, policy_lines, GENERATION_COUNT * LINE_COUNT, PIN("policy_lines"),
-		 BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("array", __u32, struct policy_rule, policy_rules, GENERATION_COUNT * HOOK_COUNT * VECTOR_WORDS * 64,
-		 PIN("policy_rules"), BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct vector, policy_vectors, GENERATION_COUNT * VECTOR_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct line, policy_lines, GENERATION_COUNT * LINE_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct policy_rule, policy_rules, GENERATION_COUNT * HOOK_COUNT * VECTOR_WORDS * 64, BPF_F_MMAPABLE);
 
 /* Rows of per-CPU memory: a row a hook, and as many more for packets that are judged for a question. */
 #define ROW_COUNT (2 * HOOK_COUNT)
@@ -84,15 +71,12 @@ struct search {
 	__u64 best;
 	__u64 enough;
 };
-BPF_TABLE_PINNED("percpu_array", __u32, struct search, policy_search, ROW_COUNT, PIN("policy_search"));
+BPF_F_TABLE("percpu_array", __u32, struct search, policy_search, ROW_COUNT, 0);
 
 /* Hits of policy rules by slot; packets of an interface by hook, verdict and reason. */
-BPF_TABLE_PINNED("percpu_array", __u32, struct rule_counter, policy_counters, GENERATION_COUNT * MAX_RULES,
-		 PIN("policy_counters"));
-BPF_TABLE_PINNED("array", __u32, struct interface_slot, interface_slots, SLOT_ROWS + SLOT_PROBES, PIN("interface_slots"),
-		 BPF_F_MMAPABLE);
-BPF_TABLE_PINNED("percpu_array", __u32, struct counter, counters, (INTERFACES_MAX + 1) * COUNTERS_PER_INTERFACE,
-		 PIN("counters"));
+BPF_F_TABLE("percpu_array", __u32, struct rule_counter, policy_counters, GENERATION_COUNT * MAX_RULES, 0);
+BPF_F_TABLE("array", __u32, struct interface_slot, interface_slots, SLOT_ROWS + SLOT_PROBES, BPF_F_MMAPABLE);
+BPF_F_TABLE("percpu_array", __u32, struct counter, counters, (INTERFACES_MAX + 1) * COUNTERS_PER_INTERFACE, 0);
 
 /*
  * What was decided, for the reporter, which is another program and has no stack of this one. `handle`: of the policy
@@ -126,21 +110,21 @@ struct workspace {
  * CPU never overlap: XDP runs in NAPI, clsact with bottom halves disabled. A test run may be interrupted by either, so
  * it has rows of its own.
  */
-BPF_TABLE_PINNED("percpu_array", __u32, struct workspace, scratch, ROW_COUNT, PIN("scratch"));
+BPF_F_TABLE("percpu_array", __u32, struct workspace, scratch, ROW_COUNT, 0);
 
 /* The program for rules that observe, and the reporter, of each program type: its only element. Every set of programs has its own, so these are never kept. */
-BPF_TABLE_PINNED("prog", __u32, __u32, observe_xdp, 1, PIN("observe_xdp"));
-BPF_TABLE_PINNED("prog", __u32, __u32, observe_tc, 1, PIN("observe_tc"));
-BPF_TABLE_PINNED("prog", __u32, __u32, report_xdp, 1, PIN("report_xdp"));
-BPF_TABLE_PINNED("prog", __u32, __u32, report_tc, 1, PIN("report_tc"));
+BPF_F_TABLE("prog", __u32, __u32, observe_xdp, 1, 0);
+BPF_F_TABLE("prog", __u32, __u32, observe_tc, 1, 0);
+BPF_F_TABLE("prog", __u32, __u32, report_xdp, 1, 0);
+BPF_F_TABLE("prog", __u32, __u32, report_tc, 1, 0);
 
 /* Where a report is put together; by stream its limits at work. */
 struct report_room {
 	struct report report;
 	__u8 bytes[SNAP_LENGTH_MAX];
 };
-BPF_TABLE_PINNED("percpu_array", __u32, struct report_room, report_rooms, 1, PIN("report_rooms"));
-BPF_TABLE_PINNED("percpu_array", __u32, struct report_bucket, report_buckets, STREAM_COUNT, PIN("report_buckets"));
+BPF_F_TABLE("percpu_array", __u32, struct report_room, report_rooms, 1, 0);
+BPF_F_TABLE("percpu_array", __u32, struct report_bucket, report_buckets, STREAM_COUNT, 0);
 
 /* The ring that the service reads reports from (Linux 5.8). bcc's own macro cannot pin one. */
 struct reports_table_t {
@@ -152,6 +136,6 @@ struct reports_table_t {
 	void (*ringbuf_submit)(void *, __u64);
 	__u32 max_entries;
 };
-__attribute__((section("maps/ringbuf:" PIN("reports")))) struct reports_table_t reports = {.max_entries = REPORT_BYTES};
+__attribute__((section("maps/ringbuf"))) struct reports_table_t reports = {.max_entries = REPORT_BYTES};
 
 #endif

@@ -5,7 +5,7 @@
  * alone and attached nowhere. XDP programs for both hooks: the hook is a number to parse() and decide().
  */
 
-BPF_TABLE_PINNED("array", __u32, struct test_run, test_runs, HOOK_COUNT, PIN("test_runs"));
+BPF_F_TABLE("array", __u32, struct test_run, test_runs, HOOK_COUNT, 0);
 
 static __always_inline void keep_packet(struct test_run *run, const struct packet *packet)
 {

@@ -57,7 +57,9 @@ def tell_effect(effect: Json, *, as_json: bool) -> None:
     counts = (f"{word} {effect[name]:,}" for word, name in zip(words, COUNTS, strict=True))
     output.line(f"would {', '.join(counts)}")
     for each in effect["shadowed"]:
-        output.line(f"{each['rule']} can never win: {each['by']} beats it wherever it matches")
+        output.line(
+            f"{each['rule']} can never win: {each['by'] or 'never_drop'} beats it wherever it matches"
+        )
     for each in effect["lockouts"]:
         who = "the default action" if each["rule"] is None else each["rule"]
         output.line(

@@ -15,13 +15,13 @@ from typing import TypeVar
 import structlog
 
 from firewall import lockout
+from firewall.analysis import Neighbours
 from firewall.caution import Caution, Done, Rehearsed
 from firewall.datapath import Link
 from firewall.errors import Conflict, Lockout
 from firewall.in_force import InForce
 from firewall.layout import HOOKS
 from firewall.lockout import Cut, Listener, ManagementTraffic
-from firewall.rule_cover import shadowed_by
 from firewall.ruleset import RulesetPlan
 from firewall.store import InterfaceRequest, Record
 from firewall.undo_log import PendingChange, Touched, UndoLog
@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 _TOLD = 10  # connections in an error's text
+_MOST_LOOKED_AT = 1000  # rules of a change that is only tried
 
 
 class Cautious(InForce):
@@ -143,16 +144,26 @@ class Cautious(InForce):
         cuts: Sequence[Cut],
     ) -> Effect:
         old, new = {each.handle for each in removed}, {each.handle for each in written}
-        shadows = shadowed_by(written, self._ruleset.planned(plan))
+        shadows = self._shadowed(plan, written)
         names = self._names([each.handle for each in written] + [by for _, by in shadows], written)
         return Effect(
             added=len(new - old) + imported,
             removed=len(old - new),
             changed=len(old & new),
             unchanged=unchanged,
-            shadowed=tuple(ShadowView(names[handle], names.get(by, "")) for handle, by in shadows),
+            shadowed=tuple(ShadowView(names[handle], names.get(by)) for handle, by in shadows),
             lockouts=self._lockout_views(cuts, written),
         )
+
+    def _shadowed(self, plan: RulesetPlan, written: Sequence[Record]) -> list[tuple[int, int]]:
+        """Of the first rules of a change those that would never win, each with one that beats it; 0 is never_drop."""
+        if not written:
+            return []
+        neighbours = Neighbours(self._ruleset.after(plan))
+        found = (
+            (each.handle, neighbours.beaten(each.rule, each.handle)) for each in written[:_MOST_LOOKED_AT]
+        )
+        return [(handle, by.named) for handle, by in found if by is not None and by.code == "shadowed"]
 
     # -- what waits for its confirmation
 

@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 _TOO_LATE = "it was not confirmed in time"
 _ASKED = "it was asked for"
+_STOPPED = "the service was stopped before it was confirmed"
 
 
 class Confirmations(InterfaceChanges):
@@ -62,6 +63,11 @@ class Confirmations(InterfaceChanges):
             for each in reversed(chosen):
                 self._roll_back(each, _ASKED)
             return self._views_of(chosen)
+
+    def _roll_back_at_stop(self) -> None:
+        with self._changing_alone():
+            for each in reversed(list(self._waiting.values())):
+                self._roll_back(each, _STOPPED)
 
     def _chosen(self, change: int | None) -> list[PendingChange]:
         chosen = [each for each in self._waiting.values() if change in (None, each.id)]

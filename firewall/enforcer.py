@@ -85,6 +85,14 @@ class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panickin
         super().reload(about, manner, configured)
         self._drop_log.follow()
 
+    def end_what_waits(self) -> None:
+        """Before an end after which nobody could do it in time: changes are taken back, and panic is over."""
+        for step in (self._roll_back_at_stop, self.panic_off):
+            try:
+                step()
+            except FirewallError as error:
+                log.error("what waits goes on until the next start", error=str(error))
+
     def stop(self, keep: bool = False) -> None:
         """Saves the counters, detaches, unpins; or, to `keep` the filters, leaves all that to the next start."""
         self._stopping.set()

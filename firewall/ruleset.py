@@ -70,6 +70,14 @@ class Ruleset:
         frozen.addresses = self.addresses.frozen()
         return frozen
 
+    def after(self, plan: RulesetPlan) -> Ruleset:
+        """As a plan makes it, to be looked at. Nothing may be planned with it."""
+        made = self.frozen()
+        made.addresses.commit(plan.addresses)
+        if plan.policy_rules is not None and plan.columns is not None and plan.policy is not None:
+            made.policy_rules, made._columns, made.policy = plan.policy_rules, plan.columns, plan.policy
+        return made
+
     @property
     def columns(self) -> RuleColumns:
         """The policy rules, a row each."""

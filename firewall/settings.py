@@ -28,6 +28,10 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -72,7 +76,12 @@ class Api(_Section):
 
 
 class State(_Section):
+    """`cache_directory`: of compiled programs, None for none."""
+
     directory: Annotated[Path, Field(strict=False)] = Path("/var/lib/ebpf-fw")
+    cache_directory: Annotated[Path | None, Field(strict=False), BeforeValidator(_none_if_empty)] = Path(
+        "/var/cache/ebpf-fw"
+    )
 
 
 class Bpf(_Section):

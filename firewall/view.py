@@ -93,10 +93,10 @@ class LockoutView:
 
 @dataclass(frozen=True, slots=True)
 class ShadowView:
-    """A rule of the change that can never win, and the rule that beats it wherever it matches."""
+    """A rule of the change that can never win, and one of those that beat it where it matches: None is never_drop."""
 
     rule: str
-    by: str
+    by: str | None
 
 
 @dataclass(frozen=True, slots=True)

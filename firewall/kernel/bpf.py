@@ -41,7 +41,12 @@ _ATTR_SIZE = 128
     PROG_TEST_RUN,
 ) = range(11)
 PROG_GET_FD_BY_ID, MAP_GET_FD_BY_ID, OBJ_GET_INFO = 13, 14, 15
-_PROG_TYPE_XDP = 6
+BTF_LOAD, BTF_GET_FD_BY_ID = 18, 19
+PROGRAM_CLASSIFIER, PROGRAM_XDP = 3, 6
+_LICENCE = b"Dual MIT/GPL"
+_LOG_SIZE = 1 << 20
+# Only what the verifier refuses and its statistics: a log of all that it looked at may be hundreds of megabytes.
+_LOG_STATS = 4
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -112,6 +117,83 @@ def map_info(fd: int) -> MapInfo:
     return MapInfo(type_, id_, key, value, entries, flags, name.rstrip(b"\0").decode())
 
 
+def map_types(fd: int) -> tuple[int, int, int]:
+    """Ids: of a map's type information (BTF), and within it of the types of key and value; 0 for none."""
+    types = struct.unpack_from("=3I", _info(fd, 80), 64)
+    return types[0], types[1], types[2]
+
+
+def types_of(types_id: int) -> bytes:
+    """Type information (BTF) that the kernel has, as it was given."""
+    fd, _ = call(BTF_GET_FD_BY_ID, struct.pack("=I", types_id), f"opening type information {types_id}")
+    try:
+        (size,) = struct.unpack_from("=I", _info_with(fd, 0, None), 8)
+        data = ctypes.create_string_buffer(size)
+        _info_with(fd, size, data)
+        return data.raw
+    finally:
+        os.close(fd)
+
+
+def _info_with(fd: int, size: int, data: ctypes.Array[ctypes.c_char] | None) -> bytes:
+    """`struct bpf_btf_info`, the data where there is room for it."""
+    at = 0 if data is None else ctypes.addressof(data)
+    info = ctypes.create_string_buffer(struct.pack("=QII", at, size, 0), 16)
+    call(OBJ_GET_INFO, struct.pack("=IIQ", fd, 16, ctypes.addressof(info)), "reading type information")
+    return info.raw
+
+
+def load_types(types: bytes) -> int:
+    """A descriptor of type information (BTF), which maps can be made with."""
+    data = ctypes.create_string_buffer(types, len(types))
+    attr = struct.pack("=QQIII", ctypes.addressof(data), 0, len(types), 0, 0)
+    return call(BTF_LOAD, attr, "loading type information")[0]
+
+
+def create_map(
+    name: str,
+    type_: int,
+    key_size: int,
+    value_size: int,
+    entries: int,
+    flags: int = 0,
+    inner: int = 0,
+    types: tuple[int, int, int] = (0, 0, 0),
+) -> int:
+    """`inner`: a map of the kind that a map of maps holds; `types`: descriptor of type information, ids of the types of
+    key and value in it."""
+    attr = struct.pack(
+        "=IIIIIII16sIIII", type_, key_size, value_size, entries, flags, inner, 0, name.encode()[:15], 0, *types,
+    )  # fmt: skip
+    return call(MAP_CREATE, attr, f"creating map {name} with room for {entries} entries")[0]
+
+
+def load_program(kind: int, name: str, instructions: bytes) -> int:
+    """Raises KernelRefused; what the verifier has against it, verifier_log() tells."""
+    return _load_program(kind, name, instructions, 0, None)
+
+
+def verifier_log(kind: int, name: str, instructions: bytes) -> str:
+    """What the verifier says of a program."""
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    with suppress(KernelRefused):
+        os.close(_load_program(kind, name, instructions, _LOG_STATS, log))
+    return log.value.decode("utf-8", "replace")
+
+
+def _load_program(
+    kind: int, name: str, instructions: bytes, level: int, log: ctypes.Array[ctypes.c_char] | None
+) -> int:
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    licence = ctypes.create_string_buffer(_LICENCE)
+    attr = struct.pack(
+        "=IIQQIIQII16sI", kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(licence),
+        level, 0 if log is None else _LOG_SIZE, 0 if log is None else ctypes.addressof(log), 0, 0,
+        name.encode()[:15], 0,
+    )  # fmt: skip
+    return call(PROG_LOAD, attr, f"loading program {name}")[0]
+
+
 def program_info(fd: int) -> ProgramInfo:
     """`struct bpf_prog_info`; asked twice, the second time with room for the map ids."""
     _, id_ = struct.unpack_from("=II", _info(fd, 128))
@@ -155,10 +237,7 @@ class Map:
     @classmethod
     def hash(cls, name: str, key: Layout, value: Layout, entries: int) -> Map:
         """A new hash map, all its memory taken at once."""
-        attr = struct.pack(
-            "=IIIIIII16s", _MAP_TYPE_HASH, key.itemsize, value.itemsize, entries, 0, 0, 0, name.encode()
-        )
-        return cls(call(MAP_CREATE, attr, f"creating map {name} with room for {entries} entries")[0])
+        return cls(create_map(name, _MAP_TYPE_HASH, key.itemsize, value.itemsize, entries))
 
     @classmethod
     def by_id(cls, map_id: int) -> Map:
@@ -296,7 +375,7 @@ def try_offload(ifindex: int, device: str) -> None:
     )
     licence = ctypes.create_string_buffer(b"GPL")
     attr = struct.pack(
-        "=IIQQIIQII16sI", _PROG_TYPE_XDP, 2, ctypes.addressof(instructions), ctypes.addressof(licence),
+        "=IIQQIIQII16sI", PROGRAM_XDP, 2, ctypes.addressof(instructions), ctypes.addressof(licence),
         0, 0, 0, 0, 0, b"fw_probe", ifindex,
     )  # fmt: skip
     try:

@@ -60,12 +60,20 @@ _GROWTH = 4
 class LinuxKernel:
     """Kernel of firewall/datapath.py. Not thread-safe: one writer."""
 
-    def __init__(self, pin_root: Path, max_addresses: int, max_rules: int, options: tuple[int, int]) -> None:
-        """`options`: OPTION_* by hook, what decides where no rule does."""
+    def __init__(
+        self,
+        pin_root: Path,
+        max_addresses: int,
+        max_rules: int,
+        options: tuple[int, int],
+        cache: Path | None = None,
+    ) -> None:
+        """`options`: OPTION_* by hook, what decides where no rule does; `cache`: where compiled programs are kept."""
         self._pin_root = pin_root
         self._max_addresses = max_addresses
         self._max_rules = max_rules
         self._options = options
+        self._cache = cache
         self._hooks = NetlinkHooks(self._open_program)
         self._events = LinkEvents()
         self._audit = MapAudit()
@@ -140,7 +148,7 @@ class LinuxKernel:
         self._own_maps |= {each.info.id for each in chosen.maps.maps.values()}
 
     def _build(self, capacities: Capacities, keep: Mapping[str, int]) -> None:
-        built = program_set.build(self._pin_root, capacities, keep, self._owner)
+        built = program_set.build(self._pin_root, capacities, keep, self._owner, self._cache)
         self.bcc = built.bcc or self.bcc
         self._is_promoted = False
         self._use(built, capacities)
@@ -303,7 +311,7 @@ class LinuxKernel:
 
     def judge(self, question: Question) -> Answer:
         if self._questions is None:
-            self._questions = Questions(self._pins(), self._set.maps, self._capacities)
+            self._questions = Questions(self._pins(), self._set.maps, self._capacities, self._cache)
         return self._questions.judge(question, self._datapath)
 
     def _forget_questions(self) -> None:

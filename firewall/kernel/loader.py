@@ -1,11 +1,14 @@
-"""Compiles and loads the programs with bcc, in a process of its own: `python -m firewall.kernel.loader`.
+"""Compiles with bcc, in a process of its own: `python -m firewall.kernel.loader`.
 
 LLVM's memory leaves with the process, its messages are the process's standard error, and if it crashes that
-is an error message in the service and not its end. The parent's side is load(), the child's main().
+is an error message in the service and not its end. The parent's side is compile_programs() and load_offload(), the
+child's main(). What is compiled for this host's kernel comes back as instructions; a card's program, which bcc alone
+can make for a device, is loaded and pinned by the child.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -15,41 +18,26 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from firewall.errors import ProgramRejected
 from firewall.kernel import bpf
-from firewall.kernel.source import (
-    OFFLOAD_PARTS,
-    OFFLOAD_PROGRAM,
-    PROGRAMS,
-    TEST_PARTS,
-    TEST_PROGRAMS,
-    Capacities,
-    build_header_tree,
-    is_xdp,
-    program_text,
-)
+from firewall.kernel.compiled import Code, Compiled, MapShape
+from firewall.kernel.source import OFFLOAD_PARTS, OFFLOAD_PROGRAM, Order, build_header_tree, program_text
 
 TIMEOUT_S = 120
 LOG_LINES = 25
 
 
-def load(pin_root: Path, capacities: Capacities) -> str:
-    """Pins the maps below pin_root/maps (those pinned there already are used) and the programs below
-    pin_root/programs. Returns bcc's version. Raises ProgramRejected with the last lines of the log."""
-    return _run({"pin_root": str(pin_root), "capacities": asdict(capacities)})
-
-
-def load_tests(pin_root: Path, capacities: Capacities) -> None:
-    """The programs that judge packets for questions, over the maps below pin_root/maps; pins them below
-    pin_root/programs."""
-    _run({"pin_root": str(pin_root), "capacities": asdict(capacities), "tests": True})
+def compile_programs(order: Order) -> Compiled:
+    """Raises ProgramRejected with the last lines of the log."""
+    return Compiled.from_text(_run(asdict(order)))
 
 
 def load_offload(pin_root: Path, device: str, entries: int) -> str:
-    """The same for the program and maps of one device's hardware, with room for `entries` prefixes a family."""
-    return _run({"pin_root": str(pin_root), "device": device, "entries": entries})
+    """Pins the maps of one device's hardware below pin_root/maps and the program below pin_root/programs, with room for
+    `entries` prefixes a family. Returns bcc's version. Raises ProgramRejected with the last lines of the log."""
+    return str(json.loads(_run({"pin_root": str(pin_root), "device": device, "entries": entries}))["bcc"])
 
 
 def bcc_version() -> str | None:
@@ -72,7 +60,7 @@ def _run(order: dict[str, object]) -> str:
         raise ProgramRejected(f"the compiler process did not finish: {error}") from error
     if child.returncode:
         raise _rejected(child.returncode, child.stderr)
-    return str(json.loads(child.stdout)["bcc"])
+    return child.stdout
 
 
 def _rejected(status: int, stderr: str) -> ProgramRejected:
@@ -85,57 +73,64 @@ def _rejected(status: int, stderr: str) -> ProgramRejected:
 
 def main() -> int:
     order = json.load(sys.stdin)
+    # Standard output carries the answer; what LLVM prints there goes to standard error.
+    answer = os.dup(1)
+    os.dup2(2, 1)
     try:
-        version = _compile(_job(order), Path(order["pin_root"]))
+        with tempfile.TemporaryDirectory(prefix="ebpf-fw-") as directory:
+            os.environ["BCC_KERNEL_SOURCE"] = str(build_header_tree(Path(directory)))
+            text = _pinned_on_device(order) if "device" in order else _compiled(Order(**order)).to_text()
     except Exception as error:  # bcc raises bare Exception; the text is all there is
         sys.stderr.write(f"{error}\n")
         return 1
-    json.dump({"bcc": version}, sys.stdout)
+    with os.fdopen(answer, "w", encoding="ascii") as out:
+        out.write(text)
     return 0
 
 
-class _Job(NamedTuple):
-    """What to compile: a text with its flags, the entry points in it and whether each is XDP, for a device."""
+def _compiled(order: Order) -> Compiled:
+    bcc = _import_bcc()
+    from bcc.libbcc import lib
 
-    text: str
-    flags: list[str]
-    is_xdp: dict[str, bool]
-    device: bytes | None
-
-
-def _job(order: dict[str, Any]) -> _Job:
-    pin_root = Path(order["pin_root"])
-    if "device" in order:
-        flags = [f'-DPIN_ROOT="{pin_root}"', f"-DOFFLOAD_ENTRIES={order['entries']}", "-Wno-unused-function"]
-        return _Job(program_text(OFFLOAD_PARTS), flags, {OFFLOAD_PROGRAM: True}, order["device"].encode())
-    capacities = Capacities(**order["capacities"])
-    if "tests" in order:
-        flags = [*capacities.flags(pin_root), "-Wno-unused-function"]
-        return _Job(program_text(TEST_PARTS), flags, dict.fromkeys(TEST_PROGRAMS, True), None)
-    kinds = {name: is_xdp(name) for name in PROGRAMS}
-    return _Job(program_text(), capacities.flags(pin_root), kinds, None)
+    lib.bpf_table_name.restype = ctypes.c_char_p
+    lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    lib.bpf_table_fd_id.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    module = bcc.BPF(text=order.text, cflags=list(order.flags))
+    tables = {
+        lib.bpf_table_name(module.module, number).decode(): lib.bpf_table_fd_id(module.module, number)
+        for number in range(lib.bpf_num_tables(module.module))
+    }
+    names = {fd: name for name, fd in tables.items()}
+    programs = {name: Code.taken(module.dump_func(name), names) for name in order.programs}
+    types = {each[0] for fd in tables.values() if (each := bpf.map_types(fd))[0]}
+    shapes = {name: _shape(fd) for name, fd in tables.items()}
+    return Compiled(bcc.__version__, bpf.types_of(types.pop()) if types else b"", shapes, programs)
 
 
-def _compile(job: _Job, pin_root: Path) -> str:
-    with tempfile.TemporaryDirectory(prefix="ebpf-fw-") as directory:
-        os.environ["BCC_KERNEL_SOURCE"] = str(build_header_tree(Path(directory)))
-        try:
-            import bcc
-        except ImportError as error:
-            raise ImportError(
-                f"bcc cannot be imported ({error}): install the package python3-bpfcc"
-            ) from error
-        # Standard output carries the answer; what LLVM prints there goes to standard error.
-        answer = os.dup(1)
-        os.dup2(2, 1)
-        try:
-            module = bcc.BPF(text=job.text, cflags=job.flags, device=job.device)
-            for name, for_xdp in job.is_xdp.items():
-                kind = bcc.BPF.XDP if for_xdp else bcc.BPF.SCHED_CLS
-                bpf.pin(module.load_func(name, kind, device=job.device).fd, pin_root / "programs" / name)
-        finally:
-            os.dup2(answer, 1)
-        return str(bcc.__version__)
+def _shape(fd: int) -> MapShape:
+    info = bpf.map_info(fd)
+    _, key_type, value_type = bpf.map_types(fd)
+    return MapShape(
+        info.type, info.key_size, info.value_size, info.max_entries, info.flags, key_type, value_type
+    )
+
+
+def _pinned_on_device(order: dict[str, Any]) -> str:
+    bcc = _import_bcc()
+    pin_root, device = Path(order["pin_root"]), order["device"].encode()
+    flags = [f'-DPIN_ROOT="{pin_root}"', f"-DOFFLOAD_ENTRIES={order['entries']}", "-Wno-unused-function"]
+    module = bcc.BPF(text=program_text(OFFLOAD_PARTS), cflags=flags, device=device)
+    program = module.load_func(OFFLOAD_PROGRAM, bcc.BPF.XDP, device=device)
+    bpf.pin(program.fd, pin_root / "programs" / OFFLOAD_PROGRAM)
+    return json.dumps({"bcc": bcc.__version__})
+
+
+def _import_bcc() -> Any:
+    try:
+        import bcc
+    except ImportError as error:
+        raise ImportError(f"bcc cannot be imported ({error}): install the package python3-bpfcc") from error
+    return bcc
 
 
 if __name__ == "__main__":

@@ -19,14 +19,16 @@ from pathlib import Path
 
 from firewall.errors import FirewallError, KernelRefused
 from firewall.kernel import bpf, bpffs
+from firewall.kernel.assembly import assemble
 from firewall.kernel.keys import PREFIX
-from firewall.kernel.loader import load
 from firewall.kernel.maps import KEPT, PinnedMaps
+from firewall.kernel.program_cache import compiled
 from firewall.kernel.source import (
     OBSERVERS,
     PROGRAMS,
     REPORTERS,
     Capacities,
+    filter_order,
     layout_fingerprint,
     program_fingerprint,
 )
@@ -123,11 +125,19 @@ def recover(pin_root: Path, program: int) -> None:
         each.close()
 
 
-def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int], owner: int = 0) -> ProgramSet:
-    """Loads a new set below pin_root/next, over the maps in `keep` (descriptors by name) and new others.
+def build(
+    pin_root: Path,
+    capacities: Capacities,
+    keep: Mapping[str, int],
+    owner: int = 0,
+    cache: Path | None = None,
+) -> ProgramSet:
+    """Loads a new set below pin_root/next, over the maps in `keep` (descriptors by name) and new others. `cache`: where
+    compiled programs are kept.
 
     Nothing that runs is touched. Raises ProgramRejected and leaves nothing behind.
     """
+    programs = compiled(filter_order(capacities), cache)
     beside = pin_root / "next"
     discard(beside)
     bpffs.ensure(beside)
@@ -136,13 +146,13 @@ def build(pin_root: Path, capacities: Capacities, keep: Mapping[str, int], owner
     try:
         for name, fd in keep.items():
             bpf.pin(fd, beside / "maps" / name)
-        version = load(beside, capacities)
+        assemble(programs, beside)
         _ensure_addresses(beside)
         maps = PinnedMaps(beside)
         maps.control["program"] = program_fingerprint(capacities)
         maps.control["layout"] = layout_fingerprint()
         maps.control["owner"] = owner
-        return _with_reporters(ProgramSet(_open_programs(beside), maps, version))
+        return _with_reporters(ProgramSet(_open_programs(beside), maps, programs.compiler))
     except BaseException:
         discard(beside)
         raise

@@ -14,11 +14,12 @@ import numpy as np
 from firewall.datapath import Answer, Key, Question, Read
 from firewall.errors import Conflict
 from firewall.kernel import bpf, bpffs, program_set
+from firewall.kernel.assembly import assemble
 from firewall.kernel.bpf import Map
 from firewall.kernel.datapath import KernelDatapath
-from firewall.kernel.loader import load_tests
 from firewall.kernel.maps import PinnedMaps
-from firewall.kernel.source import TEST_PROGRAMS, Capacities, program_fingerprint
+from firewall.kernel.program_cache import compiled
+from firewall.kernel.source import TEST_PROGRAMS, Capacities, program_fingerprint, question_order
 from firewall.layout import LAYOUT, RANK_NONE, REASONS, C
 
 _RUN = LAYOUT.structs["test_run"]
@@ -31,9 +32,11 @@ MOST_BYTES = 2048
 class Questions:
     """Programs for the maps of one program set."""
 
-    def __init__(self, pins: Path, maps: PinnedMaps, capacities: Capacities) -> None:
-        """`pins`: below which the maps are pinned. Raises ProgramRejected, or Conflict where the files on disk are no
-        longer those that the running programs were made of."""
+    def __init__(
+        self, pins: Path, maps: PinnedMaps, capacities: Capacities, cache: Path | None = None
+    ) -> None:
+        """`pins`: below which the maps are pinned; `cache`: where compiled programs are kept. Raises
+        ProgramRejected, or Conflict where the files on disk are not those that the running programs were made of."""
         if int(maps.control["program"]) != program_fingerprint(capacities):
             raise Conflict(
                 "the programs on disk are not those that judge packets now",
@@ -46,7 +49,7 @@ class Questions:
             (pins / "tests" / "maps").mkdir(exist_ok=True)
             for name, each in maps.maps.items():
                 bpf.pin(each.fd, pins / "tests" / "maps" / name)
-            load_tests(pins / "tests", capacities)
+            assemble(compiled(question_order(capacities), cache), pins / "tests")
             self._programs = [bpf.get(pins / "tests" / "programs" / name) for name in TEST_PROGRAMS]
             self._runs = Map.pinned(pins / "tests" / "maps" / "test_runs")
         finally:

@@ -59,7 +59,7 @@ class Capacities:
     def words(self) -> int:
         return policy_words(self.rules)
 
-    def flags(self, pin_root: Path) -> list[str]:
+    def flags(self) -> list[str]:
         sizes = {
             "MAX_RULES": self.rules,
             "MAX_POLICY_INTERFACES": POLICY_INTERFACES_MAX * C["GENERATION_COUNT"] * C["HOOK_COUNT"],
@@ -69,7 +69,25 @@ class Capacities:
             "INTERVAL_COUNT": self.intervals,
             "REPORT_BYTES": REPORT_BYTES,
         }
-        return [f'-DPIN_ROOT="{pin_root}"', *(f"-D{name}={value}" for name, value in sizes.items())]
+        return [f"-D{name}={value}" for name, value in sizes.items()]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be compiled: a text with its flags, and the entry points in it."""
+
+    text: str
+    flags: Sequence[str]
+    programs: Sequence[str]
+
+
+def filter_order(capacities: Capacities) -> Order:
+    return Order(program_text(), capacities.flags(), PROGRAMS)
+
+
+def question_order(capacities: Capacities) -> Order:
+    """The programs that judge packets for questions."""
+    return Order(program_text(TEST_PARTS), [*capacities.flags(), "-Wno-unused-function"], TEST_PROGRAMS)
 
 
 def is_xdp(program: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.systemd import ending, filters_stay
+from api.systemd import ending, filters_stay, leaves_nobody
 
 JOBS = """
 131 network.target             start   waiting
@@ -37,8 +37,9 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_job_of_the_unit_tells(systemctl: Path, job: str, told: str, stays: bool) -> None:
     (systemctl / "jobs").write_text(JOBS.format(job=job))
     assert ending() == told
-    assert filters_stay("detach") is stays
-    assert filters_stay("keep") is True
+    assert leaves_nobody(ending()) is (job == "stop")
+    assert filters_stay(ending(), "detach") is stays
+    assert filters_stay(ending(), "keep") is True
 
 
 def test_a_signal_without_a_job_is_a_stop_by_hand(systemctl: Path) -> None:
@@ -54,15 +55,16 @@ def test_the_filters_stay_while_the_host_goes_down(systemctl: Path) -> None:
     (systemctl / "jobs").write_text(JOBS.format(job="stop"))
     (systemctl / "state").write_text("stopping\n")
     assert ending() == "shutdown"
-    assert filters_stay("detach") is True
+    assert filters_stay(ending(), "detach") is True
 
 
 def test_a_systemd_that_does_not_answer_is_no_reason_to_open_the_host(systemctl: Path) -> None:
     assert ending() == "unknown"
-    assert filters_stay("detach") is True
+    assert filters_stay(ending(), "detach") is True
 
 
 def test_without_systemd_the_setting_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EBPF_FW_UNIT", raising=False)
-    assert filters_stay("detach") is False
-    assert filters_stay("keep") is True
+    assert leaves_nobody(ending()) is False  # a guardian may
+    assert filters_stay(ending(), "detach") is False
+    assert filters_stay(ending(), "keep") is True

@@ -40,6 +40,8 @@ VERDICT_OF = {
     "ingress": {XDP_PASS: "pass", XDP_DROP: "drop"},
     "egress": {TC_ACT_UNSPEC: "pass", TC_ACT_SHOT: "drop"},
 }
+# Programs that another worker or run compiled are loaded again: by what they are made of, so never stale ones.
+CACHE = Path(__file__).resolve().parents[2] / "build" / "programs"
 SHORTEST_FRAME = 14  # of a test run, whatever the link
 IP_HEADER = {0x0800: 20, 0x86DD: 40}
 
@@ -81,7 +83,7 @@ class Loaded:
 
     def _start(self) -> None:
         content: dict[str, Any] = {
-            "state": {"directory": str(self._directory / "state")},
+            "state": {"directory": str(self._directory / "state"), "cache_directory": str(CACHE)},
             "interfaces": [{"name": "pretended-interface-*"}],
             **self._sections,
         }

@@ -21,6 +21,8 @@ import httpx
 PROGRAM = Path(sys.executable).parent / "ebpf-fw"
 # Compiling and verifying takes three seconds on an idle machine, and many on one that runs other tests.
 READY_TIMEOUT_S = 90.0
+# Programs that one test's service compiled, the next one's loads. The first of a run compiles.
+CACHE = Path(__file__).resolve().parents[2] / "build" / "programs"
 STOP_TIMEOUT_S = 30.0
 
 
@@ -55,7 +57,7 @@ class Daemon:
         """Write the configuration the next start reads: tables by name, `interfaces` a list of tables."""
         tables: dict[str, Any] = {
             "api": {"listen": f"unix:{self.socket}"},
-            "state": {"directory": str(self.directory / "state")},
+            "state": {"directory": str(self.directory / "state"), "cache_directory": str(CACHE)},
             "bpf": {"pin_root": str(self.pin_root), "max_addresses": 65536},
         }
         for name, value in configuration.items():

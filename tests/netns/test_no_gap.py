@@ -206,6 +206,22 @@ def test_what_a_stop_leaves(make_world: MakeWorld, on_stop: str, job: str | None
     assert packets_of(world, "listed") == (9 if stays else 6)
 
 
+def test_a_stop_that_keeps_the_filters_keeps_no_change_that_nobody_confirmed(make_world: MakeWorld) -> None:
+    """systemd ends the guardian with the service, so there would be nobody to take it back in time."""
+    world = make_world(start=False, service={"on_stop": "keep"})
+    under_systemd(world, "stop")
+    world.start()
+    assert ping(world).passes()
+    answer = world.daemon.client.post(
+        "/v1/rules?confirm_within=600", json={"id": "try", "sources": ["10.90.0.2"]}
+    )
+    assert answer.status_code == 201
+    assert ping(world).is_blocked()
+    assert world.stop() == 0
+    assert ping(world).passes()
+    assert world.daemon.pin_root.exists()
+
+
 def test_interfaces_that_the_config_no_longer_names_are_let_go_at_the_next_start(
     make_world: MakeWorld,
 ) -> None:

@@ -192,6 +192,29 @@ def test_the_running_service_takes_back_what_ran_out(furnished: Host, steady: Cl
     assert content(furnished) == before
 
 
+def test_before_an_end_that_leaves_nobody_everything_that_waits_is_taken_back(
+    furnished: Host, steady: Clock
+) -> None:
+    before = content(furnished)
+    for name, address in (("new", "10.0.0.2"), ("newer", "10.0.0.3")):
+        unconfirmed(furnished, add(furnished, name, sources=address), 600)
+    furnished.firewall.panic_on(600)
+    furnished.firewall.end_what_waits()
+    assert furnished.firewall.waiting() == 0
+    assert not furnished.firewall.panic().on
+    assert content(furnished) == before
+    assert {each.reason for each in furnished.firewall.changes()} == {
+        "the service was stopped before it was confirmed"
+    }
+
+
+def test_what_cannot_be_taken_back_then_goes_on_waiting(furnished: Host, steady: Clock) -> None:
+    unconfirmed(furnished, add(furnished, "new", sources="10.0.0.2"), 600)
+    furnished.kernel.fail_next = 12
+    furnished.firewall.end_what_waits()
+    assert furnished.firewall.waiting() == 1
+
+
 def test_what_a_rule_counted_comes_back_with_it(furnished: Host) -> None:
     furnished.hit("10.0.0.1", 5)
     furnished.hit_policy("web", 7)

@@ -330,7 +330,24 @@ def test_rules_that_can_never_win_are_told(host: Host) -> None:
     ]
     effect = ask(host, lambda: host.firewall.batch(new, []), dry_run=True).effect
     found = {each.rule: each.by for each in effect.shadowed}
-    assert found == {"under": "wide", "under-policy": "wide", "ssh": "tcp"}
+    assert found == {"under": "better", "under-policy": "better", "ssh": "tcp"}
+
+
+def test_rules_of_one_change_may_beat_each_other_and_several_together_one(host: Host) -> None:
+    host.add("low", protocols=["tcp"], destination_ports=["1-500"], priority=5)
+    new = [
+        host.rule("halves", sources=["10.0.0.0/9", "10.128.0.0/9"], priority=4),
+        host.rule("whole", sources=["10.0.0.0/9", "10.128.0.1"], priority=6),
+        host.rule("net", sources="192.0.2.0/24", protocols=["udp"], priority=4),
+        host.rule("host", sources="192.0.2.1", protocols=["udp"], destination_ports=[53], priority=6),
+    ]
+    effect = ask(host, lambda: host.firewall.batch(new, []), dry_run=True).effect
+    assert {each.rule: each.by for each in effect.shadowed} == {"whole": "halves", "host": "net"}
+    before = host.state()
+    host.firewall.batch(new, ["low"])
+    gone = ask(host, lambda: host.firewall.delete("halves"), dry_run=True).effect
+    assert (gone.removed, gone.shadowed) == (1, ())
+    assert before != host.state()
 
 
 def test_an_import_that_is_only_tried_counts_what_is_new(host: Host) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from api.wiring import about, manner
 from firewall.address import parse_prefix
+from firewall.caution import Caution
 from firewall.datapath import Connection, Entry, Key
 from firewall.errors import FirewallError
 from firewall.layout import C
@@ -71,6 +72,15 @@ def test_never_drop_wins_over_a_rule_of_its_prefix_and_gives_it_back(host: Host)
     assert host.packets("r") == 3
     host.firewall.delete("r")
     assert host.kernel.entries == dict.fromkeys(keys("192.0.2.1"), SPARED)
+
+
+def test_a_rule_on_what_is_never_dropped_can_never_win(host: Host) -> None:
+    rule = host.rule("try", sources="192.0.2.1")
+    effect = host.firewall.cautiously(
+        Caution("a change", dry_run=True), lambda: host.firewall.add(rule)
+    ).effect
+    assert effect is not None
+    assert [(each.rule, each.by) for each in effect.shadowed] == [("try", None)]
 
 
 def test_a_reload_that_the_kernel_refuses_leaves_never_drop_as_it_was(host: Host) -> None:
