@@ -124,8 +124,14 @@ def map_types(fd: int) -> tuple[int, int, int]:
 
 
 def types_of(types_id: int) -> bytes:
-    """Type information (BTF) that the kernel has, as it was given."""
-    fd, _ = call(BTF_GET_FD_BY_ID, struct.pack("=I", types_id), f"opening type information {types_id}")
+    """Type information (BTF) that the kernel has, as it was given. Without CAP_SYS_ADMIN: that this process holds."""
+    try:
+        fd, _ = call(BTF_GET_FD_BY_ID, struct.pack("=I", types_id), f"opening type information {types_id}")
+    except KernelRefused as refusal:
+        held = _held("btf_id", types_id) if refusal.errno == errno.EPERM else None
+        if held is None:
+            raise
+        fd = os.dup(held)
     try:
         (size,) = struct.unpack_from("=I", _info_with(fd, 0, None), 8)
         data = ctypes.create_string_buffer(size)
@@ -133,6 +139,15 @@ def types_of(types_id: int) -> bytes:
         return data.raw
     finally:
         os.close(fd)
+
+
+def _held(kind: str, number: int) -> int | None:
+    """The descriptor of this process that leads to a kernel object."""
+    for each in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that lists them is closed by now
+            if object_id(int(each), kind) == (kind, number):
+                return int(each)
+    return None
 
 
 def _info_with(fd: int, size: int, data: ctypes.Array[ctypes.c_char] | None) -> bytes:
@@ -218,11 +233,12 @@ def program_by_id(program_id: int) -> int | None:
     return None if result < 0 else result
 
 
-def object_id(fd: int) -> tuple[str, int]:
-    """Kind and id of a map or program: both kinds count from 1. (A pin may lead to anything.)"""
+def object_id(fd: int, *kinds: str) -> tuple[str, int]:
+    """Kind and id of a map or program, or what else is asked for: each kind counts from 1. (A pin may lead to
+    anything.)"""
     for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
-        if name in ("map_id", "prog_id"):
+        if name in (kinds or ("map_id", "prog_id")):
             return name, int(value)
     return "", 0
 

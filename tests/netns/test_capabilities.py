@@ -1,7 +1,8 @@
-"""The service without CAP_SYS_ADMIN, which opens programs by their ids: they are known by their pins."""
+"""The service with the unit's capabilities and no others: no CAP_SYS_ADMIN, so programs are known by their pins."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from tests.netns.traffic import add_rule, ping
 from tests.netns.world import World
 
 MakeWorld = Callable[..., World]
-BOUNDED = ["setpriv", "--bounding-set", "-all,+bpf,+net_admin,+perfmon", str(PROGRAM)]
+UNIT = Path(__file__).parents[2] / "systemd/ebpf-fw.service"
+(GIVEN,) = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
+KEPT = ",".join(each.lower().replace("cap_", "+") for each in GIVEN.split())
+BOUNDED = ["setpriv", "--bounding-set", f"-all,{KEPT}", str(PROGRAM)]
 NEEDED = {capability.BPF, capability.NET_ADMIN, capability.PERFMON}
 
 
@@ -46,6 +50,16 @@ def test_a_whole_life_without_cap_sys_admin(make_world: MakeWorld) -> None:
     world.daemon.configure({"bpf": {"max_rules": 2048}, "interfaces": [{"name": "fw0"}]})
     world.daemon.start()
     assert set(program_ids(world)).isdisjoint(adopted)
+    assert ping(world).is_blocked()
+
+    # More vectors than there is room for: larger programs, over maps that stay.
+    many = [
+        {"sources": [f"10.1.{n >> 8}.{n & 255}"], "destination_ports": [str(n + 1)], "id": f"r{n}"}
+        for n in range(1100)
+    ]
+    replaced = program_ids(world)
+    assert world.api.post("/v1/rules/batch", json={"add": many}).status_code == 200
+    assert set(program_ids(world)).isdisjoint(replaced)
     assert ping(world).is_blocked()
 
     # Known by the descriptors that the service holds, where the pins are gone.
