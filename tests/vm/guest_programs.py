@@ -18,7 +18,7 @@ from typing import Any
 
 from api import wiring
 from firewall.enforcer import Enforcer
-from firewall.kernel import assembly, bpf, program_set
+from firewall.kernel import assembly, bpf, loader, program_set
 from firewall.kernel.source import PROGRAMS
 from firewall.rule import rule_from_fields
 from firewall.settings import Bpf, Settings, State
@@ -214,6 +214,7 @@ def describe() -> dict[str, Any]:
 
 def main() -> None:
     assembly.LOG_LINES = 80
+    loader.TIMEOUT_S = 1200  # emulated, beside whatever else the host does
     numbers = [int(each) for each in sys.argv[1:] if each.isdecimal()]
     checks: dict[str, Check] = {
         "describe": describe,
