@@ -214,6 +214,7 @@ def describe() -> dict[str, Any]:
 
 def main() -> None:
     loader.LOG_LINES = 80
+    loader.TIMEOUT_S = 1200  # emulated, beside whatever else the host does
     numbers = [int(each) for each in sys.argv[1:] if each.isdecimal()]
     checks: dict[str, Check] = {
         "describe": describe,
