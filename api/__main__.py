@@ -27,9 +27,10 @@ def serve(config: Path) -> None:
     try:
         status = _serve(Configuration(config, load(config)))
     except FirewallError as error:
-        print(f"ebpf-fw: {error.detail}", file=sys.stderr)  # noqa: T201
+        level = "<3>" if log.stderr_is_the_journal() else ""
+        print(f"{level}ebpf-fw: {error.detail}", file=sys.stderr)  # noqa: T201
         if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
+            print(f"{level}hint: {error.hint}", file=sys.stderr)  # noqa: T201
         raise SystemExit(EXIT_CONFIG if error.code == "invalid_config" else EXIT_FAILED) from None
     if status:
         raise SystemExit(status)
