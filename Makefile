@@ -36,7 +36,8 @@ demo: setup  ## Show the firewall at work between two network namespaces (root; 
 	@$(python) scripts/demo.py
 
 .PHONY: test
-test: setup  ## Run every test but those in virtual machines (root)
+test: setup  ## Run every test but the long ones in virtual machines (root; installs QEMU)
+	@tests/vm/packages.sh small
 	$(pytest) $(workers) $(PYTEST_ARGS)
 
 .PHONY: test-unit

@@ -39,7 +39,7 @@ copy_code() {
     for part in bpf firewall api cli systemd; do
         cp -R --preserve=mode "$part" "$staging/$part"
     done
-    for part in pyproject.toml LICENSE LICENSES README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs; do
+    for part in pyproject.toml LICENSE LICENSES README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs; do
         [[ ! -e $part ]] || cp -R --preserve=mode "$part" "$staging/$part"
     done
     find "$staging" -name __pycache__ -type d -prune -exec rm -rf {} +

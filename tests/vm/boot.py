@@ -92,7 +92,7 @@ def _qemu(
     ]  # fmt: skip
     return [
         "nice", "unshare", "--net", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot",
-        *_accelerator(),
+        *accelerator(),
         "-smp", str(CPUS), "-m", str(MEMORY_MB),
         "-kernel", str(kernel.image), "-initrd", str(kernel.initrd), "-append", " ".join(append),
         "-chardev", f"file,id=console,path={scratch / 'console'}", "-serial", "chardev:console",
@@ -103,7 +103,7 @@ def _qemu(
     ]  # fmt: skip
 
 
-def _accelerator() -> list[str]:
+def accelerator() -> list[str]:
     """Emulation, unless the processor says that it can do better: /dev/kvm may be there and not work."""
     flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     if re.search(r"\b(vmx|svm)\b", flags) and Path("/dev/kvm").exists():

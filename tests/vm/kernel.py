@@ -20,7 +20,7 @@ LINES = {
     "5.10": "linux-image-amd64",
     "6.1": "linux-image-amd64",
     "6.12": "linux-image-6.12-amd64",
-    "7.2": "linux-image-amd64",
+    "7": "linux-image-amd64",  # what trixie-backports has: 7.2 was there, now 7.3
 }
 # Modules that this test system can have a use for; the rest (graphics, sound, ...) is left out.
 MODULE_DIRECTORIES = (
@@ -73,7 +73,7 @@ def prepare(line: str) -> Kernel:
     build = newest(line)
 
     def unpack(directory: Path) -> None:
-        archive.unpack(_packages(build), directory)
+        archive.unpack(packages(build), directory)
         if not (directory / "lib").exists():
             (directory / "lib").symlink_to("usr/lib")
         release = directory / "lib/modules" / build.abi
@@ -104,7 +104,7 @@ def prepare(line: str) -> Kernel:
     return Kernel(build, made / "vmlinuz", made / "initrd", made / "modules.ext4")
 
 
-def _packages(build: Build) -> list[str]:
+def packages(build: Build) -> list[str]:
     """The kernel's image and modules: one package, and since 7.x others that it depends on."""
     image = f"linux-image-{build.abi}"
     depends = next(archive.stanzas(f"{image}={build.version}"))["Depends"]

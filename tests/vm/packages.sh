@@ -1,15 +1,19 @@
 #!/bin/bash
-# Installs what building and booting virtual machines needs on this host. Kernels are never installed here:
-# their packages are unpacked below the cache directory.
+# Installs what building and booting virtual machines needs on this host; `packages.sh small`: what the smallest one
+# needs, which is a part of `make test`. Kernels are never installed here: their packages are unpacked below the cache
+# directory.
 set -euo pipefail
 
 # "package  the test that it is there".
 needs=(
     "qemu-system-x86  command -v qemu-system-x86_64"
+    "cpio             command -v cpio"
+    "debian-archive-keyring  test -f /usr/share/keyrings/debian-archive-keyring.gpg"
+)
+needs_of_systems=(
     "mmdebstrap       command -v mmdebstrap"
     "e2fsprogs        command -v mke2fs"
     "kmod             command -v depmod"
-    "cpio             command -v cpio"
     "zstd             command -v zstd"
     "xz-utils         command -v xz"
     "gcc-12           command -v gcc-12"
@@ -25,6 +29,7 @@ list_missing() {
 }
 
 main() {
+    [[ ${1:-} == small ]] || needs+=("${needs_of_systems[@]}")
     PATH=$PATH:/usr/sbin:/sbin
     local missing
     mapfile -t missing < <(list_missing)
