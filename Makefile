@@ -16,6 +16,7 @@ PROPERTY_PAIRS ?= 200000
 SWAPS ?= 5000
 MINUTES ?= 60
 FRAMES ?= 10000000
+SECONDS ?= 600
 SEED ?= 1
 DESTDIR ?=
 PURGE ?=
@@ -72,6 +73,10 @@ no-gap: setup  ## Flood the service through 100 restarts and 100 kills, kill it 
 fuzz: setup  ## Fuzz the packet parser with FRAMES=10000000 frames, and the import formats (root; SEED=1)
 	FUZZ_FRAMES=$(FRAMES) FUZZ_SEED=$(SEED) $(pytest) -s tests/datapath/test_fuzz.py $(PYTEST_ARGS)
 	IMPORT_FUZZ_SECONDS=60 FUZZ_SEED=$(SEED) $(pytest) -n 2 tests/api/test_fuzz_imports.py $(PYTEST_ARGS)
+
+.PHONY: schemathesis
+schemathesis: setup  ## Send requests made from the OpenAPI document to the real service for SECONDS=600 (root; SEED=1)
+	ATTACK_SECONDS=$(SECONDS) FUZZ_SEED=$(SEED) $(pytest) -s tests/netns/test_attack.py $(PYTEST_ARGS)
 
 .PHONY: soak
 soak: setup  ## Change, read, flood and kill the service for MINUTES=60, in a namespace; then compare everything (root)

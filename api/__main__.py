@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from api import log, server
+from api import log, reach, server
 from api.listeners import listening, name_of
 from api.reload import Configuration
 from api.wiring import build
@@ -27,9 +27,10 @@ def serve(config: Path) -> None:
     try:
         status = _serve(Configuration(config, load(config)))
     except FirewallError as error:
-        print(f"ebpf-fw: {error.detail}", file=sys.stderr)  # noqa: T201
+        level = "<3>" if log.stderr_is_the_journal() else ""
+        print(f"{level}ebpf-fw: {error.detail}", file=sys.stderr)  # noqa: T201
         if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
+            print(f"{level}hint: {error.hint}", file=sys.stderr)  # noqa: T201
         raise SystemExit(EXIT_CONFIG if error.code == "invalid_config" else EXIT_FAILED) from None
     if status:
         raise SystemExit(status)
@@ -42,6 +43,7 @@ def _serve(configuration: Configuration) -> int:
     with listening(settings.api.listen) as sockets, only_instance(settings.state.directory):
         addresses = ", ".join(name_of(listener) for listener in sockets)
         structlog.get_logger(__name__).info("listening", addresses=addresses)
+        reach.warn_if_closed(sockets)
         return server.run(build(settings), configuration, sockets)
 
 

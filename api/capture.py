@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from api.listening import ListenerStream, PacketFilters
+from api.listening import DAY_S, ListenerStream, PacketFilters
 from api.openapi import READ_PROBLEMS, problems
 from api.running import InService
 from api.wiring import version
@@ -24,7 +24,6 @@ from firewall.pcapng import MEDIA_TYPE, PcapngWriter
 router = APIRouter(tags=["packets"])
 
 SNAP_LENGTH = 1514
-DAY_S = 86400
 
 
 class CaptureFilters(PacketFilters):

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from api.listening import ListenerStream, PacketFilters
+from api.listening import DAY_S, ListenerStream, PacketFilters
 from api.openapi import READ_PROBLEMS, problems
 from api.running import InService
 from firewall.listener import Taken
@@ -30,11 +30,12 @@ class EventFilters(PacketFilters):
         None,
         description="Instead of what the header Accept says: Server-Sent Events, or a JSON object a line.",
     )
+    seconds: float | None = Field(None, gt=0, le=DAY_S, description="Ends after so long.")
 
 
 ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Events, until either side ends it.",
+        "description": "Events, until `seconds` are over or either side ends it.",
         "content": {each: {"schema": {"type": "string"}} for each in (SSE, NDJSON)},
     }
 }
@@ -55,8 +56,8 @@ async def follow_events(
         filters.format is None and NDJSON in request.headers.get("accept", "")
     )
     if is_ndjson:
-        return ListenerStream(running.firewall, wanted, ndjson, NDJSON)
-    return ListenerStream(running.firewall, wanted, server_sent, SSE)
+        return ListenerStream(running.firewall, wanted, ndjson, NDJSON, seconds=filters.seconds)
+    return ListenerStream(running.firewall, wanted, server_sent, SSE, seconds=filters.seconds)
 
 
 async def ndjson(taken: AsyncIterator[Taken]) -> AsyncIterator[bytes]:

@@ -27,6 +27,7 @@ from firewall.rule import DEFAULT_PRIORITY, PRIORITY_MAX, Action
 from firewall.view import BatchOutcome
 
 RULES_A_LINE = "application/x-ndjson"
+_EMPTY = "send it with Content-Type: text/plain, an address a line; an empty list needs that header too"
 router = APIRouter(prefix="/v1/rules", tags=["rules"])
 
 
@@ -75,6 +76,8 @@ async def import_list(
     if media_type == RULES_A_LINE:
         return await _import_rules(request, running, caution(request.scope, query, prefer))
     body = await request.body()
+    if not body and not media_type:
+        raise InvalidInput("there is no list in the request", _EMPTY, code="invalid_list")
     firewall = running.firewall
     columns = await asyncio.to_thread(lambda: parse_list(_text(body)))
     bring = partial(firewall.import_list, columns, query.action, query.priority, query.direction)

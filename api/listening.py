@@ -25,6 +25,7 @@ from firewall.listener import Listener, Taken, Wanted
 
 MOST_AT_ONCE = 256
 KEEP_ALIVE_S = 15.0
+DAY_S = 86400
 
 
 class PacketFilters(BaseModel):

@@ -1,7 +1,8 @@
 """The service's log: events with fields on stderr, a line each.
 
-Owns the format: text for people, or JSON lines where EBPF_FW_LOG=json. Standard logging (uvicorn's, say)
-goes the same way. It must not decide what is logged.
+Owns the format: text for people, or JSON lines where EBPF_FW_LOG=json. The journal knows the time itself, and is told
+the level of each line as it takes it (sd-daemon(3)), so that `journalctl -p warning` finds them. Standard logging
+(uvicorn's, say) goes the same way. It must not decide what is logged.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 
 import structlog
 from structlog.types import Processor
@@ -16,14 +18,18 @@ from structlog.types import Processor
 from firewall.errors import FirewallError, ProgramRejected
 
 FORMAT_VARIABLE = "EBPF_FW_LOG"
+# Of syslog(3), by the levels of logging, from the gravest.
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 
 
 def configure() -> None:
     shared: list[Processor] = [
         structlog.stdlib.filter_by_level,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    is_journal = stderr_is_the_journal()
+    if not is_journal:
+        shared.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -31,8 +37,9 @@ def configure() -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
+    form = JournalFormatter if is_journal else structlog.stdlib.ProcessorFormatter
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        form(
             foreign_pre_chain=shared[1:],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers()],
         )
@@ -40,6 +47,22 @@ def configure() -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     set_level("info")
+
+
+class JournalFormatter(structlog.stdlib.ProcessorFormatter):
+    """Every line with its level before it, those of a traceback as well."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next(number for level, number in _PRIORITIES if record.levelno >= level)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def stderr_is_the_journal() -> bool:
+    """systemd names the stream that it made for us (systemd.exec(5), JOURNAL_STREAM)."""
+    with suppress(OSError):
+        stream = os.fstat(sys.stderr.fileno())
+        return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
+    return False
 
 
 def set_level(level: str) -> None:

@@ -69,6 +69,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     )
     components = found.setdefault("components", {}).setdefault("schemas", {})
     components.update(definitions["$defs"])
+    _allow_null(components["RuleFields"])
     components["RulePatch"] = _patch_of(components["RuleFields"])
     for unused in ("HTTPValidationError", "ValidationError"):
         components.pop(unused, None)
@@ -114,12 +115,30 @@ def _untitle(node: Any) -> None:
             _untitle(inner)
 
 
+def _allow_null(rule: dict[str, Any]) -> None:
+    """In every field, which the model tells of some only. A field without a type takes anything already."""
+    null = {"type": "null"}
+    for name, field in rule["properties"].items():
+        told = {key: field[key] for key in ("description", "default") if key in field}
+        kind = {key: value for key, value in field.items() if key not in (*told, "title")}
+        choices = kind["anyOf"] if kind.keys() == {"anyOf"} else [kind]
+        if kind and null not in choices:
+            rule["properties"][name] = {"anyOf": [*choices, null], **told}
+
+
 def _patch_of(rule: dict[str, Any]) -> dict[str, Any]:
     """The same fields, each of them or null. A default means nothing here."""
     place = REFERENCE.format(model="RuleFields")
-    properties = {
+    properties: dict[str, Any] = {
         name: {"anyOf": [{"$ref": f"{place}/properties/{name}"}, {"type": "null"}]}
         for name in rule["properties"]
     }
+    text_or_gone = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    labels = {
+        "type": "object",
+        "additionalProperties": text_or_gone,
+        "description": "null takes a label away.",
+    }
+    properties["labels"] = {"anyOf": [labels, {"type": "null"}]}
     text = "Fields of a rule to change. null resets one to its default."
     return {**rule, "title": "RulePatch", "description": text, "properties": properties}

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from firewall.match import TTL_MAX_S
 from firewall.rule import DEFAULT_PRIORITY, ID, PRIORITY_MAX, Action, Direction, Family, RuleMode
 from firewall.settings import Mode
 
@@ -60,6 +61,13 @@ class TcpFlags(Document):
     unset: list[FlagName] = Field([], examples=[["ack"]])
 
 
+class TcpFlagsAsked(Document):
+    """As a client writes them: a list of one may be written as the flag alone."""
+
+    set: list[FlagName] | FlagName | None = Field([], examples=[["syn"]])
+    unset: list[FlagName] | FlagName | None = Field([], examples=[["ack"]])
+
+
 class Stats(Document):
     """Packets for which this rule won."""
 
@@ -80,9 +88,9 @@ class Warned(Document):
 
 
 class RuleFields(Document):
-    """A rule as a client writes it. Every field is optional, an empty match field means any, and a list of
-    one element may be written as the element alone. Read-only fields are accepted and ignored, so that what
-    was read can be sent back."""
+    """A rule as a client writes it. Every field is optional, null is the same as absent, an empty match field means
+    any, and a list of one element may be written as the element alone. Read-only fields are accepted and ignored, so
+    that what was read can be sent back."""
 
     id: Id | None = Field(None, description="Name of the rule; made by the service if it is absent.")
     description: Description = ""
@@ -101,18 +109,18 @@ class RuleFields(Document):
         [], description=PORTS, examples=[[22, "8000-8100"]]
     )
     icmp_types: list[str | int] | str | int = Field([], description=ICMP_TYPES, examples=[["8", "3/1"]])
-    tcp_flags: TcpFlags | None = Field(None, description=TCP_FLAGS)
+    tcp_flags: TcpFlagsAsked | None = Field(None, description=TCP_FLAGS)
     labels: Labels = {}
-    ttl: int | str | None = Field(
+    ttl: Annotated[int, Field(ge=1, le=TTL_MAX_S)] | str | None = Field(
         None,
         description="How long the rule lives: seconds, or text such as 90s, 1h30m, 7d. Wins over expires_at.",
         examples=["1h"],
     )
     expires_at: ExpiresAt = None
-    created_at: Time | None = Field(None, description="Read-only, ignored.")
-    updated_at: Time | None = Field(None, description="Read-only, ignored.")
-    stats: Stats | None = Field(None, description="Read-only, ignored.")
-    warnings: list[Warned] | None = Field(None, description="Read-only, ignored.")
+    created_at: Any = Field(None, description="Read-only, ignored.")
+    updated_at: Any = Field(None, description="Read-only, ignored.")
+    stats: Any = Field(None, description="Read-only, ignored.")
+    warnings: Any = Field(None, description="Read-only, ignored.")
 
 
 class RuleExport(Document):
@@ -276,7 +284,7 @@ class MapFill(Document):
 
 class PanicRequest(Document):
     on: bool
-    ttl: int | str | None = Field(
+    ttl: Annotated[int, Field(ge=1, le=TTL_MAX_S)] | str | None = Field(
         None,
         description='When it ends by itself: seconds, or as in "10m". 10 minutes where absent, a day at most.',
     )

@@ -46,10 +46,10 @@ def ending() -> Ending:
     unit = os.environ.get(UNIT_VARIABLE)
     if not unit:
         return "stop"
-    state = _systemctl("is-system-running")
+    state = systemctl("is-system-running")
     if state is not None and state.strip() == "stopping":
         return "shutdown"
-    jobs = _systemctl("list-jobs", "--no-legend", "--no-pager", "--full", unit)
+    jobs = systemctl("list-jobs", "--no-legend", "--no-pager", "--full", unit)
     if jobs is None:
         return "unknown"
     rows = [line.split() for line in jobs.splitlines()]
@@ -72,7 +72,7 @@ def leaves_nobody(why: Ending) -> bool:
     return why == "stop" and UNIT_VARIABLE in os.environ
 
 
-def _systemctl(*arguments: str) -> str | None:
+def systemctl(*arguments: str) -> str | None:
     """Its output; None where it cannot ask. (is-system-running ends with a failure for every state but one.)"""
     try:
         done = subprocess.run(

@@ -270,8 +270,8 @@ def _tcp_flags(value: object) -> TcpFlags:
         raise ValueError('must be an object with "set" and "unset", lists of flags')
     bits = []
     for key in ("set", "unset"):
-        names = value.get(key) or []
-        names = [names] if isinstance(names, str) else names
+        names = value.get(key)
+        names = [] if names is None else [names] if isinstance(names, str) else names
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
             raise ValueError(f'"{key}" must be a list of flags')
         bits.append(parse_flags(list(names)))

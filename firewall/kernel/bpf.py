@@ -227,17 +227,6 @@ def object_id(fd: int) -> tuple[str, int]:
     return "", 0
 
 
-def map_ids(program_id: int) -> tuple[int, ...]:
-    """Of the maps that a loaded program uses; none when it is gone."""
-    fd = program_by_id(program_id)
-    if fd is None:
-        return ()
-    try:
-        return program_info(fd).map_ids
-    finally:
-        os.close(fd)
-
-
 class Map:
     """A map by descriptor; keys and values are numpy arrays of one row per element."""
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -41,8 +41,10 @@ _LINK_HINT = "a program that a bpf link holds (`bpftool link`) can only be detac
 class NetlinkHooks:
     """Hooks of the interfaces in the network namespace where it was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_program: Callable[[int], int | None]) -> None:
+        """`open_program`: as opening.open_program, for an id."""
         self._netlink = IPRoute(ext_ack=True)
+        self._open = open_program
         self._displaced: tuple[int, int, str] | None = None  # ifindex, descriptor, mode
 
     def close(self) -> None:
@@ -60,7 +62,7 @@ class NetlinkHooks:
         for attribute, mode in _MODE_ATTRIBUTES.items():
             program_id = xdp.get_attr(attribute) if xdp is not None else None
             if program_id:
-                return _attached(program_id, mode)
+                return self._attached(program_id, mode)
         return None
 
     def attach_ingress(self, link: Link, fd: int, mode: str, force: bool = False) -> None:
@@ -89,7 +91,7 @@ class NetlinkHooks:
     def _remember(self, link: Link, present: Attached) -> None:
         """Keeps a program of another owner loaded, so that it can be put back."""
         self.forget_displaced()
-        fd = bpf.program_by_id(present.program_id)
+        fd = self._open(present.program_id)
         if fd is not None:
             self._displaced = (link.ifindex, fd, present.mode)
 
@@ -123,7 +125,7 @@ class NetlinkHooks:
         if present is None:
             flags |= XDP_FLAGS_UPDATE_IF_NOEXIST
         else:
-            old = bpf.program_by_id(present.program_id)
+            old = self._open(present.program_id)
             if old is None:
                 raise Conflict(f"the program on {link.name} changed meanwhile", "try again")
             flags |= XDP_FLAGS_REPLACE
@@ -143,7 +145,7 @@ class NetlinkHooks:
         """Our filter, else what has taken its place."""
         in_our_place = None
         for message in self._filters(index, _CLSACT_EGRESS):
-            found = _attached(_filter_program_id(message.get_attr("TCA_OPTIONS")) or 0, "clsact")
+            found = self._attached(_filter_program_id(message.get_attr("TCA_OPTIONS")) or 0, "clsact")
             if found.is_ours:
                 return found
             if (message["info"] >> 16, message["handle"]) == (_PREFERENCE, _HANDLE):
@@ -155,7 +157,7 @@ class NetlinkHooks:
         found = [f"tcx {owner.describe(each)}" for each in probe_bpf.tcx_egress_program_ids(index)]
         for message in self._filters(index, _CLSACT_EGRESS):
             program_id = _filter_program_id(message.get_attr("TCA_OPTIONS"))
-            if program_id and _attached(program_id, "clsact").is_ours:
+            if program_id and self._attached(program_id, "clsact").is_ours:
                 return found
             what = owner.describe(program_id) if program_id else message.get_attr("TCA_KIND")
             found.append(f"clsact prio {message['info'] >> 16} {what}")
@@ -182,7 +184,7 @@ class NetlinkHooks:
             message
             for message in self._filters(link.ifindex, _CLSACT_EGRESS)
             if (program := _filter_program_id(message.get_attr("TCA_OPTIONS")))
-            and _attached(program, "clsact").is_ours
+            and self._attached(program, "clsact").is_ours
         ]
         if not ours:
             return
@@ -201,8 +203,21 @@ class NetlinkHooks:
         """The filter that ours would replace, whatever it is."""
         for message in self._filters(index, _CLSACT_EGRESS):
             if (message["info"] >> 16, message["handle"]) == (_PREFERENCE, _HANDLE):
-                return _attached(_filter_program_id(message.get_attr("TCA_OPTIONS")) or 0, "clsact")
+                return self._attached(_filter_program_id(message.get_attr("TCA_OPTIONS")) or 0, "clsact")
         return None
+
+    def _attached(self, program_id: int, mode: str) -> Attached:
+        """Not ours where it is gone, or may not be opened."""
+        fd = None
+        with suppress(KernelRefused):
+            fd = self._open(program_id)
+        if fd is None:
+            return Attached(program_id, "", mode, False)
+        try:
+            name = bpf.program_info(fd).name
+        finally:
+            os.close(fd)
+        return Attached(program_id, name, mode, name in OUR_PROGRAMS)
 
     def _has_clsact(self, index: int) -> bool:
         return any(each.get_attr("TCA_KIND") == "clsact" for each in self._netlink.get_qdiscs(index))
@@ -230,17 +245,6 @@ def _filter_program_id(options: Any) -> int | None:
         if name == "UNKNOWN" and value["header"]["type"] == _TCA_BPF_ID:
             return int.from_bytes(value.data[value.offset + 4 : value.offset + 8], sys.byteorder)
     return None
-
-
-def _attached(program_id: int, mode: str) -> Attached:
-    fd = bpf.program_by_id(program_id)
-    if fd is None:
-        return Attached(program_id, "", mode, False)
-    try:
-        name = bpf.program_info(fd).name
-    finally:
-        os.close(fd)
-    return Attached(program_id, name, mode, name in OUR_PROGRAMS)
 
 
 def _foreign(link: Link, present: Attached) -> Conflict:

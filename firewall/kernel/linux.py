@@ -31,7 +31,7 @@ from firewall.datapath import (
 )
 from firewall.errors import TableFull
 from firewall.hits import Hits, InterfaceHits
-from firewall.kernel import bpf, bpffs, clock, owner, program_set
+from firewall.kernel import bpf, bpffs, clock, opening, owner, program_set
 from firewall.kernel.bpf import program_info
 from firewall.kernel.connections import Connections, route_to
 from firewall.kernel.datapath import KernelDatapath, possible_cpus
@@ -74,7 +74,7 @@ class LinuxKernel:
         self._max_rules = max_rules
         self._options = options
         self._cache = cache
-        self._hooks = NetlinkHooks()
+        self._hooks = NetlinkHooks(self._open_program)
         self._events = LinkEvents()
         self._audit = MapAudit()
         self._connections = Connections()
@@ -86,6 +86,7 @@ class LinuxKernel:
         self._superseded: PinnedMaps | None = None
         self._owner = 0
         self._own_maps: set[int] = set()
+        self._programs: Mapping[str, int] = {}  # of the set in use, so that they are known by descriptor
         self.bcc = bcc_version()
 
     # -- the program set
@@ -117,11 +118,19 @@ class LinuxKernel:
             for hook in range(C["HOOK_COUNT"]):
                 present = self.attached(link, hook)
                 if present is not None and present.is_ours:
-                    program_set.recover(self._pin_root, present.program_id)
+                    self._recover_maps(present.program_id)
                     pinned = program_set.pinned_capacities(self._pin_root, identity)
                     if pinned is not None:
                         return pinned
         return None
+
+    def _recover_maps(self, program_id: int) -> None:
+        program = self._open_program(program_id)
+        if program is not None:
+            try:
+                program_set.recover(self._pin_root, program)
+            finally:
+                os.close(program)
 
     def _build_over_pinned(self, capacities: Capacities) -> None:
         """Other programs, the same maps."""
@@ -133,7 +142,7 @@ class LinuxKernel:
 
     def _use(self, chosen: ProgramSet, capacities: Capacities) -> None:
         self._forget_questions()
-        self._set = chosen
+        self._set, self._programs = chosen, chosen.programs
         self._capacities = capacities
         self._datapath = KernelDatapath(chosen.maps, self._options)
         self._own_maps |= {each.info.id for each in chosen.maps.maps.values()}
@@ -183,6 +192,7 @@ class LinuxKernel:
             self._forget_questions()
             self._set.close()
             self._set, self._capacities, self._datapath = old, present, old_datapath
+            self._programs = old.programs
             self._is_promoted = was_promoted
             self._reattach()
             raise
@@ -412,7 +422,19 @@ class LinuxKernel:
         """Not a program of another ebpf-fw, with another directory of pins."""
         if present is None or not present.is_ours:
             return False
-        return not self._own_maps.isdisjoint(bpf.map_ids(present.program_id))
+        fd = self._open_program(present.program_id)
+        if fd is None:
+            return False
+        try:
+            return not self._own_maps.isdisjoint(program_info(fd).map_ids)
+        finally:
+            os.close(fd)
+
+    def _open_program(self, program_id: int) -> int | None:
+        return opening.open_program(program_id, self._held_programs(), [self._pin_root])
+
+    def _held_programs(self) -> list[int]:
+        return [*self._programs.values(), *(device.program for device in self._offloaded.values())]
 
     def before_ours(self, link: Link) -> list[str]:
         return self._hooks.before_ours(link.ifindex)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from errno import EPERM
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from firewall.datapath import Change, Edit, Entry, Key, Link, MapFill
-from firewall.errors import Conflict, ProgramRejected, TableFull
+from firewall.errors import Conflict, ProgramRejected, TableFull, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
-from firewall.kernel import bpf, bpffs, program_set
+from firewall.kernel import bpf, bpffs, capability, program_set
 from firewall.kernel.bpf import Map
 from firewall.kernel.keys import entry_records, key_records
 from firewall.kernel.loader import load_offload
@@ -29,6 +30,10 @@ _STATE = LAYOUT.structs["offload_state"]
 _INGRESS = C["HOOK_INGRESS"]
 # Devices differ in what they hold and do not tell: the first of these that one takes is its size.
 _SIZES = (16384, 1024, 64, 2)
+_HINT = (
+    "Linux makes maps in hardware for CAP_SYS_ADMIN alone: `systemctl edit ebpf-fw`, "
+    "[Service] CapabilityBoundingSet=CAP_SYS_ADMIN"
+)
 
 
 class OffloadDevice:
@@ -37,6 +42,8 @@ class OffloadDevice:
     def __init__(self, pin_root: Path, link: Link, options: int, winners: Mapping[Key, Entry]) -> None:
         """`options`: OPTION_* of the ingress hook; `winners`: the address rules now."""
         bpf.try_offload(link.ifindex, link.name)
+        if not capability.has(capability.SYS_ADMIN):
+            raise kernel_refused(f"making maps in the hardware of {link.name}", EPERM, _HINT)
         self._link = link
         self._pins = pin_root / "offload" / link.name
         self._entries: dict[Key, Entry] = {}

@@ -13,9 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from firewall.errors import FirewallError
-from firewall.kernel import bpf
+from firewall.kernel import bpf, opening
 
-_BPF_FS = Path("/sys/fs/bpf")
 _SEARCH_S = 1.0  # a host may have a million descriptors
 _MOST_NAMED = 3
 
@@ -45,7 +44,7 @@ def _first(found: Iterator[str]) -> list[str]:
 
 def _name(program_id: int) -> str:
     with suppress(FirewallError):
-        fd = bpf.program_by_id(program_id)
+        fd = opening.open_program(program_id)
         if fd is not None:
             try:
                 return bpf.program_info(fd).name
@@ -56,15 +55,8 @@ def _name(program_id: int) -> str:
 
 def pins_of(program_id: int) -> Iterator[str]:
     """Paths below /sys/fs/bpf; empty strings between them, so that a caller can stop."""
-    for directory, _, names in os.walk(_BPF_FS):
-        for name in names:
-            path = Path(directory, name)
-            with suppress(OSError, FirewallError):
-                fd = bpf.get(path)
-                try:
-                    yield str(path) if program_id in _programs(f"/proc/self/fdinfo/{fd}") else ""
-                finally:
-                    os.close(fd)
+    for fd, path in opening.pinned(opening.BPF_FS):
+        yield str(path) if program_id in _programs(f"/proc/self/fdinfo/{fd}") else ""
 
 
 def holders_of(program_id: int) -> Iterator[str]:

@@ -11,15 +11,13 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from firewall.kernel import probe_bpf
+from firewall.kernel import capability, probe_bpf
 from firewall.kernel.finding import Finding, fail, ok, warn
 
 KERNEL_MINIMUM = (5, 10)
 BCC_MINIMUM = (0, 26)
 SYSTEM_BCC = Path("/usr/lib/python3/dist-packages/bcc")
 
-# Bit numbers of include/uapi/linux/capability.h
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 12, 21, 38, 39
 _AS_ROOT = "sudo ebpf-fw check"
 
 
@@ -39,18 +37,18 @@ def findings() -> list[Finding]:
 
 def privileges(status: str) -> Finding:
     """`status` is the text of /proc/self/status. CAP_SYS_ADMIN stands in for the two younger capabilities."""
-    fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    held = int(fields["CapEff"], 16)
-    is_admin = bool(held >> _CAP_SYS_ADMIN & 1)
-    wanted = {"CAP_NET_ADMIN": _CAP_NET_ADMIN}
+    held = capability.effective(status)
+    is_admin = capability.SYS_ADMIN in held
+    wanted = {"CAP_NET_ADMIN": capability.NET_ADMIN}
     if not is_admin:
-        wanted |= {"CAP_BPF": _CAP_BPF, "CAP_PERFMON": _CAP_PERFMON}
-    missing = [name for name, bit in wanted.items() if not held >> bit & 1]
+        wanted |= {"CAP_BPF": capability.BPF, "CAP_PERFMON": capability.PERFMON}
+    missing = [name for name, bit in wanted.items() if bit not in held]
     if missing:
         return fail("privileges", f"missing {', '.join(missing)}", _AS_ROOT)
     if not is_admin:
         return warn(
-            "privileges", "no CAP_SYS_ADMIN: bpffs is not mounted by us, others' programs have no name"
+            "privileges",
+            "no CAP_SYS_ADMIN: bpffs is not mounted by us, programs have a name only where they are pinned, no offload",
         )
     return ok("privileges", "every capability that is needed")
 

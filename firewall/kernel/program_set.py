@@ -9,6 +9,7 @@ Owns the directories of pins:
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from firewall.errors import FirewallError
+from firewall.errors import FirewallError, KernelRefused
 from firewall.kernel import bpf, bpffs
 from firewall.kernel.assembly import assemble
 from firewall.kernel.keys import PREFIX
@@ -99,16 +100,20 @@ def adopt(pin_root: Path, capacities: Capacities) -> ProgramSet | None:
         return None
 
 
-def recover(pin_root: Path, program_id: int) -> None:
+def recover(pin_root: Path, program: int) -> None:
     """Pins the maps of a loaded program: pins go when the mount that holds them goes (a mount namespace ends with
-    its last process), a program that is attached stays and keeps its maps."""
-    program = bpf.program_by_id(program_id)
-    if program is None:
+    its last process), a program that is attached stays and keeps its maps.
+
+    Linux opens maps by their ids for CAP_SYS_ADMIN alone. Without it nothing is recovered, and what they count is gone.
+    """
+    try:
+        found = {each.info.name: each for each in map(bpf.Map.by_id, bpf.program_info(program).map_ids)}
+    except KernelRefused as refusal:
+        if refusal.errno != errno.EPERM:
+            raise
         return
     discard(pin_root / "maps")
     (pin_root / "maps").mkdir()
-    found = {each.info.name: each for each in map(bpf.Map.by_id, bpf.program_info(program).map_ids)}
-    os.close(program)
     for version in (4, 6):
         outer = found.get(f"address{version}_maps")
         inner_id = outer.lookup(bytes(4)) if outer else None

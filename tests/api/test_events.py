@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import orjson
 import pytest
@@ -159,3 +160,11 @@ def test_metrics_tell_what_came_and_what_did_not(wire: Wire) -> None:
         "ebpf_fw_report_listeners 0.0",
     ):
         assert line in exposition
+
+
+@pytest.mark.parametrize("path", ["/v1/events?seconds=0.05", "/v1/events?format=ndjson&seconds=0.05"])
+def test_events_end_when_the_seconds_are_over(api: ApiClient, path: str) -> None:
+    started = time.monotonic()
+    assert api("GET", path).status_code == 200
+    assert time.monotonic() - started < 5
+    assert api("GET", path.replace("0.05", "0")).status_code == 422

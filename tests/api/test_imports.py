@@ -61,6 +61,14 @@ def test_a_bad_line_is_named_and_nothing_is_imported(api: ApiClient, kernel: Mem
     assert "10.0.0.0/8" in response.json()["detail"] and not kernel.entries
 
 
+def test_an_empty_list_is_a_list_and_no_list_is_an_error(api: ApiClient) -> None:
+    empty = api("POST", "/v1/rules/import", content=b"", headers={"Content-Type": "text/plain"})
+    assert (empty.status_code, empty.json()["added"]) == (200, 0)
+    none = api("POST", "/v1/rules/import")
+    assert (none.status_code, none.json()["code"]) == (422, "invalid_list")
+    assert "text/plain" in none.json()["hint"]
+
+
 def test_a_comment_ends_with_its_line_whatever_ends_that(api: ApiClient) -> None:
     for number, end in enumerate(("\n", "\r\n", "\r")):
         lines = [f"203.0.113.{number} # one", "# nothing", f"198.51.100.{number} ; another", ""]

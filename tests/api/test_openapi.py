@@ -118,6 +118,21 @@ def test_what_the_schema_refuses_is_refused(fields: dict[str, Any]) -> None:
         rule_from_fields(fields, "a", 0.0)
 
 
+def test_null_is_documented_for_every_field_and_is_as_if_it_were_absent(document: dict[str, Any]) -> None:
+    properties = document["components"]["schemas"]["RuleFields"]["properties"]
+    for name, field in properties.items():
+        assert name in READ_ONLY or {"type": "null"} in field["anyOf"], name
+    rule = rule_from_fields(dict.fromkeys(properties), "a", 0.0)
+    assert rule == rule_from_fields({}, "a", 0.0)
+
+
+def test_read_only_fields_may_be_anything(document: dict[str, Any]) -> None:
+    for name in READ_ONLY:
+        field = document["components"]["schemas"]["RuleFields"]["properties"][name]
+        assert not field.keys() & {"type", "anyOf", "$ref"}, name
+        assert rule_from_fields({name: [{"odd": None}]}, "a", 0.0) == rule_from_fields({}, "a", 0.0)
+
+
 def test_a_patch_documents_null_for_every_field(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     assert schemas["RulePatch"]["properties"].keys() == schemas["RuleFields"]["properties"].keys()

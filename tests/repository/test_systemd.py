@@ -59,6 +59,11 @@ def test_each_capability_of_the_unit_has_its_reason() -> None:
     assert reasons == bounded
 
 
+def test_the_service_s_sockets_reach_this_host_alone() -> None:
+    keys = unit_keys()
+    assert (keys["IPAddressDeny"], keys["IPAddressAllow"]) == ("any", "localhost")
+
+
 def test_the_default_configuration_changes_nothing() -> None:
     assert not any(tomllib.loads(CONFIGURATION.read_text()).values())
     assert settings.load(CONFIGURATION) == settings.Settings()

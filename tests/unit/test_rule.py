@@ -171,6 +171,8 @@ def test_what_a_rule_writes_it_is_read_from_again(seed: int) -> None:
         ({"tcp_flags": "syn"}, "/tcp_flags", 'must be an object with "set" and "unset", lists of flags'),
         ({"tcp_flags": {"sett": ["syn"]}}, "/tcp_flags", 'must be an object with "set" and "unset"'),
         ({"tcp_flags": {"set": 2}}, "/tcp_flags", '"set" must be a list of flags'),
+        ({"tcp_flags": {"set": {}}}, "/tcp_flags", '"set" must be a list of flags'),
+        ({"tcp_flags": {"unset": False}}, "/tcp_flags", '"unset" must be a list of flags'),
         ({"tcp_flags": {"unset": [2]}}, "/tcp_flags", '"unset" must be a list of flags'),
         ({"tcp_flags": {"set": ["sny"]}}, "/tcp_flags", "'sny' is not one of fin, syn"),
         ({"tcp_flags": {"set": ["syn"], "unset": ["syn"]}}, "/tcp_flags", "syn cannot be set and unset"),

@@ -5,6 +5,7 @@ Owns which kernels there are and their boots. It must not know what is checked i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,6 +18,8 @@ from tests.vm.boot import Result, boot
 Report = dict[str, dict[str, Any]]
 Guest = Callable[..., Report]
 TIMEOUT_S = 1800
+# Numbers of policy rules that the programs are built for. The large ones take minutes each under emulation.
+RULES = tuple(int(each) for each in os.environ.get("VM_RULES", "64 4096 16384").split())
 
 
 def check(report: Report, name: str) -> dict[str, Any]:
@@ -38,7 +41,8 @@ def programs_in(tmp_path_factory: pytest.TempPathFactory) -> Guest:
     def run(line: str) -> Report:
         share = tmp_path_factory.mktemp(f"share-{line}")
         frames.write(share)
-        modules = ("guest_verifier 64 4096 16384", "guest_programs")
+        rules = " ".join(map(str, RULES))
+        modules = (f"guest_verifier {rules}", f"guest_programs {rules}")
         command = " && ".join(f".venv/bin/python -m tests.vm.{module}" for module in modules)
         return _report(boot(kernel.prepare(line), command, share, TIMEOUT_S))
 

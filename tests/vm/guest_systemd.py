@@ -132,6 +132,9 @@ def reloads() -> dict[str, Any]:
     CONFIG.write_text("nonsense")
     run("systemctl reload ebpf-fw")
     eventually(lambda: "all goes on as before" in journal(), "it is refused", PATIENCE_S)
+    graver = run("journalctl -u ebpf-fw --no-pager -o cat -p warning")
+    assert "all goes on as before" in graver and "[info]" not in graver, "the journal knows the levels"
+    assert not re.search(r"^\d{4}-\d\d-", journal(), re.MULTILINE), "it knows the time itself"
     eventually(lambda: run("systemctl is-active ebpf-fw", None).strip() == "active", "active", PATIENCE_S)
     configure()
     assert main_pid() == before and not answered()
