@@ -253,8 +253,9 @@ class KernelDatapath:
         keys, records = [no_entries(version).keys], [np.zeros(0, ADDRESS_ENTRY)]
         for key_rows, values in self._tables[version].dump():
             was_hit = values["packets"] != 0
-            keys.append(encoded_keys(version, key_rows[was_hit]))
-            records.append(values[was_hit])
+            if was_hit.any():
+                keys.append(encoded_keys(version, key_rows[was_hit]))
+                records.append(values[was_hit])
         return np.concatenate(keys), np.concatenate(records)
 
     def hits_of(self, entries: Sequence[Entries]) -> dict[int, Hits]:

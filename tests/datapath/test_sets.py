@@ -39,6 +39,7 @@ def no_sets(firewall: Loaded) -> Iterator[None]:
 @pytest.fixture(params=[0, 256], ids=["by the million", "one by one"])
 def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr("firewall.addresses._FEW", request.param)
+    monkeypatch.setattr("firewall.kernel.datapath._FEW_LOOKUPS", request.param)
     return int(request.param)
 
 
