@@ -80,6 +80,7 @@ class Ruleset:
         """As a plan makes it, to be looked at. Nothing may be planned with it."""
         made = self.frozen()
         made.addresses.commit(plan.addresses)
+        made.sets = plan.sets
         if plan.policy_rules is not None and plan.columns is not None and plan.policy is not None:
             made.policy_rules, made._columns, made.policy = plan.policy_rules, plan.columns, plan.policy
         return made
