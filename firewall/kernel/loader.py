@@ -16,11 +16,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from firewall.errors import ProgramRejected
+from firewall.errors import KernelRefused, ProgramRejected
 from firewall.kernel import bpf
 from firewall.kernel.compiled import Code, Compiled, MapShape
 from firewall.kernel.source import OFFLOAD_PARTS, OFFLOAD_PROGRAM, Order, build_header_tree, program_text
@@ -102,14 +104,22 @@ def _compiled(order: Order) -> Compiled:
     }
     names = {fd: name for name, fd in tables.items()}
     programs = {name: Code.taken(module.dump_func(name), names) for name in order.programs}
-    types = {each[0] for fd in tables.values() if (each := bpf.map_types(fd))[0]}
-    shapes = {name: _shape(fd) for name, fd in tables.items()}
-    return Compiled(bcc.__version__, bpf.types_of(types.pop()) if types else b"", shapes, programs)
+    types = _types(tables.values())
+    shapes = {name: _shape(fd, bool(types)) for name, fd in tables.items()}
+    return Compiled(bcc.__version__, types, shapes, programs)
 
 
-def _shape(fd: int) -> MapShape:
+def _types(maps: Iterable[int]) -> bytes:
+    """The type information of maps that were made together. None without CAP_SYS_ADMIN: maps work as well then."""
+    ids = {each[0] for fd in maps if (each := bpf.map_types(fd))[0]}
+    with suppress(KernelRefused):
+        return bpf.types_of(ids.pop()) if ids else b""
+    return b""
+
+
+def _shape(fd: int, has_types: bool) -> MapShape:
     info = bpf.map_info(fd)
-    _, key_type, value_type = bpf.map_types(fd)
+    _, key_type, value_type = bpf.map_types(fd) if has_types else (0, 0, 0)
     return MapShape(
         info.type, info.key_size, info.value_size, info.max_entries, info.flags, key_type, value_type
     )
