@@ -46,13 +46,14 @@ READ_PROBLEMS = (421, 422, 503)
 CHANGE_PROBLEMS = (403, 409, 413, 415, 421, 422, 503, 507)
 SHARED_PARAMETERS = frozenset(("confirm_within", "allow_lockout", "dry_run", "prefer"))
 SHARED_HEADERS = frozenset(("Confirm-Id", "Confirm-By"))
+PROBLEM = "application/problem+json"
 REFERENCE = "#/components/schemas/{model}"
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer these."""
     schema = {"$ref": REFERENCE.format(model="ProblemDetails")}
-    content = {"application/problem+json": {"schema": schema}}
+    content = {PROBLEM: {"schema": schema}}
     return {status: {"description": PROBLEMS[status], "content": content} for status in sorted(statuses)}
 
 
@@ -89,8 +90,8 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _share(found: dict[str, Any]) -> None:
-    """What every change has, the same parameters and headers, is said once."""
-    shared: dict[str, dict[str, Any]] = {"parameters": {}, "headers": {}}
+    """What many calls have, the same parameters, headers and errors, is said once."""
+    shared: dict[str, dict[str, Any]] = {"parameters": {}, "headers": {}, "responses": {}}
     for operations in found["paths"].values():
         for operation in operations.values():
             parameters = operation.get("parameters", [])
@@ -98,7 +99,10 @@ def _share(found: dict[str, Any]) -> None:
                 if each["name"] in SHARED_PARAMETERS:
                     shared["parameters"][each["name"]] = each
                     parameters[at] = {"$ref": f"#/components/parameters/{each['name']}"}
-            for answer in operation["responses"].values():
+            for status, answer in operation["responses"].items():
+                if PROBLEM in answer.get("content", {}):
+                    shared["responses"][f"Problem{status}"] = answer
+                    operation["responses"][status] = {"$ref": f"#/components/responses/Problem{status}"}
                 headers = answer.get("headers", {})
                 for name in SHARED_HEADERS & headers.keys():
                     shared["headers"][name] = headers[name]

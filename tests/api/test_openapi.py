@@ -23,6 +23,9 @@ CALLS = {
     "POST /v1/rules/{rule_id}/reset-counters", "GET /v1/analysis",
     "POST /v1/rules/{rule_id}/promote", "POST /v1/test",
     "GET /v1/ruleset", "PUT /v1/ruleset",
+    "GET /v1/sets", "GET /v1/sets/{name}", "PUT /v1/sets/{name}", "DELETE /v1/sets/{name}",
+    "GET /v1/sets/{name}/entries", "POST /v1/sets/{name}/entries", "PUT /v1/sets/{name}/entries",
+    "DELETE /v1/sets/{name}/entries",
     "GET /v1/panic", "POST /v1/panic", "GET /v1/changes", "POST /v1/confirm", "POST /v1/rollback",
     "GET /v1/interfaces", "GET /v1/interfaces/{name}",
     "PUT /v1/interfaces/{name}", "DELETE /v1/interfaces/{name}",
@@ -75,7 +78,9 @@ def test_every_error_has_the_one_shape(document: dict[str, Any]) -> None:
         for status, answer in operation["responses"].items():
             if int(status) < 400:
                 continue
-            schema = answer["content"]["application/problem+json"]["schema"]
+            assert answer == {"$ref": f"#/components/responses/Problem{status}"}, call
+            shared = document["components"]["responses"][f"Problem{status}"]
+            schema = shared["content"]["application/problem+json"]["schema"]
             assert schema == {"$ref": "#/components/schemas/ProblemDetails"}, f"{call} {status}"
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
