@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("firewall", "api", "cli")
+OURS = ("firewall", "feeds", "api", "cli")
 KERNEL_LIBRARIES = ("bcc", "pyroute2")
 WEB_LIBRARIES = ("fastapi", "starlette", "uvicorn", "httpx", "typer", "click", "rich", "prometheus_client")
 # Settings are read from a file and are checked as the API checks its input.
