@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firewall.datapath import Entries, Entry, Key
+from firewall.address_entries import Entries, Entry, Key
 
 _MERGE_AT = 1 << 16
 _SCOPE_SHIFT, _LENGTH_SHIFT = 40, 32
 _DTYPES: dict[int, Any] = {4: np.dtype(np.uint64), 6: np.dtype("S18")}
 Keys = npt.NDArray[Any]
+Codes = npt.NDArray[np.uint64]  # an entry as one number: the smaller wins
+NO_CODE = np.uint64((1 << 64) - 1)
+_RANK_SHIFT = np.uint64(32)
 
 
 def no_entries(version: int) -> Entries:
@@ -74,6 +77,22 @@ def key_fields(version: int, keys: Keys) -> tuple[list[int], list[int], list[int
     return scopes.tolist(), lengths.tolist(), numbers
 
 
+def place_of(keys: Keys, encoded: Any) -> int | None:
+    """Of a key among sorted ones."""
+    wanted = np.array([encoded], keys.dtype)
+    at = int(np.searchsorted(keys, wanted)[0])
+    return at if at < len(keys) and keys[at] == wanted[0] else None
+
+
+def codes_of(ranks: npt.NDArray[Any], handles: npt.NDArray[Any]) -> Codes:
+    return np.asarray(ranks.astype(np.uint64) << _RANK_SHIFT | handles.astype(np.uint64))
+
+
+def code_columns(codes: Codes) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """Ranks and handles."""
+    return (codes >> _RANK_SHIFT).astype(np.uint32), codes.astype(np.uint32)
+
+
 class AddressIndex:
     """Entry by key, for one IP version."""
 
@@ -85,14 +104,8 @@ class AddressIndex:
     def get(self, key: Key) -> Entry | None:
         if key in self._changed:
             return self._changed[key]
-        at = self._position(encode(key))
+        at = place_of(self._base.keys, encode(key))
         return None if at is None else Entry(int(self._base.ranks[at]), int(self._base.handles[at]))
-
-    def _position(self, encoded: Any) -> int | None:
-        keys = self._base.keys
-        wanted = np.array([encoded], keys.dtype)
-        at = int(np.searchsorted(keys, wanted)[0])
-        return at if at < len(keys) and keys[at] == wanted[0] else None
 
     def get_many(self, keys: Sequence[Key]) -> list[tuple[Key, Entry]]:
         """Of few keys those that are there, with one search."""
@@ -127,14 +140,36 @@ class AddressIndex:
         at = np.searchsorted(self._base.keys, present)
         return Entries(self.version, present, self._base.ranks[at], self._base.handles[at])
 
+    def codes(self, keys: Keys) -> Codes:
+        """Of each of the keys its entry, or NO_CODE."""
+        is_there = self.contains(keys)
+        codes = np.full(len(keys), NO_CODE)
+        at = np.searchsorted(self._base.keys, keys[is_there])
+        codes[is_there] = codes_of(self._base.ranks[at], self._base.handles[at])
+        return codes
+
     def add(self, fresh: Entries) -> None:
-        """Entries whose keys are not there yet."""
+        """Sorted entries whose keys are not there yet."""
         self._merge()
-        self._base = sorted_entries(_joined(self._base, fresh))
+        base = self._base
+        at = np.searchsorted(base.keys, fresh.keys)
+        columns = zip(_columns(base), _columns(fresh), strict=True)
+        self._base = Entries(self.version, *(np.insert(old, at, new) for old, new in columns))
+
+    def set(self, entries: Entries) -> None:
+        """Other entries for keys that are there."""
+        self._merge()
+        at = np.searchsorted(self._base.keys, entries.keys)
+        ranks, handles = self._base.ranks.copy(), self._base.handles.copy()
+        ranks[at], handles[at] = entries.ranks, entries.handles
+        self._base = Entries(self.version, self._base.keys, ranks, handles)
 
     def remove(self, keys: Keys) -> None:
+        """Keys that are there."""
         self._merge()
-        self._base = self._base.only(~np.isin(self._base.keys, keys, assume_unique=True))
+        stays = np.ones(len(self._base), np.bool_)
+        stays[np.searchsorted(self._base.keys, keys)] = False
+        self._base = self._base.only(stays)
 
     def entries(self) -> Entries:
         self._merge()
@@ -163,6 +198,10 @@ class AddressIndex:
             )
             base = _joined(base, fresh)
         self._base = sorted_entries(base)
+
+
+def _columns(entries: Entries) -> tuple[Keys, npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    return entries.keys, entries.ranks, entries.handles
 
 
 def _joined(one: Entries, other: Entries) -> Entries:

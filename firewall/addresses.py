@@ -1,12 +1,13 @@
 """The address tables as they should be: which prefix holds which rule (datapath design, part 1).
 
 Owns the choice of the winner where rules share a prefix, and which prefix lengths each list has.
-Plans a change before anything is touched; knows no map.
+Plans a change before anything is touched; knows no map. What rules name by sets stands in layers
+(firewall/address_layers.py): nothing is kept for each prefix of a set but the entry that wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +15,34 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.address import BITS, Prefix
-from firewall.address_index import AddressIndex, decoded, encode, key_columns
+from firewall.address_index import (
+    NO_CODE,
+    AddressIndex,
+    Codes,
+    Keys,
+    code_columns,
+    decoded,
+    encode,
+    key_columns,
+    place_of,
+)
+from firewall.address_layers import Layers, Sets, touched_keys
 from firewall.datapath import Change, Edit, Entries, Entry, Key, Occupancy
 from firewall.layout import C
 from firewall.policy import Policy
 from firewall.rule import VERSIONS, Rule
+from firewall.set_keys import SetDelta
 
 _SCOPES = C["ADDRESS_SCOPE_COUNT"]
 _SPARED = Entry(C["RANK_NEVER_DROP"], 0)  # handle 0: no rule's
+_FEW = 256  # entries that are planned one by one
 _Length = tuple[int, int, int]  # IP version, scope, prefix length
 Counts = dict[_Length, int]
 
 
 def address_keys(rule: Rule) -> list[Key]:
-    """Where an addresses-only rule lives. Prefixes of a family that it excludes are nowhere."""
-    side = C["SIDE_DESTINATION"] if rule.destinations else C["SIDE_SOURCE"]
+    """Where the prefixes of an addresses-only rule live. Those of a family that it excludes are nowhere."""
+    side = C["SIDE_DESTINATION"] if rule.asks_destinations else C["SIDE_SOURCE"]
     return [
         Key(prefix.version, hook << C["SCOPE_HOOK_BIT"] | side, prefix.length, prefix.address)
         for hook in rule.hooks
@@ -45,14 +59,27 @@ def _spared_keys(prefix: Prefix) -> list[Key]:
 
 
 @dataclass(frozen=True)
+class LayersPlan:
+    """What a change does to the layers: them after it, and what that does to prefixes that no rule names itself.
+    `changed`: entries before and after."""
+
+    after: Layers
+    come: tuple[Entries, ...] = ()
+    gone: tuple[Entries, ...] = ()
+    changed: tuple[tuple[Entries, Entries], ...] = ()
+
+
+@dataclass(frozen=True)
 class AddressPlan:
-    """What a change does to the tables: entries by key after it, edits in the kernel. `come`, `gone`: as in Change;
-    `counts`: of the entries after it, by length."""
+    """What a change does to the tables: entries of rules that name a prefix themselves by key after it, and of layers
+    the best there; edits in the kernel. `come`, `gone`: as in Change; `counts`: of the entries after it, by length."""
 
     entries: dict[Key, list[Entry]]
+    layered: dict[Key, Entry]
     edits: list[Edit]
     come: list[Entries]
     gone: list[Entries]
+    layers: LayersPlan
     counts: Counts
     after: Occupancy
 
@@ -61,23 +88,32 @@ class AddressPlan:
         count = dict.fromkeys(BITS, 0)
         for edit in self.edits:
             count[edit.key.version] += edit.old is None
-        for each in self.come:
+        for each in (*self.come, *self.layers.come):
             count[each.version] += len(each)
         return count
 
 
 class AddressTables:
-    """All entries of all rules: of each prefix the winner, and those that it beats."""
+    """All entries of all rules: of each prefix the winner, and those that it beats. `_losers`: of rules that name the
+    prefix themselves; where the winner is a layer's, all of them."""
 
     def __init__(self) -> None:
         self._winners = {version: AddressIndex(version) for version in BITS}
         self._losers: dict[Key, list[Entry]] = {}
         self._counts: Counts = {}
+        self.layers = Layers()
         self.occupancy = Occupancy()
 
     def entries(self, key: Key) -> list[Entry]:
-        winner = self.winner(key)
-        return [] if winner is None else [winner, *self._losers.get(key, ())]
+        """In winning order, also those of layers."""
+        return _merged(self.singles(key), self.layers.entries(key))
+
+    def singles(self, key: Key) -> list[Entry]:
+        """Those of rules that name the prefix themselves, in order."""
+        winner, lost = self.winner(key), self._losers.get(key, ())
+        if winner is None or winner == self.layers.best(key):
+            return list(lost)
+        return [winner, *lost]
 
     def winner(self, key: Key) -> Entry | None:
         return self._winners[key.version].get(key)
@@ -134,12 +170,19 @@ class AddressTables:
         copy = AddressTables()
         copy._winners = {version: each.frozen() for version, each in self._winners.items()}
         copy._losers = dict(self._losers)
+        copy.layers = self.layers
         copy._counts, copy.occupancy = self._counts, self.occupancy
         return copy
 
     def losers(self) -> dict[Key, list[Entry]]:
-        """By key, those that the winner beats, in order. A copy."""
+        """By key, those that the winner beats, in order; not those of layers. A copy."""
         return dict(self._losers)
+
+    def won_by(self, handles: Iterable[int]) -> list[Entries]:
+        """The entries that are some rules'."""
+        wanted = np.fromiter(handles, np.uint32)
+        found = (each.entries() for each in self._winners.values())
+        return [each.only(np.isin(each.handles, wanted)) for each in found]
 
     def plan(
         self,
@@ -147,84 +190,142 @@ class AddressTables:
         added: Iterable[tuple[Rule, int]],
         arriving: Sequence[Entries] = (),
         leaving: Sequence[Entries] = (),
+        sets: Sets | None = None,
+        deltas: Mapping[str, SetDelta] | None = None,
     ) -> AddressPlan:
         """Rules with their handles. The same rule may be removed and added (it changed). `arriving` and `leaving`:
-        entries by the million, keys distinct."""
+        entries by the million, keys distinct. `sets`: by name, as they will be; `deltas`: of those that change."""
+        removed, added = list(removed), list(added)
         entries: dict[Key, list[Entry]] = {}
         for rule, handle in removed:
             for key in address_keys(rule):
-                entries.setdefault(key, self.entries(key)).remove(Entry(rule.rank, handle))
+                entries.setdefault(key, self.singles(key)).remove(Entry(rule.rank, handle))
         for rule, handle in added:
             for key in address_keys(rule):
-                entries.setdefault(key, self.entries(key)).append(Entry(rule.rank, handle))
-        gone = [self._plan_leaving(each, entries) for each in leaving]
-        come = [self._plan_arriving(each, entries) for each in arriving]
-        return self._planned(entries, come, gone)
+                entries.setdefault(key, self.singles(key)).append(Entry(rule.rank, handle))
+        layers = self.layers.changed(removed, added, sets or {}, deltas or {})
+        gone = [self._plan_leaving(each, entries, layers) for each in leaving]
+        come = [self._plan_arriving(each, entries, layers) for each in arriving]
+        return self._planned(entries, come, gone, self._plan_layers(layers, entries, deltas or {}))
 
     def plan_spared(self, removed: Iterable[Prefix], added: Iterable[Prefix]) -> AddressPlan:
         """Prefixes of never_drop: entries of no rule, which beat every rule's."""
         entries: dict[Key, list[Entry]] = {}
         for prefix in removed:
             for key in _spared_keys(prefix):
-                entries.setdefault(key, self.entries(key)).remove(_SPARED)
+                entries.setdefault(key, self.singles(key)).remove(_SPARED)
         for prefix in added:
             for key in _spared_keys(prefix):
-                entries.setdefault(key, self.entries(key)).append(_SPARED)
-        return self._planned(entries, [], [])
+                entries.setdefault(key, self.singles(key)).append(_SPARED)
+        return self._planned(entries, [], [], LayersPlan(self.layers))
 
     def plan_many(self, arriving: Sequence[Entries]) -> AddressPlan:
         return self.plan((), (), arriving)
 
-    def _plan_arriving(self, each: Entries, entries: dict[Key, list[Entry]]) -> Entries:
+    def _plan_arriving(self, each: Entries, entries: dict[Key, list[Entry]], layers: Layers) -> Entries:
         """Those of prefixes that have no entry; the others are settled one by one, in `entries`."""
-        known = self._winners[each.version].contains(each.keys) | _named(each, entries)
+        known = self._winners[each.version].contains(each.keys) | _named(each.version, each.keys, entries)
+        known |= self._in_layers(each, layers)
         for key, entry in decoded(each.only(known)):
-            entries.setdefault(key, self.entries(key)).append(entry)
+            entries.setdefault(key, self.singles(key)).append(entry)
         return each.only(~known)
 
-    def _plan_leaving(self, each: Entries, entries: dict[Key, list[Entry]]) -> Entries:
+    def _plan_leaving(self, each: Entries, entries: dict[Key, list[Entry]], layers: Layers) -> Entries:
         """Those that are alone at their prefix; the others are settled one by one, in `entries`."""
         present = self._winners[each.version].find(each.keys)
-        alone = (present.handles == each.handles) & ~_named(each, entries) & ~_named(each, self._losers)
+        shared = _named(each.version, each.keys, entries) | _named(each.version, each.keys, self._losers)
+        alone = (present.handles == each.handles) & ~shared & ~self._in_layers(each, layers)
         for key, entry in decoded(each.only(~alone)):
-            entries.setdefault(key, self.entries(key)).remove(entry)
+            entries.setdefault(key, self.singles(key)).remove(entry)
         return each.only(alone)
 
+    def _in_layers(self, each: Entries, after: Layers) -> npt.NDArray[np.bool_]:
+        now, then = self.layers.codes(each.version, each.keys), after.codes(each.version, each.keys)
+        return np.asarray((now != NO_CODE) | (then != NO_CODE))
+
+    def _plan_layers(
+        self, after: Layers, entries: dict[Key, list[Entry]], deltas: Mapping[str, SetDelta]
+    ) -> LayersPlan:
+        """Prefixes that a rule names itself, and few others, are settled one by one, in `entries`."""
+        if after is self.layers:
+            return LayersPlan(after)
+        come, gone, changed = [], [], []
+        for version in BITS:
+            keys = touched_keys(version, self.layers, after, deltas)
+            if not len(keys):
+                continue
+            before, then = self.layers.codes(version, keys), after.codes(version, keys)
+            keys, before, then = self._without_named(version, keys, before, then, entries)
+            is_new, is_old = before == NO_CODE, then == NO_CODE
+            both = ~is_new & ~is_old & (before != then)
+            come.append(_entries(version, keys, then, is_new & ~is_old))
+            gone.append(_entries(version, keys, before, is_old & ~is_new))
+            changed.append((_entries(version, keys, before, both), _entries(version, keys, then, both)))
+        return LayersPlan(
+            after,
+            tuple(each for each in come if len(each)),
+            tuple(each for each in gone if len(each)),
+            tuple(each for each in changed if len(each[0])),
+        )
+
+    def _without_named(
+        self, version: int, keys: Keys, before: Codes, then: Codes, entries: dict[Key, list[Entry]]
+    ) -> tuple[Keys, Codes, Codes]:
+        """What is left for columns."""
+        won = self._winners[version].codes(keys)
+        named = (won != before) | _named(version, keys, self._losers) | _named(version, keys, entries)
+        if len(keys) <= _FEW:
+            named[:] = True
+        chosen = _entries(version, keys, won, named)
+        is_layered = (won == before)[named].tolist()
+        for (key, entry), mine, code in zip(decoded(chosen), is_layered, won[named].tolist(), strict=True):
+            if key not in entries:
+                lost = self._losers.get(key, ())
+                entries[key] = list(lost) if mine or code == NO_CODE else [entry, *lost]
+        return keys[~named], before[~named], then[~named]
+
     def _planned(
-        self, entries: dict[Key, list[Entry]], come: list[Entries], gone: list[Entries]
+        self, entries: dict[Key, list[Entry]], come: list[Entries], gone: list[Entries], layers: LayersPlan
     ) -> AddressPlan:
         edits = []
         counts = self._counts.copy()
+        layered = layers.after.best_of_many(entries)
         for key, after in entries.items():
             after.sort()
-            old, new = self.winner(key), after[0] if after else None
+            old, new = self.winner(key), _best(after, layered.get(key))
             if old != new:
                 edits.append(Edit(key, old, new))
             if (old is None) != (new is None):
                 length = key.version, key.scope, key.length
                 counts[length] = counts.get(length, 0) + (1 if old is None else -1)
-        for each in come:
+        for each in (*come, *layers.come):
             for length, count in _length_counts(each).items():
                 counts[length] = counts.get(length, 0) + count
-        for each in gone:
+        for each in (*gone, *layers.gone):
             for length, count in _length_counts(each).items():
                 counts[length] = counts.get(length, 0) - count
         counts = {length: count for length, count in counts.items() if count}
         is_same = counts.keys() == self._counts.keys()
         occupancy = self.occupancy if is_same else _occupancy(counts)
-        return AddressPlan(entries, edits, come, gone, counts, occupancy)
+        return AddressPlan(entries, layered, edits, come, gone, layers, counts, occupancy)
 
     def commit(self, plan: AddressPlan) -> None:
         for key, entries in plan.entries.items():
-            self._winners[key.version].put(key, entries[0] if entries else None)
-            if len(entries) > 1:
-                self._losers[key] = entries[1:]
+            of_layer = plan.layered.get(key)
+            winner = _best(entries, of_layer)
+            self._winners[key.version].put(key, winner)
+            lost = entries if winner == of_layer else entries[1:]
+            if lost:
+                self._losers[key] = lost
             else:
                 self._losers.pop(key, None)
-        for each in plan.gone:
+        for each in (*plan.gone, *plan.layers.gone):
             self._winners[each.version].remove(each.keys)
-        for each in plan.come:
+        for each in (*plan.come, *plan.layers.come):
             self._winners[each.version].add(each)
+        for _, each in plan.layers.changed:
+            self._winners[each.version].set(each)
+        self.layers = plan.layers.after
         self._counts = plan.counts
         self.occupancy = plan.after
 
@@ -237,8 +338,16 @@ class AddressTables:
     ) -> Change:
         """The plan as what the kernel is asked for, from the tables as they are now."""
         return Change(
-            plan.edits, self.occupancy, plan.after, policy_before, policy, plan.come, plan.gone, fresh_slots,
-        )  # fmt: skip
+            plan.edits,
+            self.occupancy,
+            plan.after,
+            policy_before,
+            policy,
+            (*plan.come, *plan.layers.come),
+            (*plan.gone, *plan.layers.gone),
+            plan.layers.changed,
+            fresh_slots,
+        )
 
 
 class PlannedAddresses:
@@ -253,30 +362,43 @@ class PlannedAddresses:
         return self._plan.after
 
     def entries(self, key: Key) -> list[Entry]:
+        return _merged(self._singles(key), self._plan.layers.after.entries(key))
+
+    def _singles(self, key: Key) -> list[Entry]:
         planned = self._plan.entries.get(key)
         if planned is not None:
             return planned
         if any(_entry_of(each, key) for each in self._plan.gone):
             return []
         arriving = [entry for each in self._plan.come if (entry := _entry_of(each, key)) is not None]
-        return arriving or self._tables.entries(key)
+        return arriving or self._tables.singles(key)
+
+
+def _best(singles: Sequence[Entry], of_layer: Entry | None) -> Entry | None:
+    """Of equal ones the layer's: then the others all stand among the losers."""
+    if of_layer is None:
+        return singles[0] if singles else None
+    return min(of_layer, singles[0]) if singles else of_layer
+
+
+def _merged(singles: list[Entry], layered: Sequence[Entry]) -> list[Entry]:
+    return sorted({*singles, *layered}) if layered else singles
+
+
+def _entries(version: int, keys: Keys, codes: Codes, mask: npt.NDArray[np.bool_]) -> Entries:
+    return Entries(version, keys[mask], *code_columns(codes[mask]))
 
 
 def _entry_of(some: Entries, key: Key) -> Entry | None:
     """Of sorted entries."""
-    if some.version != key.version or not len(some):
-        return None
-    wanted = np.array([encode(key)], some.keys.dtype)
-    at = int(np.searchsorted(some.keys, wanted)[0])
-    if at == len(some) or some.keys[at] != wanted[0]:
-        return None
-    return Entry(int(some.ranks[at]), int(some.handles[at]))
+    at = place_of(some.keys, encode(key)) if some.version == key.version else None
+    return None if at is None else Entry(int(some.ranks[at]), int(some.handles[at]))
 
 
-def _named(some: Entries, keys: Iterable[Key]) -> npt.NDArray[np.bool_]:
-    """Which of the entries have one of these keys."""
-    mine = [encode(key) for key in keys if key.version == some.version]
-    return np.isin(some.keys, np.array(mine, some.keys.dtype))
+def _named(version: int, some: Keys, keys: Iterable[Key]) -> npt.NDArray[np.bool_]:
+    """Which of the encoded keys are among these keys."""
+    mine = [encode(key) for key in keys if key.version == version]
+    return np.isin(some, np.array(mine, some.dtype))
 
 
 def _length_counts(entries: Entries) -> Counts:

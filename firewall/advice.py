@@ -129,7 +129,11 @@ class Advice(Reads):
             state = (self._store.identity, self._store.revision, frozenset(names), spared)
             if self._report is not None and self._report[0] == state:
                 return self._report[1]
-            nothing = [each.handle for each in self._store.with_family() if not address_keys(each.rule)]
+            nothing = [
+                each.handle
+                for each in self._store.with_family()
+                if not address_keys(each.rule) and not each.rule.sets
+            ]
         report = analyse(ruleset, names, nothing)
         self._report = (state, report)
         return report

@@ -91,7 +91,7 @@ class Neighbours:
 
     def beaten(self, rule: Rule, handle: int) -> Beaten | None:
         """None where the rule may decide something, or matches nothing."""
-        if not rule.enabled:
+        if not rule.enabled or (rule.sets and rule.is_addresses_only):
             return None
         own = Other(rule.rank, handle, not rule.is_addresses_only)
         places = self._of_policy_rule(own, rule) if own.is_policy else self._of_address_rule(own, rule)
@@ -136,6 +136,8 @@ class Neighbours:
     def twins(self, rule: Rule, handle: int) -> list[int]:
         """Handles of rules of the same action that may ask the same."""
         if not rule.enabled:
+            return []
+        if rule.sets:
             return []
         if rule.is_addresses_only:
             keys = address_keys(rule)
@@ -203,7 +205,9 @@ class Neighbours:
 
     def _by_addresses(self, rule: Rule, own: Other, hook: int, version: int) -> Iterator[Other | None]:
         """Rules of the address tables that together have all sources, or all destinations."""
-        for side, asked in zip(_SIDES, (rule.sources, rule.destinations), strict=True):
+        sources = () if rule.source_sets else rule.sources
+        destinations = () if rule.destination_sets else rule.destinations
+        for side, asked in zip(_SIDES, (sources, destinations), strict=True):
             prefixes = [each for each in asked if each.version == version] or [Prefix(version, 0, 0)]
             scope = hook << C["SCOPE_HOOK_BIT"] | side
             found = []
@@ -299,6 +303,7 @@ def _reached(columns: RuleColumns, version: int, side: int, address: int) -> npt
 def address_ranks(tables: AddressTables) -> Ints:
     """The ranks that the rules of the address tables have, sorted."""
     losing = {entry.rank for entries in tables.losers().values() for entry in entries}
+    losing |= tables.layers.ranks
     parts = [tables.winners(version).ranks.astype(np.int64) for version in BITS]
     return np.unique(np.concatenate([*parts, np.array(sorted(losing), np.int64)]))
 

@@ -112,12 +112,37 @@ class Cautious(InForce):
         if cuts:
             raise self._lockout(cuts, written)
 
+    def _consider_set(
+        self,
+        name: str,
+        plans: Sequence[RulesetPlan],
+        added: int = 0,
+        removed: int = 0,
+        changed: int = 0,
+        unchanged: int = 0,
+    ) -> None:
+        """The same of a set: `plans` is empty where no packet is concerned."""
+        caution = self._caution
+        if caution is None:
+            return
+        for change, touched in self._touched.items():
+            if name in touched.sets:
+                raise self._is_pending(change, f"set {name!r}")
+        cuts: list[Cut] = []
+        if not (caution.allow_lockout and not caution.dry_run):
+            cuts = [cut for plan in plans for cut in self._cuts(plan, (), (), caution)]
+        if caution.dry_run:
+            raise Rehearsed(Effect(added, removed, changed, unchanged, (), self._lockout_views(cuts, ())))
+        if cuts:
+            raise self._lockout(cuts, ())
+
     def _cuts(
         self, plan: RulesetPlan, removed: Sequence[Record], written: Sequence[Record], caution: Caution
     ) -> Sequence[Cut]:
         packets = self._management.packets(caution.client)
-        if removed or written:  # or they are imported, and any packet may be concerned
-            packets = lockout.concerned(packets, removed, written)
+        planned = self._ruleset.planned(plan)
+        if removed or written:  # or they are imported, or of a set, and any packet may be concerned
+            packets = lockout.concerned(packets, removed, written, self._ruleset, planned)
         named = [
             lockout.knocks(listener)
             for listener in self._management.listeners
@@ -125,7 +150,6 @@ class Cautious(InForce):
         ]
         if not packets and not named:
             return ()
-        planned = self._ruleset.planned(plan)
         found = lockout.cuts(packets, self._ruleset, planned, self._options)
         ours = {each.handle for each in written}
         found += [

@@ -12,7 +12,7 @@ nothing of it before: the lock is held, and the store shows them what is durable
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -55,6 +55,17 @@ class _Group:
     first: int = 0
     made: list[_Made] = field(default_factory=list)
     owed: dict[int, Hits] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Handles:
+    """Of rules that go for good, some of them by the million."""
+
+    some: Collection[int]
+    ranges: Sequence[range]
+
+    def __contains__(self, handle: object) -> bool:
+        return handle in self.some or any(handle in each for each in self.ranges)
 
 
 class Commits(Cautious):
@@ -144,7 +155,7 @@ class Commits(Cautious):
         self,
         plan: RulesetPlan,
         write: Callable[[], None],
-        deleted: set[int],
+        deleted: Container[int],
         left_policy: Sequence[tuple[int, int]],
         has_room: bool = False,
     ) -> None:
@@ -171,7 +182,7 @@ class Commits(Cautious):
             raise
         self._ruleset.commit(plan)
 
-    def _save_gone(self, gone: dict[int, Hits], deleted: set[int]) -> None:
+    def _save_gone(self, gone: dict[int, Hits], deleted: Container[int]) -> None:
         self._store.add_hits((handle, hits) for handle, hits in gone.items() if handle not in deleted)
 
     # -- in a group

@@ -13,11 +13,13 @@ from math import inf
 import structlog
 
 from firewall.address_list import PrefixColumns
+from firewall.commit import Handles
 from firewall.datapath import Entries
 from firewall.errors import NotFound
 from firewall.following import tell
 from firewall.in_force import block_entries
 from firewall.interface_changes import InterfaceChanges
+from firewall.set_keys import NO_KEYS, between
 from firewall.store import BlockRules, InterfaceRequest
 from firewall.undo_log import PendingChange, Undo
 from firewall.view import ChangeView, StatusView
@@ -89,7 +91,9 @@ class Confirmations(InterfaceChanges):
     # -- the way back
 
     def _roll_back(self, change: PendingChange, reason: str) -> None:
-        undo = self._undo_log.undo(change.id)
+        now = self._clock()
+        undo = self._undo_log.undo(change.id, now)
+        sets = self._ruleset.sets
         held, self._ruleset.held_rules = self._ruleset.held_rules, 0
         try:
             plan = self._ruleset.plan(
@@ -98,18 +102,26 @@ class Confirmations(InterfaceChanges):
                 self._interfaces.protected(),
                 _entries(undo.arriving),
                 _entries(undo.leaving),
+                {name: between(sets.get(name, NO_KEYS), keys) for name, keys in undo.sets.items()},
             )
         finally:
             self._ruleset.held_rules = held
         kept = {each.handle for each in undo.present} - undo.added
+        imported = [
+            range(each.block.first_handle, each.block.first_handle + each.block.count)
+            for each in undo.leaving
+        ]
         self._perform(
             plan,
-            lambda: self._undo_log.take_back(change.id, reason, self._clock()),
-            set(undo.added),
+            lambda: self._undo_log.take_back(change.id, reason, now),
+            Handles(undo.added, imported),
             self._leaving_policy(plan, kept),
             has_room=True,
         )
         self._forget_pending(change.id)
+        for name in undo.sets:
+            if self._set_store.by_name(name) is None:
+                self._ruleset.forget_set(name)
         self._put_back_interfaces(undo)
         log.warning("change rolled back", change=change.id, what=change.what, reason=reason)
 

@@ -25,7 +25,8 @@ _CODES = 256
 @dataclass(frozen=True, slots=True)
 class Match:
     """What a rule matches, field by field; None means any. `sources` and `destinations`: by IP version, of those
-    versions that it can match at all. `protocols`: only those that can carry what it asks below IP."""
+    versions that it can match at all. `protocols`: only those that can carry what it asks below IP. `is_partial`: sets
+    stand among its addresses, so of these the most that can be is told, and that it covers anything is not sure."""
 
     hooks: tuple[int, ...]
     versions: tuple[int, ...]
@@ -37,6 +38,7 @@ class Match:
     destination_ports: Ranges | None
     tcp_flags: TcpFlags | None
     icmp_types: tuple[IcmpType, ...]
+    is_partial: bool = False
 
     @property
     def has_ports(self) -> bool:
@@ -51,7 +53,7 @@ class Match:
     @property
     def is_plain(self) -> bool:
         """Whether addresses, direction and family are all that it asks."""
-        return self.protocols is None and _is_any_interface(self.interfaces)
+        return self.protocols is None and _is_any_interface(self.interfaces) and not self.is_partial
 
 
 @lru_cache(maxsize=1 << 15)
@@ -60,25 +62,27 @@ def match_of(rule: Rule) -> Match:
 
 
 def _match_of(rule: Rule) -> Match:
+    sources = () if rule.source_sets else rule.sources
+    destinations = () if rule.destination_sets else rule.destinations
     versions = tuple(
         version
         for version in VERSIONS[rule.family]
         if all(
-            not asked or any(each.version == version for each in asked)
-            for asked in (rule.sources, rule.destinations)
+            not asked or any(each.version == version for each in asked) for asked in (sources, destinations)
         )
     )
     return Match(
         hooks=rule.hooks,
         versions=versions,
         interfaces=rule.interfaces,
-        sources=_by_version(rule.sources, versions),
-        destinations=_by_version(rule.destinations, versions),
+        sources=_by_version(sources, versions),
+        destinations=_by_version(destinations, versions),
         protocols=_possible_protocols(rule),
         source_ports=_ports(rule.source_ports),
         destination_ports=_ports(rule.destination_ports),
         tcp_flags=rule.tcp_flags,
         icmp_types=rule.icmp_types,
+        is_partial=bool(rule.sets),
     )
 
 
@@ -147,7 +151,7 @@ def covers(outer: Match, inner: Match) -> bool:
 
 def covers_addresses(outer: Match, inner: Match, hook: int, version: int) -> bool:
     """At one hook, of one IP version."""
-    if hook not in outer.hooks or version not in outer.versions:
+    if hook not in outer.hooks or version not in outer.versions or outer.is_partial:
         return False
     everything = (0, (1 << BITS[version]) - 1)
     return all(

@@ -6,11 +6,13 @@ Owns adding these up for many rules at once, and which rules counted nothing for
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from firewall.address_layers import Layers
 from firewall.addresses import address_keys
 from firewall.datapath import Key
 from firewall.hits import NO_HITS, Hits
@@ -19,15 +21,26 @@ from firewall.ruleset import is_policy
 from firewall.store import Record
 from firewall.view import RuleQuery
 
+_MANY = 16_384  # entries, of which the sum is kept for a moment
+_SUMMED_S = 1.0
 _KEPT_S = 60.0  # a list of unused rules, for its further pages
 
 Handles = npt.NDArray[np.int64]
+
+
+class _Summed(NamedTuple):
+    """Hits by handle that are good until a moment, if the layers are these."""
+
+    layers: Layers
+    until: float
+    hits: Mapping[int, Hits]
 
 
 class Counts(InForce):
     """Every method may be called from any thread."""
 
     _listed: tuple[RuleQuery, int, float, Handles] | None = None
+    _summed: _Summed | None = None
 
     def _counted(self, records: Sequence[Record]) -> list[Hits]:
         """Since they were made, or reset."""
@@ -71,11 +84,32 @@ class Counts(InForce):
         counted = self._kernel.address_hits([key for key, _ in places]) if places else ()
         for (_, handle), each in zip(places, counted, strict=True):
             hits[handle] = hits.get(handle, NO_HITS).plus(each)
-        return hits
+        return hits | self._of_sets({each.handle for each in enabled if _names_sets(each)})
+
+    def _of_sets(self, handles: set[int]) -> dict[int, Hits]:
+        """Of address rules that name sets, all their entries; for a moment as they were, where those are many."""
+        layers, now = self._ruleset.addresses.layers, time.monotonic()
+        kept = self._summed
+        if kept is not None and (kept.layers is not layers or now > kept.until):
+            kept = self._summed = None
+        asked = handles - kept.hits.keys() if kept is not None else handles
+        if not asked:
+            return {handle: kept.hits[handle] for handle in handles} if kept is not None else {}
+        entries = self._ruleset.addresses.won_by(handles)
+        hits = self._kernel.hits_of(entries)
+        found = {handle: hits.get(handle, NO_HITS) for handle in handles}
+        if sum(map(len, entries)) > _MANY:
+            self._summed = _Summed(layers, now + _SUMMED_S, found)
+        return found
 
     def _won(self, records: Sequence[Record]) -> list[tuple[Key, int]]:
         """The entries of the address tables that are these rules', with their handles."""
-        keys = {key: None for each in records if not is_policy(each) for key in address_keys(each.rule)}
+        keys = {
+            key: None
+            for each in records
+            if not is_policy(each) and not _names_sets(each)
+            for key in address_keys(each.rule)
+        }
         handles = {each.handle for each in records}
         winners = self._ruleset.addresses.winners_at(list(keys))
         return [(key, entry.handle) for key, entry in winners if entry.handle in handles]
@@ -108,6 +142,10 @@ class Counts(InForce):
                 _array(each.handle for each, hit in zip(policy, hits, strict=True) if hit.last_hit >= moment)
             )
         return parts
+
+
+def _names_sets(record: Record) -> bool:
+    return bool(record.rule.sets) and not is_policy(record)
 
 
 def _array(handles: Iterable[int]) -> Handles:

@@ -12,41 +12,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from firewall.address_entries import Entries as Entries
+from firewall.address_entries import Entry as Entry
+from firewall.address_entries import Key as Key
 from firewall.hits import Hits, InterfaceHits
 from firewall.policy import Policy
 from firewall.report import ReportSource
-
-
-class Entry(NamedTuple):
-    """What an address table holds for a prefix: the winning rule. Sorted, the first wins."""
-
-    rank: int
-    handle: int
-
-
-class Key(NamedTuple):
-    """A prefix in one of the lists; `scope` is hook << 1 | side (bpf/layout.h)."""
-
-    version: int
-    scope: int
-    length: int
-    address: int
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Entries of one IP version as columns, sorted. `keys` are encoded as firewall/address_index.py has it."""
-
-    version: int
-    keys: npt.NDArray[Any]
-    ranks: npt.NDArray[np.uint32]
-    handles: npt.NDArray[np.uint32]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def only(self, mask: npt.NDArray[np.bool_]) -> Entries:
-        return Entries(self.version, self.keys[mask], self.ranks[mask], self.handles[mask])
 
 
 class Edit(NamedTuple):
@@ -68,7 +39,8 @@ class Occupancy:
 @dataclass(frozen=True)
 class Change:
     """One change of what packets meet, all of it at one moment. `policy` None: as it is. `come` and `gone`: entries
-    by the million, of keys that no edit names, that were not there before or are not there after."""
+    by the million, of keys that no edit names, that were not there before or are not there after. `changed`: the same
+    of those that are another rule's or of another rank after it, before and after, key by key."""
 
     edits: Sequence[Edit]
     before: Occupancy
@@ -77,6 +49,7 @@ class Change:
     policy: Policy | None = None
     come: Sequence[Entries] = ()
     gone: Sequence[Entries] = ()
+    changed: Sequence[tuple[Entries, Entries]] = ()
     fresh_slots: Sequence[int] = ()
 
     def without_policy(self) -> Change:
@@ -92,6 +65,7 @@ class Change:
             policy=self.policy_before,
             come=self.gone,
             gone=self.come,
+            changed=[(after, before) for before, after in self.changed],
             fresh_slots=(),
         )
 
@@ -245,6 +219,9 @@ class Kernel(Protocol):
 
     def all_address_hits(self) -> dict[int, Hits]:
         """By handle, of every entry that was hit."""
+
+    def hits_of(self, entries: Sequence[Entries]) -> dict[int, Hits]:
+        """By handle, of entries by the million those that were hit."""
 
     def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
         """Handles, of entries that were hit at a moment or after it: seconds since 1970."""

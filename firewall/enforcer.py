@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from math import inf
 
 import structlog
 
@@ -27,6 +28,7 @@ from firewall.list_import import ListImport
 from firewall.panicking import Panicking
 from firewall.resets import Resets
 from firewall.rule_changes import RuleChanges
+from firewall.set_changes import SetChanges
 from firewall.settings import Interface
 from firewall.store import InterfaceTotal, Store
 
@@ -34,10 +36,11 @@ log = structlog.get_logger()
 
 _EXPIRY_CHUNK = 10_000
 _WATCH_S = 0.5
+_BREATH_S = 0.005  # for others, between parts of what expires at once
 _LOOK_S = 2.0  # between looks at what no message tells of
 
 
-class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panicking):
+class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judging, Panicking):
     """The rules in force. Every method may be called from any thread."""
 
     def __init__(
@@ -64,6 +67,8 @@ class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panickin
             while expired := self._store.expired(now, _EXPIRY_CHUNK):
                 with self._store.transaction():
                     self._store.write_rules([each.handle for each in expired], [])
+            with self._store.transaction():
+                self._set_store.delete_expired(now)
             slots = self._kernel.start(int(self._store.identity, 16))
             _, come = self._interfaces.gone_and_come()
             protected = {link.name: link.ifindex for link, _ in come}
@@ -137,7 +142,7 @@ class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panickin
                 return
             is_time = time.monotonic() >= next_look
             steps = [self._mend, self._kernel.settle, self._end_panic_in_time]
-            steps += [self._roll_back_overdue, self._expire]
+            steps += [self._roll_back_overdue, self._expire, self._expire_entries]
             if happened or is_time:
                 steps.append(partial(self._following.follow, happened))
                 steps.append(partial(self._watched.look_at_hooks, happened))
@@ -174,10 +179,12 @@ class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panickin
 
     def _until_next_expiry(self) -> float:
         try:
-            moment = self._store.next_expiry()
+            found = [self._store.next_expiry(), self._set_store.next_expiry()]
         except FirewallError:
             return _WATCH_S
-        return _WATCH_S if moment is None else min(_WATCH_S, max(0.0, moment - self._clock()))
+        moments = [moment for moment in found if moment is not None]
+        left = min(moments, default=inf) - self._clock()
+        return min(_WATCH_S, max(_BREATH_S if len(moments) else 0.0, left))
 
     def _expire(self) -> None:
         while expired := self._store.expired(self._clock(), _EXPIRY_CHUNK):

@@ -23,6 +23,7 @@ from firewall.layout import C
 from firewall.policy import Policy
 from firewall.reporting import Reporting, ReportLimits
 from firewall.ruleset import Ruleset
+from firewall.set_store import SetStore
 from firewall.shield import Panic, Shield
 from firewall.store import Block, Store
 
@@ -76,6 +77,7 @@ class InForce:
     ) -> None:
         """`manner`: its options are those that the kernel was made with; `clock`: seconds since 1970."""
         self._store = store
+        self._set_store = SetStore(store)
         self._kernel = kernel
         self._interfaces = interfaces
         self._limits = limits
@@ -104,8 +106,9 @@ class InForce:
     def _load(self, slots: dict[int, int], protected: dict[str, int]) -> None:
         """The stored rules become those in force. `slots`: of policy rules, by handle, that count already."""
         ruleset = self._empty_ruleset(slots)
+        sets = {each.name: self._set_store.keys(each.number) for each in self._set_store.sets()}
         imported = [self._block_entries(block) for block in self._store.blocks()]
-        fresh_slots = ruleset.load(self._store.loose(), imported, protected, self._shield.never_drop)
+        fresh_slots = ruleset.load(self._store.loose(), imported, protected, self._shield.never_drop, sets)
         self._reserve(ruleset.addresses.sizes(), ruleset.policy)
         self._kernel.reconcile(self._image(fresh_slots, ruleset))
         self._ruleset = ruleset

@@ -201,14 +201,23 @@ def _default_drops(packet: Packet, options: tuple[int, int]) -> bool:
 
 
 def concerned(
-    packets: Sequence[Managing], removed: Sequence[Record], written: Sequence[Record]
+    packets: Sequence[Managing],
+    removed: Sequence[Record],
+    written: Sequence[Record],
+    before: Rules,
+    after: Rules,
 ) -> list[Managing]:
     """Of the packets, those that a change may drop: a few rules are looked at, before all rules are."""
     if not packets or len(removed) + len(written) > _FEW:
         return list(packets)
     drops = [each.rule for each in written if each.rule.enabled and each.rule.action == "drop"]
     allows = [each.rule for each in removed if each.rule.enabled and each.rule.action == "allow"]
-    return [each for each in packets if any(matches(rule, each.packet) for rule in (*drops, *allows))]
+    return [
+        each
+        for each in packets
+        if any(matches(rule, each.packet, after.sets) for rule in drops)
+        or any(matches(rule, each.packet, before.sets) for rule in allows)
+    ]
 
 
 def names_listener(rule: Rule, listener: Listener) -> bool:
@@ -217,9 +226,10 @@ def names_listener(rule: Rule, listener: Listener) -> bool:
     return (
         rule.enabled
         and rule.action == "drop"
-        and not rule.sources
+        and not rule.asks_sources
+        and not rule.sets
         and port in rule.destination_ports
-        and matches(rule, _knock(listener))
+        and matches(rule, _knock(listener), {})
     )
 
 

@@ -7,7 +7,7 @@ a look at each policy rule; never one at each address.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple, Protocol
 
@@ -18,6 +18,9 @@ from firewall.match import PortRange
 from firewall.packet import Packet
 from firewall.policy_columns import PolicyRule
 from firewall.rule import VERSIONS, Rule
+from firewall.set_keys import NO_KEYS, SetKeys
+
+Sets = Mapping[str, SetKeys]
 
 
 class MatchingRule(NamedTuple):
@@ -51,12 +54,15 @@ class Rules(Protocol):
     @property
     def policy_rules(self) -> dict[int, PolicyRule]: ...
 
+    @property
+    def sets(self) -> Sets: ...
+
 
 def matching_rules(packet: Packet, rules: Rules) -> list[MatchingRule]:
     """All enabled rules that match; the first that does not only observe wins. Where ranks are equal, they stand in the
     order in which the filters choose: those of the address tables by list, length and age, then the policy's by age."""
     found = _address_matches(packet, rules.addresses)
-    found += _policy_matches(packet, rules.policy_rules.values())
+    found += _policy_matches(packet, rules.policy_rules.values(), rules.sets)
     return [each for _, each in sorted(found)]
 
 
@@ -89,26 +95,26 @@ def _prefixes(packet: Packet, occupancy: Occupancy) -> Iterable[tuple[int, int, 
             yield scope, length, address >> (bits - length) << (bits - length)
 
 
-def _policy_matches(packet: Packet, rules: Iterable[PolicyRule]) -> list[_Found]:
+def _policy_matches(packet: Packet, rules: Iterable[PolicyRule], sets: Sets) -> list[_Found]:
     return [
         (
             (each.rule.rank, 1, each.handle),
             MatchingRule(each.rule.rank, each.handle, True, each.rule.observes),
         )
         for each in rules
-        if matches(each.rule, packet)
+        if matches(each.rule, packet, sets)
     ]
 
 
-def matches(rule: Rule, packet: Packet) -> bool:
-    """Whether every field that the rule asks fits; not whether it is enabled."""
+def matches(rule: Rule, packet: Packet, sets: Sets) -> bool:
+    """Whether every field that the rule asks fits; not whether it is enabled. `sets`: what is in those it names."""
     protocols = rule.effective_protocols()
     return (
         packet.hook in rule.hooks
         and (protocols is None or packet.protocol in protocols)
         and packet.version in VERSIONS[rule.family]
-        and _covered(rule.sources, packet.version, packet.source)
-        and _covered(rule.destinations, packet.version, packet.destination)
+        and _covered(rule.sources, rule.source_sets, sets, packet.version, packet.source)
+        and _covered(rule.destinations, rule.destination_sets, sets, packet.version, packet.destination)
         and _has_port(rule.source_ports, packet.source_port)
         and _has_port(rule.destination_ports, packet.destination_port)
         and (rule.tcp_flags is None or _has_flags(rule, packet))
@@ -117,13 +123,15 @@ def matches(rule: Rule, packet: Packet) -> bool:
     )
 
 
-def _covered(prefixes: Sequence[Prefix], version: int, address: int) -> bool:
-    if not prefixes:
+def _covered(
+    prefixes: Sequence[Prefix], names: Sequence[str], sets: Sets, version: int, address: int
+) -> bool:
+    if not prefixes and not names:
         return True
     bits = BITS[version]
     return any(
         each.version == version and (each.address ^ address) >> (bits - each.length) == 0 for each in prefixes
-    )
+    ) or any(sets.get(name, NO_KEYS).matches(version, address) for name in names)
 
 
 def _has_port(ranges: Sequence[PortRange], port: int | None) -> bool:

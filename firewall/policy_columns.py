@@ -6,7 +6,7 @@ stand so that rules of the same addresses are neighbours; which bit a rule gets 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -18,8 +18,10 @@ from firewall.address import BITS, Prefix
 from firewall.layout import C
 from firewall.match import IcmpType, PortRange, TcpFlags
 from firewall.rule import VERSIONS, Rule
+from firewall.set_keys import NO_KEYS, SetKeys
 
 Ints = npt.NDArray[np.int64]
+Sets = Mapping[str, SetKeys]
 T = TypeVar("T")
 Starts = npt.NDArray[Any]  # uint64 for IPv4; 16 bytes in network order, "S16", for IPv6
 START = {4: np.dtype(np.uint64), 6: np.dtype("S16")}
@@ -96,24 +98,26 @@ class RuleColumns:
     def prefixes(self, version: int) -> Ranges:
         return self.prefixes4 if version == 4 else self.prefixes6
 
-    def changed(self, gone: Collection[int], come: Iterable[PolicyRule]) -> RuleColumns:
+    def changed(self, gone: Collection[int], come: Iterable[PolicyRule], sets: Sets) -> RuleColumns:
         """Without the rules of some handles, with others."""
         stays = ~np.isin(self.handles, np.fromiter(gone, np.int64, len(gone)))
         kept = self if stays.all() else _chosen(self, np.flatnonzero(stays))
-        added = rule_columns(come)
+        added = rule_columns(come, sets)
         if not len(added):
             return kept
         both = _joined(kept, added)
         return _chosen(both, np.array(sorted(range(len(both)), key=both.keys.__getitem__), np.int64))
 
 
-def rule_columns(rules: Iterable[PolicyRule]) -> RuleColumns:
+def rule_columns(rules: Iterable[PolicyRule], sets: Sets | None = None) -> RuleColumns:
+    """`sets`: those that the rules name."""
     keyed = sorted(((_key(each), each) for each in rules), key=lambda pair: pair[0])
     made = [each for _, each in keyed]
     asked = [each.rule for each in made]
     belows, below = _numbered([_below(rule) for rule in asked])
     glob_lists, globs = _numbered([rule.interfaces for rule in asked])
     sides = [(rule.sources, rule.destinations) for rule in asked]
+    asks = [(rule.asks_sources, rule.asks_destinations) for rule in asked]
     ports = [(rule.source_ports, rule.destination_ports) for rule in asked]
     return RuleColumns(
         keys=tuple(key for key, _ in keyed),
@@ -122,15 +126,15 @@ def rule_columns(rules: Iterable[PolicyRule]) -> RuleColumns:
         ranks=np.array([rule.rank for rule in asked], np.int64),
         hooks=_bit_sets([rule.hooks for rule in asked]),
         versions=_bit_sets([[version == 6 for version in VERSIONS[rule.family]] for rule in asked]),
-        addresses=_bit_sets([[side for side in range(_SIDES) if pair[side]] for pair in sides]),
+        addresses=_bit_sets([[side for side in range(_SIDES) if pair[side]] for pair in asks]),
         ports=_bit_sets([[side for side in range(_SIDES) if pair[side]] for pair in ports]),
         observes=np.array([rule.observes for rule in asked], np.bool_),
         below=below,
         globs=globs,
         belows=belows,
         glob_lists=glob_lists,
-        prefixes4=_prefix_ranges(4, sides),
-        prefixes6=_prefix_ranges(6, sides),
+        prefixes4=_set_ranges(4, asked, sets or {}, _prefix_ranges(4, sides)),
+        prefixes6=_set_ranges(6, asked, sets or {}, _prefix_ranges(6, sides)),
         port_ranges=_port_ranges(ports),
     )
 
@@ -139,9 +143,15 @@ def _key(each: PolicyRule) -> bytes:
     """Rules of the same addresses stand together, those that leave the same side open too: then few words of a
     packet's vectors are not 0 (Baboescu and Varghese, SIGCOMM 2001, rearrangement)."""
     rule = each.rule
-    parts = [bytes((2 * (not rule.destinations) + (not rule.sources),))]
-    for prefixes in (rule.sources, rule.destinations):
-        parts.append(_prefix_key(min(prefixes)) if prefixes else bytes(18))
+    parts = [bytes((2 * (not rule.asks_destinations) + (not rule.asks_sources),))]
+    for prefixes, sets in (
+        (rule.sources, rule.source_sets),
+        (rule.destinations, rule.destination_sets),
+    ):
+        if sets:
+            parts.append(b"@" + min(sets).encode()[:17].ljust(17, b"\0"))
+        else:
+            parts.append(_prefix_key(min(prefixes)) if prefixes else bytes(18))
     for ranges in (rule.destination_ports, rule.source_ports):
         first = min(ranges, default=PortRange(0, 0))
         parts.append(first.first.to_bytes(2, "big") + first.last.to_bytes(2, "big"))
@@ -185,6 +195,23 @@ def _prefix_ranges(version: int, sides: Sequence[tuple[Sequence[Prefix], Sequenc
     ends = [each.address + (1 << (BITS[version] - each.length)) for each in prefixes]
     lengths = [each.length for each in prefixes]
     return _ranges(places, _addresses(version, starts), _addresses(version, ends), lengths)
+
+
+def _set_ranges(version: int, rules: Sequence[Rule], sets: Sets, others: Ranges) -> Ranges:
+    """With those of the sets that rules name."""
+    parts = [others]
+    for row, rule in enumerate(rules):
+        for side, names in enumerate((rule.source_sets, rule.destination_sets)):
+            for name in names:
+                keys = sets.get(name, NO_KEYS)
+                ranges = keys.ranges4 if version == 4 else keys.ranges6
+                count = len(ranges.starts)
+                rows, on_side = np.full(count, row, np.int64), np.full(count, side, np.uint8)
+                parts.append(Ranges(rows, on_side, ranges.starts, ranges.ends, ranges.lengths))
+    if len(parts) == 1:
+        return others
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return Ranges(*(np.concatenate(column) for column in columns))
 
 
 def _addresses(version: int, numbers: Sequence[int]) -> Starts:

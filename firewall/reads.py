@@ -18,6 +18,7 @@ from firewall.address import Prefix
 from firewall.counts import Counts
 from firewall.errors import NotFound
 from firewall.layout import HOOKS, REASONS, VERDICTS
+from firewall.matching import Sets
 from firewall.rule import Rule
 from firewall.store import InterfaceTotal, Record
 from firewall.timings import Timing
@@ -76,9 +77,12 @@ class Reads(Counts):
             entries = self._ruleset.addresses.covering(prefix.version, prefix.address, prefix.length)
             handles = {entry.handle for entry in entries}
             handles |= {
-                each.handle for each in self._ruleset.policy_rules.values() if _covers(each.rule, prefix)
+                each.handle
+                for each in self._ruleset.policy_rules.values()
+                if _covers(each.rule, prefix, self._ruleset.sets)
             }
-        handles |= {each.handle for each in self._store.disabled() if _covers(each.rule, prefix)}
+            sets = self._ruleset.sets
+        handles |= {each.handle for each in self._store.disabled() if _covers(each.rule, prefix, sets)}
         return sorted(handles)
 
     def export(self) -> tuple[Iterator[Rule], str]:
@@ -236,5 +240,11 @@ class Reads(Counts):
         return record
 
 
-def _covers(rule: Rule, prefix: Prefix) -> bool:
-    return any(each.covers(prefix) for each in (*rule.sources, *rule.destinations))
+def _covers(rule: Rule, prefix: Prefix, sets: Sets) -> bool:
+    if any(each.covers(prefix) for each in (*rule.sources, *rule.destinations)):
+        return True
+    return any(
+        any(sets[name].covering(prefix.version, prefix.address, prefix.length))
+        for name in rule.sets
+        if name in sets
+    )

@@ -19,6 +19,7 @@ class Resets(Commits, Advice):
         """Raises NotFound."""
         with self._changing_alone():
             record = self._present(rule_id)
+            self._summed = None
             (total,) = self._totals([record])
             reset = Reset(total.packets, total.bytes, self._clock())
             with self._store.transaction():

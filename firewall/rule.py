@@ -6,7 +6,7 @@ Owns the meaning of the fields together (which protocols have ports, ...). Knows
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
@@ -40,6 +40,7 @@ DEFAULT_PRIORITY = 1000
 PRIORITY_MAX = 65535
 VERSIONS: dict[str, tuple[int, ...]] = {"any": (4, 6), "ipv4": (4,), "ipv6": (6,)}
 ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+SET_MARK = "@"  # before the name of a set, among addresses
 T = TypeVar("T")
 _INTERFACE = re.compile(r"[^\s/]{1,64}")
 
@@ -71,6 +72,21 @@ class Rule:
     ttl_s: int | None = None
     expires_at: float | None = None
     mode: RuleMode = "enforce"
+    source_sets: tuple[str, ...] = ()
+    destination_sets: tuple[str, ...] = ()
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Names of the sets that stand among its addresses, as often as they do."""
+        return self.source_sets + self.destination_sets
+
+    @property
+    def asks_sources(self) -> bool:
+        return bool(self.sources or self.source_sets)
+
+    @property
+    def asks_destinations(self) -> bool:
+        return bool(self.destinations or self.destination_sets)
 
     @property
     def observes(self) -> bool:
@@ -92,7 +108,7 @@ class Rule:
         """Whether sources or destinations (not both) are all that it asks: such rules live in the address tables.
         Those that observe do not: there, one rule stands for a prefix."""
         return (
-            bool(self.sources) != bool(self.destinations)
+            self.asks_sources != self.asks_destinations
             and not self.interfaces
             and not self.protocols
             and not self.source_ports
@@ -131,8 +147,8 @@ class Rule:
             "direction": self.direction,
             "interfaces": list(self.interfaces),
             "family": self.family,
-            "sources": [str(prefix) for prefix in self.sources],
-            "destinations": [str(prefix) for prefix in self.destinations],
+            "sources": _addresses_text(self.sources, self.source_sets),
+            "destinations": _addresses_text(self.destinations, self.destination_sets),
             "protocols": [format_protocol(number) for number in self.protocols],
             "source_ports": [str(ports) for ports in self.source_ports],
             "destination_ports": [str(ports) for ports in self.destination_ports],
@@ -141,6 +157,10 @@ class Rule:
             "expires_at": None if self.expires_at is None else format_time(self.expires_at),
             "labels": dict(self.labels),
         }
+
+
+def _addresses_text(prefixes: Sequence[Prefix], sets: Sequence[str]) -> list[str]:
+    return [*map(str, prefixes), *(SET_MARK + name for name in sets)]
 
 
 def format_time(seconds: float) -> str:
@@ -237,10 +257,28 @@ def _priority(value: object) -> int:
     return value
 
 
-def _prefix(value: object) -> Prefix:
+class _SetName(str):
+    """Of a set, among addresses."""
+
+    __slots__ = ()
+
+
+def _address(value: object) -> Prefix | _SetName:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not an IPv4 or IPv6 address or CIDR")
-    return parse_prefix(value)
+    if not value.startswith(SET_MARK):
+        return parse_prefix(value)
+    if not ID.fullmatch(value, len(SET_MARK)):
+        raise ValueError(f"{value!r} is not the name of a set: @ and 1 to 64 of A-Z a-z 0-9 . _ : -")
+    return _SetName(value.removeprefix(SET_MARK))
+
+
+def _prefixes(found: Sequence[Prefix | _SetName]) -> tuple[Prefix, ...]:
+    return tuple(each for each in found if isinstance(each, Prefix))
+
+
+def _set_names(found: Sequence[Prefix | _SetName]) -> tuple[str, ...]:
+    return tuple(str(each) for each in found if not isinstance(each, Prefix))
 
 
 def _interface(value: object) -> str:
@@ -325,8 +363,10 @@ def rule_from_fields(fields: Mapping[str, object], rule_id: str, now: float) -> 
         direction=read.value("direction", _choice("ingress", "egress", "both"), "ingress"),  # type: ignore[arg-type]
         interfaces=read.elements("interfaces", _interface),
         family=read.value("family", _choice("any", "ipv4", "ipv6"), "any"),  # type: ignore[arg-type]
-        sources=read.elements("sources", _prefix),
-        destinations=read.elements("destinations", _prefix),
+        sources=_prefixes(sources := read.elements("sources", _address)),
+        destinations=_prefixes(destinations := read.elements("destinations", _address)),
+        source_sets=_set_names(sources),
+        destination_sets=_set_names(destinations),
         protocols=read.elements("protocols", parse_protocol),
         source_ports=read.elements("source_ports", parse_ports),
         destination_ports=read.elements("destination_ports", parse_ports),

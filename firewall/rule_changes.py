@@ -12,11 +12,12 @@ from firewall.advice import Advice
 from firewall.commit import Commits
 from firewall.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed, Problem
 from firewall.rule import Rule
+from firewall.set_reads import SetReads
 from firewall.store import Record
 from firewall.view import BatchOutcome, RuleView
 
 
-class RuleChanges(Commits, Advice):
+class RuleChanges(Commits, Advice, SetReads):
     """Every method may be called from any thread."""
 
     def add(self, rule: Rule) -> tuple[RuleView, bool]:
@@ -28,6 +29,7 @@ class RuleChanges(Commits, Advice):
                     raise _exists(rule.id)
                 return self._warned(self._view(present), present), False
             self._interfaces.check_names(rule)
+            self._check_sets([rule])
             record = self._new_record(rule, self._store.next_handle)
             self._change([present] if present is not None else [], [record])
             return self._warned(_fresh_view(record), record), True
@@ -43,6 +45,7 @@ class RuleChanges(Commits, Advice):
             if present.rule == rule:
                 return self._warned(self._view(present), present)
             self._interfaces.check_names(rule, present.rule.interfaces)
+            self._check_sets([rule])
             changed = Record(present.handle, rule, present.created_at, self._clock())
             self._change([present], [changed])
             return self._warned(self._view(changed), changed)
@@ -77,6 +80,7 @@ class RuleChanges(Commits, Advice):
                 elif not old.rule.asks_same_as(rule):
                     raise _exists(rule.id, f"/add/{index}/id")
             self._check_names(adds, "/add")
+            self._check_sets(adds, "/add")
             first = self._store.next_handle
             records = [self._new_record(rule, first + number) for number, rule in enumerate(new)]
             removed = [present[rule_id] for rule_id in going]
@@ -96,6 +100,7 @@ class RuleChanges(Commits, Advice):
                 )
             _check_distinct([rule.id for rule in rules], "/rules")
             self._check_names(rules, "/rules", self._named_interfaces())
+            self._check_sets(rules, "/rules")
             present, deleted = self._present_and_other({rule.id for rule in rules})
             removed, written, unchanged = [], [], 0
             handle, now = self._store.next_handle, self._clock()

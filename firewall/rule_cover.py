@@ -50,7 +50,11 @@ def _first_cover(record: Record, others: Iterable[tuple[int, int, Rule]]) -> int
 def _listed_cover(record: Record, rules: Rules) -> int | None:
     """An entry of the address tables that covers every address which the rule asks for on one side."""
     sides = C["SIDE_SOURCE"], C["SIDE_DESTINATION"]
-    for side, prefixes in zip(sides, (record.rule.sources, record.rule.destinations), strict=True):
+    rule = record.rule
+    asked = (rule.sources, rule.source_sets), (rule.destinations, rule.destination_sets)
+    for side, (prefixes, sets) in zip(sides, asked, strict=True):
+        if sets:  # what is in them changes
+            continue
         found = [_entries(record, side, prefix, rules) for prefix in _asked(record.rule, prefixes)]
         common = set.intersection(*found) if found else set()
         if common:
@@ -90,8 +94,10 @@ def covers(one: Rule, other: Rule) -> bool:
         and set(VERSIONS[one.family]) >= set(VERSIONS[other.family])
         and (not one.interfaces or (bool(other.interfaces) and set(other.interfaces) <= set(one.interfaces)))
         and (protocols is None or (others is not None and others <= protocols))
-        and _cover_prefixes(one.sources, other.sources)
-        and _cover_prefixes(one.destinations, other.destinations)
+        and _cover_addresses((one.sources, one.source_sets), (other.sources, other.source_sets))
+        and _cover_addresses(
+            (one.destinations, one.destination_sets), (other.destinations, other.destination_sets)
+        )
         and _cover_ports(one.source_ports, other.source_ports)
         and _cover_ports(one.destination_ports, other.destination_ports)
         and _cover_flags(one, other)
@@ -99,8 +105,18 @@ def covers(one: Rule, other: Rule) -> bool:
     )
 
 
-def _cover_prefixes(one: Sequence[Prefix], other: Sequence[Prefix]) -> bool:
-    return not one or (bool(other) and all(any(wide.covers(narrow) for wide in one) for narrow in other))
+def _cover_addresses(
+    one: tuple[Sequence[Prefix], Sequence[str]], other: tuple[Sequence[Prefix], Sequence[str]]
+) -> bool:
+    """Prefixes and sets; a set is in itself alone, for what is in it changes."""
+    (wide, wide_sets), (narrow, narrow_sets) = one, other
+    if not wide and not wide_sets:
+        return True
+    return (
+        bool(narrow or narrow_sets)
+        and set(narrow_sets) <= set(wide_sets)
+        and all(any(each.covers(prefix) for each in wide) for prefix in narrow)
+    )
 
 
 def _cover_ports(one: Sequence[PortRange], other: Sequence[PortRange]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,15 @@ from firewall.errors import table_full
 from firewall.layout import C
 from firewall.policy import Policy, PolicyRule, compile_columns, policy_words
 from firewall.policy_columns import RuleColumns, rule_columns
+from firewall.set_keys import SetDelta, SetKeys
 from firewall.store import Record
+
+Sets = Mapping[str, SetKeys]
 
 
 @dataclass(frozen=True)
 class RulesetPlan:
-    """`policy_rules` and `policy` None: the policy stays as it is."""
+    """`policy_rules` and `policy` None: the policy stays as it is. `sets`: by name, after it."""
 
     addresses: AddressPlan
     change: Change
@@ -34,6 +37,7 @@ class RulesetPlan:
     policy: Policy | None
     fresh_slots: tuple[int, ...]
     freed_slots: tuple[int, ...]
+    sets: Sets
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Planned:
 
     addresses: PlannedAddresses
     policy_rules: dict[int, PolicyRule]
+    sets: Sets
 
 
 def is_policy(record: Record) -> bool:
@@ -50,12 +55,13 @@ def is_policy(record: Record) -> bool:
 
 class Ruleset:
     """Enabled rules, compiled. `slots`: counters for policy rules there are, two for each rule that has room, so
-    that one change can put others in the place of all."""
+    that one change can put others in the place of all. `sets`: what is in each, by name."""
 
     def __init__(self, slots: int, used_slots: Mapping[int, int]) -> None:
         """`used_slots`: by handle, those that already count."""
         self.addresses = AddressTables()
         self.policy_rules: dict[int, PolicyRule] = {}
+        self.sets: Sets = {}
         self._columns = rule_columns(())
         self.policy = compile_columns(self._columns, {})
         self._known_slots = dict(used_slots)
@@ -94,12 +100,15 @@ class Ruleset:
         interfaces: Mapping[str, int],
         arriving: Sequence[Entries] = (),
         leaving: Sequence[Entries] = (),
+        deltas: Mapping[str, SetDelta] | None = None,
     ) -> RulesetPlan:
         """A record that is in both changed. `interfaces`: ifindex by name of what is protected. `arriving` and
-        `leaving`: address rules by the million.
+        `leaving`: address rules by the million. `deltas`: by name, of sets that change.
 
         Raises TableFull where there are more policy rules than a vector has bits for.
         """
+        deltas = deltas or {}
+        sets = {**self.sets, **{name: each.after for name, each in deltas.items()}} if deltas else self.sets
         removed = [each for each in removed if each.rule.enabled]
         added = [each for each in added if each.rule.enabled]
         addresses = self.addresses.plan(
@@ -107,18 +116,34 @@ class Ruleset:
             ((each.rule, each.handle) for each in added if not is_policy(each)),
             arriving,
             leaving,
+            sets,
+            deltas,
         )
         gone = {each.handle for each in removed if is_policy(each)}
         come = [each for each in added if is_policy(each)]
-        if not gone and not come:
-            return RulesetPlan(
-                addresses, self.addresses.change(addresses, None, None), None, None, None, (), ()
-            )
-        return self._plan_policy(addresses, gone, come, interfaces)
+        again = {
+            handle
+            for handle, each in self.policy_rules.items()
+            if deltas and any(name in deltas for name in each.rule.sets)
+        }
+        if not gone and not come and not again:
+            return self._without_policy(addresses, sets)
+        return self._plan_policy(addresses, gone, come, interfaces, sets, again)
+
+    def _without_policy(self, addresses: AddressPlan, sets: Sets | None = None) -> RulesetPlan:
+        change = self.addresses.change(addresses, None, None)
+        return RulesetPlan(addresses, change, None, None, None, (), (), self.sets if sets is None else sets)
 
     def _plan_policy(
-        self, addresses: AddressPlan, gone: set[int], come: Sequence[Record], interfaces: Mapping[str, int]
+        self,
+        addresses: AddressPlan,
+        gone: set[int],
+        come: Sequence[Record],
+        interfaces: Mapping[str, int],
+        sets: Sets,
+        again: Collection[int] = (),
     ) -> RulesetPlan:
+        """`again`: handles of rules that stay, and whose addresses are others."""
         rules = dict(self.policy_rules)
         for handle in gone:
             rules.pop(handle, None)
@@ -140,13 +165,13 @@ class Ruleset:
                 slot = next(free)
                 fresh.append(slot)
             rules[record.handle] = PolicyRule(record.rule, record.handle, slot)
-        moved = {record.handle for record in come} | gone
-        columns = self._columns.changed(moved, (rules[record.handle] for record in come))
+        made = {record.handle for record in come} | (set(again) & rules.keys())
+        columns = self._columns.changed(made | gone, (rules[handle] for handle in made), sets)
         policy = compile_columns(columns, interfaces)
         self._check_words(policy)
         freed = tuple(self.policy_rules[handle].slot for handle in gone if handle not in rules)
         change = self.addresses.change(addresses, self.policy, policy, tuple(fresh))
-        return RulesetPlan(addresses, change, rules, columns, policy, tuple(fresh), freed)
+        return RulesetPlan(addresses, change, rules, columns, policy, tuple(fresh), freed, sets)
 
     def _check_words(self, policy: Policy) -> None:
         """Rules that enforce and rules that observe fill words of their own, so both kinds together may need one word
@@ -159,28 +184,38 @@ class Ruleset:
     def plan_import(self, arriving: Sequence[Entries]) -> RulesetPlan:
         """Address rules by the million."""
         addresses = self.addresses.plan_many(arriving)
-        return RulesetPlan(addresses, self.addresses.change(addresses, None, None), None, None, None, (), ())
+        return self._without_policy(addresses)
 
     def plan_never_drop(self, before: Sequence[Prefix], after: Sequence[Prefix]) -> RulesetPlan | None:
         """The list that no rule beats; None for no change."""
         if set(before) == set(after):
             return None
         addresses = self.addresses.plan_spared(set(before) - set(after), set(after) - set(before))
-        return RulesetPlan(addresses, self.addresses.change(addresses, None, None), None, None, None, (), ())
+        return self._without_policy(addresses)
 
     def plan_interfaces(self, interfaces: Mapping[str, int]) -> RulesetPlan | None:
         """What a change of the protected interfaces means for rules that name some; None for nothing."""
         if not self._columns.names_interfaces:
             return None
-        return self._plan_policy(self.addresses.plan((), ()), set(), (), interfaces)
+        return self._plan_policy(self.addresses.plan((), ()), set(), (), interfaces, self.sets)
 
     def planned(self, plan: RulesetPlan) -> Planned:
         """The rules as they will be, for who asks about packets. Nothing is copied."""
         rules = self.policy_rules if plan.policy_rules is None else plan.policy_rules
-        return Planned(PlannedAddresses(self.addresses, plan.addresses), rules)
+        return Planned(PlannedAddresses(self.addresses, plan.addresses), rules, plan.sets)
+
+    def users_of(self, name: str) -> set[int]:
+        """Handles of the rules that name a set."""
+        of_policy = {handle for handle, each in self.policy_rules.items() if name in each.rule.sets}
+        return self.addresses.layers.handles_of(name) | of_policy
+
+    def forget_set(self, name: str) -> None:
+        """Which no rule names."""
+        self.sets = {each: keys for each, keys in self.sets.items() if each != name}
 
     def commit(self, plan: RulesetPlan) -> None:
         self.addresses.commit(plan.addresses)
+        self.sets = plan.sets
         if plan.policy_rules is None or plan.columns is None or plan.policy is None:
             return
         self.policy_rules, self._columns, self.policy = plan.policy_rules, plan.columns, plan.policy
@@ -196,8 +231,10 @@ class Ruleset:
         imported: Sequence[Entries],
         interfaces: Mapping[str, int],
         never_drop: Sequence[Prefix] = (),
+        sets: Sets | None = None,
     ) -> tuple[int, ...]:
         """Everything that is stored, at the start. Answers the slots whose counters must start at 0."""
+        self.sets = sets or {}
         self.addresses.commit(self.addresses.plan_spared((), never_drop))
         for entries in imported:
             self.commit(self.plan_import([entries]))

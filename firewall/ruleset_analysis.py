@@ -67,6 +67,7 @@ def analyse(
         address_cover.places(ruleset.addresses, plain),
         address_ranks(ruleset.addresses),
         np.array([each.rule.rank for each in ruleset.policy_rules.values()], np.int64),
+        ruleset.addresses.layers.handles,
     )
     found = [Finding(handle, "matches_nothing", 0) for handle in nothing]
     for each in ruleset.policy_rules.values():
@@ -104,8 +105,10 @@ def unmatched(globs: Collection[str], names: Collection[str]) -> list[str]:
     return [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
 
 
-def of_addresses(places: Places, address_ranks: Ints, policy_ranks: Ints) -> Report:
-    """A rule is accused where all its prefixes are."""
+def of_addresses(
+    places: Places, address_ranks: Ints, policy_ranks: Ints, of_sets: Collection[int] = ()
+) -> Report:
+    """A rule is accused where all its prefixes are; not one of `of_sets`, which names sets: they change."""
     is_before = places.before != NOBODY
     is_behind = ~is_before & (places.behind != NOBODY) & _nothing_between(places, address_ranks, policy_ranks)
     taken = np.where(is_before, places.before, np.where(is_behind, places.behind, NOBODY))
@@ -123,6 +126,7 @@ def of_addresses(places: Places, address_ranks: Ints, policy_ranks: Ints) -> Rep
     others = handles_of(taken[first]).astype(np.int64)
     codes[others == 0] = CODES.index("never_drop")
     accused &= handles != 0  # that of never_drop, which is no rule
+    accused &= ~np.isin(handles, np.fromiter(of_sets, handles.dtype))
     return Report(handles[accused].astype(np.int64), codes[accused], others[accused])
 
 

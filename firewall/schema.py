@@ -88,7 +88,39 @@ CREATE TABLE undo_interfaces (         -- requests as they were; attach NULL: th
 ) WITHOUT ROWID;
 """
 
-STEPS = (_FIRST, _COUNTS, _UNDO)
+# Sets, and what takes a change of one back: all of it as it was.
+_SETS = """
+CREATE TABLE sets (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    description TEXT NOT NULL,
+    source TEXT NOT NULL,          -- who fills it: api, or the owner of a managed set
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL
+);
+CREATE TABLE set_entries (
+    number INTEGER NOT NULL,       -- of the set
+    key BLOB NOT NULL,             -- version, address in network order, prefix length
+    expires_at REAL,
+    comment TEXT,
+    created_at REAL NOT NULL,
+    updated_at REAL,               -- NULL: since it was created
+    PRIMARY KEY (number, key)
+) WITHOUT ROWID;
+CREATE INDEX set_entries_by_expiry ON set_entries (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE undo_sets (               -- description NULL: there was no such set
+    change INTEGER NOT NULL, number INTEGER NOT NULL, name TEXT NOT NULL, description TEXT, source TEXT,
+    created_at REAL, updated_at REAL,
+    PRIMARY KEY (change, number)
+) WITHOUT ROWID;
+CREATE TABLE undo_set_entries (
+    change INTEGER NOT NULL, number INTEGER NOT NULL, key BLOB NOT NULL, expires_at REAL, comment TEXT,
+    created_at REAL NOT NULL, updated_at REAL,
+    PRIMARY KEY (change, number, key)
+) WITHOUT ROWID;
+"""
+
+STEPS = (_FIRST, _COUNTS, _UNDO, _SETS)
 VERSION = len(STEPS)
 
 

@@ -203,6 +203,11 @@ class Store:
         """For tables that another module owns: reading anywhere, writing inside a transaction."""
         return self._reader
 
+    def own_connection(self) -> sqlite3.Connection:
+        """For a reading that lasts and sees one moment. Whoever asks closes it."""
+        with _failures(f"opening {self._path}"):
+            return self._connect()
+
     def _migrate(self) -> None:
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
         if not 0 <= version <= schema.VERSION:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from firewall.errors import StoreFailed
+from firewall.set_keys import SetKeys
+from firewall.set_store import SetStore
 from firewall.store import BlockRules, InterfaceRequest, Record, Store
 
 _KEPT = 20  # changes that ended
@@ -47,6 +49,7 @@ class Touched:
     ranges: tuple[tuple[int, int], ...]
     ids: frozenset[str]
     interfaces: frozenset[str]
+    sets: frozenset[str] = frozenset()
 
     def rule(self, record: Record) -> bool:
         return (
@@ -60,7 +63,7 @@ class Touched:
 class Undo:
     """To take a change back: `present` goes, `before` comes (a rule that is in both changes back), of blocks
     `leaving` goes and `arriving` comes. `added`: handles of `present` that go for good. `interfaces`: requests as they
-    were, None for none."""
+    were, None for none. `sets`: what was in each that changed, as far as it has not expired."""
 
     present: list[Record]
     before: list[Record]
@@ -68,6 +71,7 @@ class Undo:
     leaving: list[BlockRules] = field(default_factory=list)
     arriving: list[BlockRules] = field(default_factory=list)
     interfaces: dict[str, InterfaceRequest | None] = field(default_factory=dict)
+    sets: dict[str, SetKeys] = field(default_factory=dict)
 
 
 @contextmanager
@@ -83,6 +87,7 @@ class UndoLog:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._set_store = SetStore(store)
 
     # -- writing
 
@@ -127,6 +132,25 @@ class UndoLog:
             row = (change, name, *values)
             self._store.connection.execute("INSERT INTO undo_interfaces VALUES (?,?,?,?,?,?)", row)
 
+    def save_set(self, change: int, number: int) -> None:
+        """Before it changes, or goes: all of it as it is."""
+        connection = self._store.connection
+        with _failures("writing the change"):
+            connection.execute(
+                "INSERT INTO undo_sets SELECT ?, number, name, description, source, created_at, updated_at"
+                " FROM sets WHERE number = ?",
+                (change, number),
+            )
+            connection.execute(
+                "INSERT INTO undo_set_entries SELECT ?, * FROM set_entries WHERE number = ?", (change, number)
+            )
+
+    def save_new_set(self, change: int, number: int, name: str) -> None:
+        with _failures("writing the change"):
+            self._store.connection.execute(
+                "INSERT INTO undo_sets VALUES (?,?,?,NULL,NULL,NULL,NULL)", (change, number, name)
+            )
+
     def end(self, change: int, state: str, reason: str, now: float) -> None:
         """Confirmed or rolled back: nothing more is known of it than that."""
         connection = self._store.connection
@@ -148,7 +172,7 @@ class UndoLog:
                 "UPDATE changes SET state = ?, reason = ?, ended_at = ? WHERE id = ?",
                 (state, reason, now, change),
             )
-            for table in ("undo_rules", "undo_ranges", "undo_interfaces"):
+            for table in ("undo_rules", "undo_ranges", "undo_interfaces", "undo_sets", "undo_set_entries"):
                 connection.execute(f"DELETE FROM {table} WHERE change = ?", (change,))
             connection.execute(
                 "DELETE FROM changes WHERE state != 'pending' AND id NOT IN"
@@ -175,11 +199,45 @@ class UndoLog:
                 " expires_at FROM undo_rules WHERE change = ?",
                 (change,),
             )
+            self._take_back_sets(change, now)
         self._store.remove_blocks([first for first, _ in self._ranges(change, "imported")])
         for name, request in self.interfaces(change).items():
             self._store.write_interface(request, name)
         self._store.advance_revision()
         self.end(change, "rolled_back", reason, now)
+
+    def _take_back_sets(self, change: int, now: float) -> None:
+        connection = self._store.connection
+        rows = connection.execute(
+            "SELECT number, name, description FROM undo_sets WHERE change = ?", (change,)
+        )
+        for number, name, description in rows.fetchall():
+            connection.execute("DELETE FROM set_entries WHERE number = ?", (number,))
+            if description is not None or not self._names_set(name):
+                connection.execute("DELETE FROM sets WHERE number = ?", (number,))
+        connection.execute(
+            "INSERT INTO sets SELECT number, name, description, source, created_at, updated_at FROM undo_sets"
+            " WHERE change = ? AND description IS NOT NULL",
+            (change,),
+        )
+        connection.execute(
+            "INSERT INTO set_entries SELECT number, key, expires_at, comment, created_at, updated_at"
+            " FROM undo_set_entries WHERE change = ? AND (expires_at IS NULL OR expires_at > ?)",
+            (change, now),
+        )
+
+    def _names_set(self, name: str) -> bool:
+        """Whether a rule does."""
+        query = "SELECT EXISTS (SELECT 1 FROM rules WHERE instr(fields, ?) > 0)"
+        return bool(self._store.connection.execute(query, (f'"@{name}"',)).fetchone()[0])
+
+    def awaits_set(self, name: str) -> int | None:
+        """A change that waits, whose way back has rules that name a set."""
+        with _failures("reading the changes"):
+            row = self._store.connection.execute(
+                "SELECT change FROM undo_rules WHERE instr(fields, ?) > 0 LIMIT 1", (f'"@{name}"',)
+            ).fetchone()
+        return None if row is None else int(row[0])
 
     # -- reading
 
@@ -203,9 +261,15 @@ class UndoLog:
             tuple(ranges),
             frozenset(row[1] for row in rows),
             frozenset(self.interfaces(change)),
+            frozenset(self._sets(change).values()),
         )
 
-    def undo(self, change: int) -> Undo:
+    def _sets(self, change: int) -> dict[int, str]:
+        with _failures("reading the changes"):
+            query = "SELECT number, name FROM undo_sets WHERE change = ?"
+            return dict(self._store.connection.execute(query, (change,)).fetchall())
+
+    def undo(self, change: int, now: float) -> Undo:
         connection = self._store.connection
         with _failures("reading the changes"):
             rows = connection.execute(
@@ -232,6 +296,10 @@ class UndoLog:
             leaving,
             list(self._arriving(gone)),
             self.interfaces(change),
+            {
+                name: self._set_store.keys_before(change, number, now)
+                for number, name in self._sets(change).items()
+            },
         )
 
     def _arriving(self, gone: Ranges) -> Iterator[BlockRules]:

@@ -44,6 +44,57 @@ class RuleQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class SetView:
+    """A set. `source`: who fills it, "api" where requests do. `entries`: how many; `rules`: ids of those that name it,
+    of disabled ones too. Times are seconds since 1970, UTC."""
+
+    name: str
+    description: str
+    source: str
+    entries: int
+    rules: tuple[str, ...]
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class EntryView:
+    """An entry of a set. `packets`, `bytes`, `last_hit`: of rules that are addresses alone; None where no such rule
+    names the set."""
+
+    prefix: Prefix
+    expires_at: float | None
+    comment: str | None
+    created_at: float
+    updated_at: float
+    packets: int | None
+    bytes: int | None
+    last_hit: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EntryQuery:
+    """Filters of a set's entries, None where not asked. `address`: entries that cover it or lie in it; `comment`: a
+    part of it; `expires`: those that expire, or those that do not."""
+
+    address: Prefix | None = None
+    comment: str | None = None
+    expires: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EntriesOutcome:
+    """How many entries came, went, were there with another time or comment, were there just so; `missing`: were to go
+    and were not there."""
+
+    added: int = 0
+    removed: int = 0
+    refreshed: int = 0
+    unchanged: int = 0
+    missing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class FoundView:
     """What the analysis says of a rule."""
 
@@ -216,6 +267,8 @@ class StatusView:
     never_drop: tuple[str, ...]
     panic: PanicView
     changes_waiting: int = 0  # for their confirmation
+    sets: int = 0
+    set_entries: int = 0
 
 
 @dataclass(frozen=True, slots=True)

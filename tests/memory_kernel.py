@@ -18,6 +18,7 @@ from firewall.datapath import (
     Attached,
     Change,
     Connection,
+    Entries,
     Entry,
     Expected,
     Happened,
@@ -157,8 +158,15 @@ class MemoryKernel:
         for each in change.come:
             self.entries |= dict(decoded(each))
         for each in change.gone:
-            for key, _ in decoded(each):
-                del self.entries[key]
+            for key, entry in decoded(each):
+                assert self.entries.pop(key) == entry
+                gone[entry.handle] = self.hits.pop(entry.handle, NO_HITS)
+        for before, after in change.changed:
+            for (key, old), (same, new) in zip(decoded(before), decoded(after), strict=True):
+                assert key == same and self.entries[key] == old
+                self.entries[key] = new
+                if old.handle != new.handle and old.handle in self.hits:
+                    gone[old.handle] = self.hits.pop(old.handle)
         self.policy = change.policy or self.policy
         return gone
 
@@ -170,6 +178,10 @@ class MemoryKernel:
             self.hits.get(self.entries[key].handle, NO_HITS) if key in self.entries else NO_HITS
             for key in keys
         ]
+
+    def hits_of(self, entries: Sequence[Entries]) -> dict[int, Hits]:
+        handles = {handle for each in entries for handle in each.handles.tolist()}
+        return {handle: self.hits[handle] for handle in handles if handle in self.hits}
 
     def all_address_hits(self) -> dict[int, Hits]:
         return dict(self.hits)

@@ -8,9 +8,10 @@ of them is left (settle).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,19 @@ from firewall.kernel.policy_maps import write_policy
 from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
 
 VERSIONS = (4, 6)
+_FEW_LOOKUPS = 20_000
+
+
+class Hit(NamedTuple):
+    """Of many entries those that were hit: their rows, and what the table holds."""
+
+    rows: npt.NDArray[np.int64]
+    records: Records
+
+    def only(self, mask: npt.NDArray[np.bool_]) -> Hit:
+        return Hit(self.rows[mask], self.records[mask])
+
+
 # The entries of a change's keys as they were before it, by key.
 Present = Mapping[Key, np.void]
 
@@ -54,7 +68,7 @@ class KernelDatapath:
         self._filter = AddressFilter(maps, self._all_keys, self._wait)
         self._tables = {version: AddressTable(maps, version, self._filter) for version in VERSIONS}
         self._unsettled: Change | None = None
-        self._cut_off: tuple[Change, Present] | None = None
+        self._cut_off: tuple[Change, Present, Sequence[Hit]] | None = None
         self._epoch_word = maps.arrays["control_map"].view("<u8")
         self._cpus = possible_cpus()
         self.interfaces = InterfaceCounters(maps, self._cpus)
@@ -103,11 +117,16 @@ class KernelDatapath:
         self.settle()
         self.clear_policy_hits(change.fresh_slots)
         present = self._present(change.edits)
-        if change.policy is None and len(change.edits) <= 1 and not change.come and not change.gone:
+        many = change.come or change.gone or change.changed
+        if change.policy is None and len(change.edits) <= 1 and not many:
             self._apply_one(change, present)
-        else:
-            self._apply_at_once(change, present)
-        return _gone(change.edits, present)
+            return _gone(change.edits, present)
+        hit = self._hit([*change.gone, *(old for old, _ in change.changed)])
+        self._apply_at_once(change, present, hit[len(change.gone) :])
+        went = [*zip(change.gone, hit, strict=False)]
+        for (old, new), found in zip(change.changed, hit[len(change.gone) :], strict=True):
+            went.append((old, found.only(old.handles[found.rows] != new.handles[found.rows])))
+        return _sum(_gone(change.edits, present), went)
 
     def _present(self, edits: Sequence[Edit]) -> Present:
         found = ((edit.key, self._entry(edit.key)) for edit in edits if edit.old)
@@ -136,15 +155,21 @@ class KernelDatapath:
         )
         self._tables[key.version].write_one(key, value.tobytes())
 
-    def _apply_at_once(self, change: Change, present: Present) -> None:
+    def _apply_at_once(self, change: Change, present: Present, hit: Sequence[Hit] = ()) -> None:
+        """`hit`: of those that change by the million."""
         epoch = self.epoch + (2 if change.policy is None else 1)
-        self._cut_off = change, present
+        self._cut_off = change, present, hit
         try:
             self._write_entries(change.edits, present, since=epoch, before=True)
             for each in change.come:
                 self._tables[each.version].write(entries_key_records(each), many_entry_records(each, epoch))
             for each in change.gone:
                 self._rewrite_many(each, epoch)
+            for (old, new), found in zip(change.changed, hit, strict=True):
+                values = many_entry_records(new, epoch)
+                values["old_rank"] = old.ranks
+                goes_on = found.only(old.handles[found.rows] == new.handles[found.rows])
+                self._write_counted(new, values, goes_on)
             if change.policy is not None:
                 write_policy(self.maps, epoch & 1, change.policy, self.options)
         except BaseException:
@@ -161,7 +186,7 @@ class KernelDatapath:
         """Entries of an epoch that never came are invisible; none may stay until one comes with its number."""
         if self._cut_off is None:
             return
-        change, present = self._cut_off
+        change, present, hit = self._cut_off
         self._delete([edit for edit in change.edits if edit.old is None])
         for version in VERSIONS:
             before = {key: entry for key, entry in present.items() if key.version == version}
@@ -172,6 +197,8 @@ class KernelDatapath:
             self._tables[each.version].delete(entries_key_records(each))
         for each in change.gone:
             self._rewrite_many(each, None)
+        for (old, _), found in zip(change.changed, hit, strict=True):
+            self._write_counted(old, many_entry_records(old, 0), found)
         self._cut_off = None
 
     def wait_for_packets(self) -> None:
@@ -199,6 +226,44 @@ class KernelDatapath:
         else:
             values = many_entry_records(entries, goes_with, is_there_before=True)
         self._tables[entries.version].write(entries_key_records(entries), values)
+
+    def _write_counted(self, entries: Entries, values: Records, hit: Hit) -> None:
+        """Values of entries, of which some had been hit and go on counting."""
+        for field in ("packets", "bytes", "last_hit"):
+            values[field][hit.rows] = hit.records[field]
+        if not values["since"].any():
+            values["old_rank"] = values["rank"]
+        self._tables[entries.version].write(entries_key_records(entries), values)
+
+    def _hit(self, many: Sequence[Entries]) -> list[Hit]:
+        """Of each of some parts, the entries that were hit. Where they are many, all of the table is read: that costs
+        less than a system call for each."""
+        found: list[Hit] = []
+        dumped: dict[int, tuple[Keys, Records]] = {}
+        for each in many:
+            if len(each) <= _FEW_LOOKUPS:
+                is_there, values = self._tables[each.version].lookup_many(entries_key_records(each))
+                rows = np.flatnonzero(is_there & (values["packets"] != 0))
+                found.append(Hit(rows, values[rows]))
+                continue
+            if each.version not in dumped:
+                dumped[each.version] = self._all_hit(each.version)
+            keys, records = dumped[each.version]
+            at, is_mine = _positions(each, keys)
+            found.append(Hit(at[is_mine], records[is_mine]))
+        return found
+
+    def _all_hit(self, version: int) -> tuple[Keys, Records]:
+        keys, records = [no_entries(version).keys], [np.zeros(0, ADDRESS_ENTRY)]
+        for key_rows, values in self._tables[version].dump():
+            was_hit = values["packets"] != 0
+            keys.append(encoded_keys(version, key_rows[was_hit]))
+            records.append(values[was_hit])
+        return np.concatenate(keys), np.concatenate(records)
+
+    def hits_of(self, entries: Sequence[Entries]) -> dict[int, Hits]:
+        """By handle, of those that were hit."""
+        return _sum({}, zip(entries, self._hit(entries), strict=True))
 
     def _write_entries(self, edits: Sequence[Edit], present: Present, since: int, before: bool) -> None:
         for version in VERSIONS:
@@ -344,6 +409,21 @@ class KernelDatapath:
             self.maps["policy_counters"].update(
                 slot.to_bytes(4, "little"), bytes(RULE_COUNTER.itemsize * self._cpus)
             )
+
+
+def _sum(hits: dict[int, Hits], many: Iterable[tuple[Entries, Hit]]) -> dict[int, Hits]:
+    """With those of entries by the million, by the handle of each."""
+    for entries, hit in many:
+        handles, at = np.unique(entries.handles[hit.rows], return_inverse=True)
+        packets, size = np.zeros(len(handles), np.uint64), np.zeros(len(handles), np.uint64)
+        last_hit = np.zeros(len(handles), hit.records["last_hit"].dtype)
+        np.add.at(packets, at, hit.records["packets"])
+        np.add.at(size, at, hit.records["bytes"])
+        np.maximum.at(last_hit, at, hit.records["last_hit"])
+        columns = (each.tolist() for each in (handles, packets, size, last_hit))
+        for handle, count, total, tick in zip(*columns, strict=True):
+            hits[handle] = hits.get(handle, NO_HITS).plus(Hits(count, total, tick_to_wall(tick)))
+    return hits
 
 
 def _goes_over(edit: Edit) -> bool:

@@ -20,6 +20,7 @@ from firewall.datapath import (
     Attached,
     Change,
     Connection,
+    Entries,
     Expected,
     Happened,
     Image,
@@ -259,6 +260,9 @@ class LinuxKernel:
         for device in self._offloaded.values():
             hits = [found.plus(device.address_hits(key)) for found, key in zip(hits, keys, strict=True)]
         return hits
+
+    def hits_of(self, entries: Sequence[Entries]) -> dict[int, Hits]:
+        return self._datapath.hits_of(entries)
 
     def all_address_hits(self) -> dict[int, Hits]:
         return self._datapath.all_address_hits()

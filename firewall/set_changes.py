@@ -1,0 +1,243 @@
+"""Changes of sets: made, described, deleted, and their entries by the million.
+
+Owns what is new in a set, whose it is and who needs it. A change of entries is one change of the rules that name the
+set, performed by firewall.commit. What is stored of an entry is firewall.set_store's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from firewall.commit import Commits
+from firewall.entry_columns import Wanted, wanted
+from firewall.errors import Conflict, Problem
+from firewall.rule import parse_id
+from firewall.set_entries import EntryColumns
+from firewall.set_keys import NO_KEYS, SetDelta, between, delta
+from firewall.set_reads import SetReads
+from firewall.set_store import StoredSet
+from firewall.view import EntriesOutcome, SetView
+
+log = structlog.get_logger()
+
+API = "api"  # the source of sets that requests fill
+_FEW_KEPT = 10  # of how many entries one stays, where all the others are deleted at once
+_EXPIRY_CHUNK = 32_768
+
+
+class SetChanges(Commits, SetReads):
+    """Every public method may be called from any thread. `source` says who asks: entries of a set are changed by its
+    own source alone, or Conflict is raised. NotFound: there is no such set."""
+
+    # -- sets
+
+    def put_set(self, name: str, description: str | None = None, source: str = API) -> tuple[SetView, bool]:
+        """Makes a set, or describes one anew (None: as it is); whether it is new."""
+        parse_id(name)
+        with self._changing_alone():
+            present = self._set_store.by_name(name)
+            now = self._clock()
+            if present is None:
+                self._consider_set(name, ())
+                self._write_set(name, lambda: self._set_store.create(name, description or "", source, now))
+                self._ruleset.sets = {**self._ruleset.sets, name: NO_KEYS}
+                self._confirm_later()
+                return self.set(name), True
+            self._check_source(present, source)
+            self._consider_set(name, ())
+            text = present.description if description is None else description
+            if text != present.description:
+                self._write_set(
+                    name, lambda: self._set_store.describe(present.number, text, source, now), present
+                )
+                self._confirm_later()
+            return self.set(name), False
+
+    def give_set(self, name: str, source: str) -> None:
+        """Makes it another source's, whoever had it."""
+        with self._changing_alone():
+            present = self._stored_set(name)
+            with self._store.transaction():
+                self._set_store.describe(present.number, present.description, source, self._clock())
+
+    def delete_set(self, name: str, source: str = API) -> None:
+        """Raises Conflict where rules name it."""
+        with self._changing_alone():
+            present = self._stored_set(name)
+            self._check_source(present, source)
+            self._check_unused(name)
+            self._consider_set(name, (), removed=len(self._ruleset.sets.get(name, NO_KEYS)))
+            self._write_set(name, lambda: self._set_store.delete(present.number), present)
+            self._ruleset.forget_set(name)
+            self._confirm_later()
+
+    def _write_set(self, name: str, write: Callable[[], object], before: StoredSet | None = None) -> None:
+        """With what takes it back, where it goes unless confirmed."""
+        with self._store.transaction():
+            if not self._is_unconfirmed:
+                write()
+                return
+            self._begin_pending(0, 0, 0)
+            if before is not None:
+                self._undo_log.save_set(self._pending_id, before.number)
+            made = write()
+            if isinstance(made, StoredSet):
+                self._undo_log.save_new_set(self._pending_id, made.number, name)
+
+    def _confirm_later(self) -> None:
+        if self._is_unconfirmed:
+            self._await_confirmation()
+
+    def _check_source(self, present: StoredSet, source: str) -> None:
+        if present.source != source:
+            raise Conflict(
+                f"set {present.name!r} is filled by {present.source}",
+                "change it there; or make a set of your own, and name both in the rule",
+                code="set_managed",
+            )
+
+    def _check_unused(self, name: str) -> None:
+        users = self._users_of(name)
+        if users:
+            named = ", ".join(users[:10]) + (f" and {len(users) - 10} more" if len(users) > 10 else "")
+            raise Conflict(
+                f"set {name!r} is named by {'rule' if len(users) == 1 else 'rules'} {named}",
+                "delete these rules, or let them name another set, first",
+                tuple(Problem("", f"rule {each!r} names it") for each in users[:100]),
+                code="set_in_use",
+            )
+        waiting = self._undo_log.awaits_set(name)
+        if waiting is not None:
+            raise self._is_pending(waiting, f"a rule that names set {name!r}")
+
+    # -- entries
+
+    def add_entries(self, name: str, columns: Sequence[EntryColumns], source: str = API) -> EntriesOutcome:
+        """Entries that are there already get the time and, where one is given, the comment that comes with them."""
+        with self._changing_alone():
+            present, asked = self._stored_set(name), wanted(columns)
+            self._check_source(present, source)
+            before = self._ruleset.sets[name]
+            come = asked.keys.minus(before)
+            known = asked.only(asked.keys.minus(come))
+            return self._change_entries(present, delta(before, come, NO_KEYS), asked.only(come), known)
+
+    def replace_entries(
+        self, name: str, columns: Sequence[EntryColumns], source: str = API
+    ) -> EntriesOutcome:
+        """Makes the set just these, at one moment for packets."""
+        with self._changing_alone():
+            present, asked = self._stored_set(name), wanted(columns)
+            self._check_source(present, source)
+            change = between(self._ruleset.sets[name], asked.keys)
+            known = asked.only(asked.keys.minus(change.come))
+            return self._change_entries(present, change, asked.only(change.come), known, keep_comments=False)
+
+    def delete_entries(self, name: str, columns: Sequence[EntryColumns], source: str = API) -> EntriesOutcome:
+        """Just these prefixes, not what lies in them."""
+        with self._changing_alone():
+            present, asked = self._stored_set(name), wanted(columns)
+            self._check_source(present, source)
+            before = self._ruleset.sets[name]
+            gone = asked.keys.common(before)
+            outcome = self._change_entries(
+                present, delta(before, NO_KEYS, gone), asked.only(NO_KEYS), asked.only(NO_KEYS)
+            )
+            return EntriesOutcome(removed=outcome.removed, missing=len(asked.keys) - len(gone))
+
+    def preview_entries(self, name: str, columns: Sequence[EntryColumns], is_whole: bool) -> EntriesOutcome:
+        """What replacing all (`is_whole`) or adding would bring and take; what stays is not compared: unchanged."""
+        asked = wanted(columns).keys
+        with self._lock:
+            self._stored_set(name)
+            before = self._ruleset.sets[name]
+        come = asked.minus(before)
+        gone = len(before.minus(asked)) if is_whole else 0
+        return EntriesOutcome(added=len(come), removed=gone, unchanged=len(asked) - len(come))
+
+    def _change_entries(
+        self, present: StoredSet, change: SetDelta, come: Wanted, known: Wanted, keep_comments: bool = True
+    ) -> EntriesOutcome:
+        """`come`: entries that are not there yet; `known`: that are there and stay."""
+        if not (known.has_particulars or self._set_store.has_particulars(present.number)):
+            known = known.only(NO_KEYS)
+        refreshed = 0
+
+        def write() -> None:
+            nonlocal refreshed
+            if self._is_unconfirmed:
+                self._begin_pending(len(change.come), len(change.gone), len(known.keys))
+                self._undo_log.save_set(self._pending_id, present.number)
+            refreshed = self._write_entries(present.number, change, come, known, keep_comments)
+            if refreshed or not change.is_empty:
+                self._set_store.note_update(present.number, self._clock())
+
+        stays = len(change.after) - len(change.come)
+        if self._is_rehearsal and len(known.keys):
+            refreshed = self._try_refreshing(present, known, keep_comments)
+        plan = self._ruleset.plan(
+            (), (), self._interfaces.protected(), deltas={} if change.is_empty else {present.name: change}
+        )
+        self._check_room(plan)
+        counts = len(change.come), len(change.gone), refreshed
+        self._consider_set(present.name, (plan,), *counts, unchanged=stays - refreshed)
+        self._perform(plan, write, set(), [])
+        self._confirm_later()
+        asked = len(change.come) + (stays if keep_comments is False else len(known.keys))
+        return EntriesOutcome(
+            added=len(change.come),
+            removed=len(change.gone),
+            refreshed=refreshed,
+            unchanged=max(0, asked - len(change.come) - refreshed),
+        )
+
+    def _write_entries(
+        self, number: int, change: SetDelta, come: Wanted, known: Wanted, keep_comments: bool
+    ) -> int:
+        now, store = self._clock(), self._set_store
+        if len(change.gone) * _FEW_KEPT > len(change.before) * (_FEW_KEPT - 1):
+            store.delete_all_but(number, change.before.minus(change.gone))
+        else:
+            store.delete_entries(number, change.gone)
+        if not come.differs:
+            store.insert(number, come.keys, come.expires_at, come.comment, now)
+        else:
+            for version, keys, until, comments in come.rows():
+                store.insert_each(number, version, keys, until, comments, now)
+        return sum(
+            store.refresh(number, version, keys, until, comments, now, keep_comments)
+            for version, keys, until, comments in known.rows()
+        )
+
+    def _try_refreshing(self, present: StoredSet, known: Wanted, keep_comments: bool) -> int:
+        """How many would change. Nothing of it stays."""
+        self._store.begin()
+        try:
+            empty = delta(NO_KEYS, NO_KEYS, NO_KEYS)
+            return self._write_entries(present.number, empty, known.only(NO_KEYS), known, keep_comments)
+        finally:
+            self._store.rollback()
+
+    # -- expiry
+
+    def _expire_entries(self) -> None:
+        """The first of those whose time has come, so that nobody waits long for the lock; the others at once after."""
+        expired = self._set_store.expired(self._clock(), _EXPIRY_CHUNK)
+        if not expired:
+            return
+        names = {each.number: each.name for each in self._set_store.sets()}
+        sets = self._ruleset.sets
+        deltas = {
+            names[number]: delta(sets[names[number]], NO_KEYS, gone) for number, gone in expired.items()
+        }
+        with self._changing_alone():
+            plan = self._ruleset.plan((), (), self._interfaces.protected(), deltas=deltas)
+
+            def write() -> None:
+                for number, gone in expired.items():
+                    self._set_store.delete_entries(number, gone)
+
+            self._perform(plan, write, set(), [])
+        log.info("entries expired", count=sum(map(len, expired.values())), sets=sorted(deltas))

@@ -1,0 +1,196 @@
+"""The prefixes of a set as sorted keys, by the million: what is in it, and what a change of it brings and takes.
+
+Owns the arithmetic over such columns: differences, membership, and the ranges of addresses that a set covers. Keys are
+those of firewall/address_index.py with scope 0; a list's scope is put in where one is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.address import BITS, Prefix
+from firewall.address_entries import Key
+from firewall.address_index import Keys, encode, encode_many, key_columns, no_entries, place_of
+from firewall.address_list import PrefixColumns
+
+_SCOPE_SHIFT4 = np.uint64(40)
+_MASK4 = np.uint64((1 << 40) - 1)
+
+
+class PrefixRanges(NamedTuple):
+    """Disjoint prefixes, sorted: the first address of each and the first behind it, 0 where that is past the last."""
+
+    starts: npt.NDArray[np.generic]
+    ends: npt.NDArray[np.generic]
+    lengths: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SetKeys:
+    """Sorted and distinct, by IP version."""
+
+    four: Keys
+    six: Keys
+
+    def of(self, version: int) -> Keys:
+        return self.four if version == 4 else self.six
+
+    def __len__(self) -> int:
+        return len(self.four) + len(self.six)
+
+    @cached_property
+    def _lengths(self) -> dict[int, list[int]]:
+        """Which prefix lengths there are."""
+        return {version: np.unique(key_columns(version, self.of(version))[1]).tolist() for version in BITS}
+
+    def covering(self, version: int, address: int, most: int | None = None) -> Iterator[Prefix]:
+        """Its prefixes that an address lies in, the longest first; `most`: none longer than this."""
+        bits = BITS[version]
+        for length in reversed(self._lengths[version]):
+            masked = address >> (bits - length) << (bits - length)
+            if (most is None or length <= most) and self.has(Prefix(version, masked, length)):
+                yield Prefix(version, masked, length)
+
+    def matches(self, version: int, address: int) -> bool:
+        return next(self.covering(version, address), None) is not None
+
+    def has(self, prefix: Prefix) -> bool:
+        key = Key(prefix.version, 0, prefix.length, prefix.address)
+        return place_of(self.of(prefix.version), encode(key)) is not None
+
+    @cached_property
+    def ranges4(self) -> PrefixRanges:
+        """The same addresses without prefixes that lie in others."""
+        return _ranges(4, self.four)
+
+    @cached_property
+    def ranges6(self) -> PrefixRanges:
+        return _ranges(6, self.six)
+
+    def changed(self, come: SetKeys, gone: SetKeys) -> SetKeys:
+        """`gone` is in it, `come` is not."""
+        return SetKeys(*(with_others(without(self.of(v), gone.of(v)), come.of(v)) for v in (4, 6)))
+
+    def minus(self, other: SetKeys) -> SetKeys:
+        return SetKeys(*(each[~is_in(each, of)] for each, of in zip(self._both, other._both, strict=True)))
+
+    def common(self, other: SetKeys) -> SetKeys:
+        return SetKeys(*(each[is_in(each, of)] for each, of in zip(self._both, other._both, strict=True)))
+
+    @property
+    def _both(self) -> tuple[Keys, Keys]:
+        return self.four, self.six
+
+
+@dataclass(frozen=True)
+class SetDelta:
+    """A change of what is in a set."""
+
+    before: SetKeys
+    after: SetKeys
+    come: SetKeys
+    gone: SetKeys
+
+    @property
+    def is_empty(self) -> bool:
+        return not len(self.come) and not len(self.gone)
+
+
+NO_KEYS = SetKeys(no_entries(4).keys, no_entries(6).keys)
+
+
+def set_keys(columns: Iterable[PrefixColumns]) -> SetKeys:
+    found: dict[int, list[Keys]] = {4: [NO_KEYS.four], 6: [NO_KEYS.six]}
+    for each in columns:
+        found[each.version].append(encode_many(each.version, 0, each.lengths, each.addresses))
+    return SetKeys(*(np.unique(np.concatenate(found[version])) for version in (4, 6)))
+
+
+def delta(before: SetKeys, come: SetKeys, gone: SetKeys) -> SetDelta:
+    """`gone` is in the set, `come` is not."""
+    return SetDelta(before, before.changed(come, gone), come, gone)
+
+
+def between(before: SetKeys, after: SetKeys) -> SetDelta:
+    return SetDelta(before, after, after.minus(before), before.minus(after))
+
+
+def is_in(keys: Keys, others: Keys) -> npt.NDArray[np.bool_]:
+    """Which of the keys are among others, which are sorted."""
+    if not len(others):
+        return np.zeros(len(keys), np.bool_)
+    at = np.searchsorted(others, keys).clip(max=len(others) - 1)
+    return np.asarray(others[at] == keys)
+
+
+def without(keys: Keys, gone: Keys) -> Keys:
+    """Sorted keys without some of them."""
+    if not len(gone):
+        return keys
+    stays = np.ones(len(keys), np.bool_)
+    stays[np.searchsorted(keys, gone)] = False
+    return keys[stays]
+
+
+def with_others(keys: Keys, come: Keys) -> Keys:
+    """Sorted keys and others, sorted, that are not among them."""
+    return np.insert(keys, np.searchsorted(keys, come), come) if len(come) else keys
+
+
+def scoped(version: int, keys: Keys, scope: int) -> Keys:
+    """As keys of a list of the address tables."""
+    if version == 4:
+        return np.asarray(keys | np.uint64(scope) << _SCOPE_SHIFT4)
+    rows = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, 18).copy()
+    rows[:, 0] = scope
+    return rows.reshape(-1).view("S18")
+
+
+def unscoped(version: int, keys: Keys) -> Keys:
+    return np.asarray(keys & _MASK4) if version == 4 else scoped(version, keys, 0)
+
+
+def rows_of_scope(version: int, keys: Keys, scope: int) -> slice:
+    """Of sorted keys, those of one list."""
+    edges = [encode(Key(version, each, 0, 0)) for each in (scope, scope + 1)]
+    first, past = np.searchsorted(keys, np.array(edges, keys.dtype)).tolist()
+    return slice(first, past)
+
+
+def _ranges(version: int, keys: Keys) -> PrefixRanges:
+    _, lengths, addresses = key_columns(version, keys)
+    starts, lasts = _starts(version, addresses), _starts(version, addresses | ~_masks(version, lengths))
+    order = np.lexsort((lengths, starts))
+    starts, lasts, lengths = starts[order], lasts[order], lengths[order]
+    # A prefix lies in another if one before it, in this order, reaches beyond its start.
+    reach = np.maximum.accumulate(np.searchsorted(starts, lasts, "right"))
+    is_outer = np.ones(len(starts), np.bool_)
+    is_outer[1:] = reach[:-1] <= np.arange(1, len(starts))
+    starts, lasts, lengths = starts[is_outer], lasts[is_outer], lengths[is_outer]
+    return PrefixRanges(starts, _after(version, lasts), lengths)
+
+
+def _starts(version: int, addresses: npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
+    rows = np.ascontiguousarray(addresses)
+    return rows.view(">u4").reshape(-1).astype(np.uint64) if version == 4 else rows.view("S16").reshape(-1)
+
+
+def _after(version: int, lasts: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    if version == 4:
+        return np.asarray((lasts.astype(np.uint64) + np.uint64(1)) & np.uint64((1 << 32) - 1))
+    words = lasts.view(">u8").reshape(-1, 2).astype(np.uint64)
+    words[:, 1] += np.uint64(1)
+    words[:, 0] += words[:, 1] == 0
+    return words.astype(">u8").view("S16").reshape(-1)
+
+
+def _masks(version: int, lengths: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    bits = BITS[version]
+    every = [((1 << bits) - (1 << (bits - length))).to_bytes(bits // 8, "big") for length in range(bits + 1)]
+    return np.frombuffer(b"".join(every), np.uint8).reshape(bits + 1, -1)[lengths]

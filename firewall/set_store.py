@@ -1,0 +1,337 @@
+"""Sets and their entries: tables of the store's database.
+
+Owns those tables. What writes is called inside a transaction of the store, by the thread that began it. Entries come
+and go by the million as columns, which SQLite takes apart itself: that costs a third of a statement for each.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.address import BITS, Prefix
+from firewall.address_index import Keys, encode_many, key_columns
+from firewall.errors import StoreFailed
+from firewall.set_keys import SetKeys
+from firewall.store import Store
+from firewall.view import EntryQuery
+
+_CHUNK = 32_768
+_WIDTH = {4: 6, 6: 18}
+_ROWS = "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < :count - 1)"
+_COLUMNS = "number, name, description, source, created_at, updated_at"
+Rows = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSet:
+    """Times are seconds since 1970, UTC."""
+
+    number: int
+    name: str
+    description: str
+    source: str
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    prefix: Prefix
+    expires_at: float | None
+    comment: str | None
+    created_at: float
+    updated_at: float | None
+
+
+@contextmanager
+def _failures(action: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreFailed(f"{action} failed: {error}", "check the disk and the state directory") from error
+
+
+class SetStore:
+    """Reading may be done from any thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        return self._store.connection
+
+    # -- sets
+
+    def sets(self) -> list[StoredSet]:
+        """By name."""
+        with _failures("reading the sets"):
+            rows = self._connection.execute(f"SELECT {_COLUMNS} FROM sets ORDER BY name").fetchall()
+        return [StoredSet(*row) for row in rows]
+
+    def by_name(self, name: str) -> StoredSet | None:
+        with _failures("reading the sets"):
+            query = f"SELECT {_COLUMNS} FROM sets WHERE name = ?"
+            row = self._connection.execute(query, (name,)).fetchone()
+        return None if row is None else StoredSet(*row)
+
+    def create(self, name: str, description: str, source: str, now: float) -> StoredSet:
+        with _failures("writing the set"):
+            row = self._connection.execute(
+                "INSERT INTO sets (name, description, source, created_at, updated_at) VALUES (?,?,?,?,?)",
+                (name, description, source, now, now),
+            )
+        assert row.lastrowid is not None
+        return StoredSet(row.lastrowid, name, description, source, now, now)
+
+    def describe(self, number: int, description: str, source: str, now: float) -> None:
+        with _failures("writing the set"):
+            self._connection.execute(
+                "UPDATE sets SET description = ?, source = ?, updated_at = ? WHERE number = ?",
+                (description, source, now, number),
+            )
+
+    def note_update(self, number: int, now: float) -> None:
+        with _failures("writing the set"):
+            self._connection.execute("UPDATE sets SET updated_at = ? WHERE number = ?", (now, number))
+
+    def delete(self, number: int) -> None:
+        with _failures("deleting the set"):
+            for table in ("set_entries", "sets"):
+                self._connection.execute(f"DELETE FROM {table} WHERE number = ?", (number,))
+
+    # -- entries
+
+    def keys(self, number: int) -> SetKeys:
+        """What is in a set."""
+        return self._keys("set_entries WHERE number = ?", (number,))
+
+    def keys_before(self, change: int, number: int, now: float) -> SetKeys:
+        """What was in it before a change, as far as it has not expired."""
+        clause = "undo_set_entries WHERE change = ? AND number = ? AND (expires_at IS NULL OR expires_at > ?)"
+        return self._keys(clause, (change, number, now))
+
+    def _keys(self, clause: str, parameters: Sequence[object]) -> SetKeys:
+        found = []
+        with _failures("reading the sets"):
+            for version in BITS:
+                query = f"SELECT group_concat(hex(key), '') FROM {clause} AND length(key) = {_WIDTH[version]}"
+                text = self._connection.execute(query, parameters).fetchone()[0]
+                found.append(_decoded(version, bytes.fromhex(text or "")))
+        return SetKeys(found[0], found[1])
+
+    def insert(
+        self, number: int, come: SetKeys, expires_at: float | None, comment: str | None, now: float
+    ) -> None:
+        """Entries that are not there yet, all alike."""
+        values = {"number": number, "expires_at": expires_at, "comment": comment, "now": now}
+        with _failures("writing the entries"):
+            for version in BITS:
+                for part in _parts(version, come.of(version)):
+                    self._connection.execute(
+                        f"{_ROWS} INSERT INTO set_entries SELECT :number,"
+                        " substr(:keys, i * :width + 1, :width), :expires_at, :comment, :now, NULL FROM n",
+                        values | part,
+                    )
+
+    def insert_each(
+        self,
+        number: int,
+        version: int,
+        keys: Keys,
+        expires_at: Sequence[float | None],
+        comments: Sequence[str | None],
+        now: float,
+    ) -> None:
+        """Entries that are not there yet."""
+        rows = zip(_blobs(version, keys), expires_at, comments, strict=True)
+        with _failures("writing the entries"):
+            self._connection.executemany(
+                "INSERT INTO set_entries VALUES (?,?,?,?,?,NULL)",
+                ((number, key, until, comment, now) for key, until, comment in rows),
+            )
+
+    def refresh(
+        self,
+        number: int,
+        version: int,
+        keys: Keys,
+        expires_at: Sequence[float | None],
+        comments: Sequence[str | None],
+        now: float,
+        keep_comments: bool,
+    ) -> int:
+        """Of entries that are there: how many were others. `keep_comments`: where there is none now."""
+        rows = zip(_blobs(version, keys), expires_at, comments, strict=True)
+        comment = "coalesce(:comment, comment)" if keep_comments else ":comment"
+        with _failures("writing the entries"):
+            return self._connection.executemany(
+                f"UPDATE set_entries SET expires_at = :until, comment = {comment}, updated_at = :now"
+                " WHERE number = :number AND key = :key"
+                f" AND (expires_at IS NOT :until OR comment IS NOT {comment})",
+                (
+                    {"key": key, "until": until, "comment": text, "now": now, "number": number}
+                    for key, until, text in rows
+                ),
+            ).rowcount
+
+    def delete_entries(self, number: int, gone: SetKeys) -> None:
+        with _failures("deleting the entries"):
+            for version in BITS:
+                for part in _parts(version, gone.of(version)):
+                    self._connection.execute(
+                        f"{_ROWS} DELETE FROM set_entries WHERE number = :number AND key IN"
+                        " (SELECT substr(:keys, i * :width + 1, :width) FROM n)",
+                        {"number": number, **part},
+                    )
+
+    def delete_all_but(self, number: int, kept: SetKeys) -> None:
+        """Where few stay: costs a fifth of deleting each of the others."""
+        with _failures("deleting the entries"):
+            keys = [blob for version in BITS for blob in _blobs(version, kept.of(version))]
+            rows = [
+                row
+                for at in range(0, len(keys), 500)
+                for row in self._connection.execute(
+                    "SELECT * FROM set_entries WHERE number = ? AND key IN"
+                    f" ({','.join('?' * len(keys[at : at + 500]))})",
+                    (number, *keys[at : at + 500]),
+                )
+            ]
+            self._connection.execute("DELETE FROM set_entries WHERE number = ?", (number,))
+            self._connection.executemany("INSERT INTO set_entries VALUES (?,?,?,?,?,?)", rows)
+
+    def has_particulars(self, number: int) -> bool:
+        """Whether some entry expires, or has a comment."""
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM set_entries WHERE number = ?"
+            " AND (expires_at IS NOT NULL OR comment IS NOT NULL))"
+        )
+        with _failures("reading the sets"):
+            return bool(self._connection.execute(query, (number,)).fetchone()[0])
+
+    def page(self, number: int, query: EntryQuery, offset: int, limit: int) -> list[StoredEntry]:
+        where, parameters = _conditions(number, query)
+        with _failures("reading the sets"):
+            rows = self._connection.execute(
+                f"SELECT key, expires_at, comment, created_at, updated_at FROM set_entries WHERE {where}"
+                " ORDER BY key LIMIT ? OFFSET ?",
+                (*parameters, limit, offset),
+            ).fetchall()
+        return [StoredEntry(_prefix(key), *rest) for key, *rest in rows]
+
+    def count(self, number: int, query: EntryQuery) -> int:
+        where, parameters = _conditions(number, query)
+        with _failures("reading the sets"):
+            row = self._connection.execute(
+                f"SELECT count(*) FROM set_entries WHERE {where}", parameters
+            ).fetchone()
+        return int(row[0])
+
+    def all(self, number: int) -> Iterator[StoredEntry]:
+        """One after the other, as they were when the first was asked for."""
+        query = (
+            "SELECT key, expires_at, comment, created_at, updated_at FROM set_entries"
+            " WHERE number = ? ORDER BY key"
+        )
+        connection = self._store.own_connection()
+        try:
+            with _failures("reading the sets"):
+                for key, *rest in connection.execute(query, (number,)):
+                    yield StoredEntry(_prefix(key), *rest)
+        finally:
+            connection.close()
+
+    # -- expiry
+
+    def expired(self, now: float, limit: int) -> dict[int, SetKeys]:
+        """By set, the first whose time has come."""
+        query = "SELECT number, key FROM set_entries WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
+        with _failures("reading the sets"):
+            rows = self._connection.execute(query, (now, limit)).fetchall()
+        blobs: dict[int, dict[int, list[bytes]]] = {}
+        for number, key in rows:
+            blobs.setdefault(number, {4: [], 6: []})[key[0]].append(key)
+        return {
+            number: SetKeys(*(_decoded(version, b"".join(mine[version])) for version in (4, 6)))
+            for number, mine in blobs.items()
+        }
+
+    def delete_expired(self, now: float) -> int:
+        with _failures("deleting the entries"):
+            query = "DELETE FROM set_entries WHERE expires_at <= ?"
+            return self._connection.execute(query, (now,)).rowcount
+
+    def next_expiry(self) -> float | None:
+        with _failures("reading the sets"):
+            row = self._connection.execute(
+                "SELECT min(expires_at) FROM set_entries WHERE expires_at IS NOT NULL"
+            ).fetchone()
+        return None if row[0] is None else float(row[0])
+
+
+def _stored(version: int, keys: Keys) -> Rows:
+    """Keys as they are stored, a row each, sorted so."""
+    _, lengths, addresses = key_columns(version, keys)
+    rows = np.empty((len(keys), _WIDTH[version]), np.uint8)
+    rows[:, 0], rows[:, 1:-1], rows[:, -1] = version, addresses, lengths
+    order = np.argsort(rows.view(f"S{_WIDTH[version]}").reshape(-1), kind="stable")
+    return rows[order]
+
+
+def _parts(version: int, keys: Keys) -> Iterator[dict[str, object]]:
+    rows = _stored(version, keys)
+    for at in range(0, len(rows), _CHUNK):
+        some = rows[at : at + _CHUNK]
+        yield {"count": len(some), "keys": some.tobytes(), "width": _WIDTH[version]}
+
+
+def _blobs(version: int, keys: Keys) -> Iterator[bytes]:
+    """In the keys' order."""
+    _, lengths, addresses = key_columns(version, keys)
+    width = _WIDTH[version]
+    rows = np.empty((len(keys), width), np.uint8)
+    rows[:, 0], rows[:, 1:-1], rows[:, -1] = version, addresses, lengths
+    raw = rows.tobytes()
+    return (raw[at : at + width] for at in range(0, len(raw), width))
+
+
+def _decoded(version: int, raw: bytes) -> Keys:
+    rows = np.frombuffer(raw, np.uint8).reshape(-1, _WIDTH[version])
+    return np.sort(encode_many(version, 0, rows[:, -1], np.ascontiguousarray(rows[:, 1:-1])))
+
+
+def _blob(prefix: Prefix) -> bytes:
+    size = BITS[prefix.version] // 8
+    return bytes((prefix.version,)) + prefix.address.to_bytes(size, "big") + bytes((prefix.length,))
+
+
+def _prefix(key: bytes) -> Prefix:
+    return Prefix(key[0], int.from_bytes(key[1:-1], "big"), key[-1])
+
+
+def _conditions(number: int, query: EntryQuery) -> tuple[str, list[object]]:
+    clauses, parameters = ["number = ?"], [number]
+    values: list[object] = [*parameters]
+    if query.address is not None:
+        version, address, length = query.address
+        bits = BITS[version]
+        covering = [
+            _blob(Prefix(version, address >> (bits - each) << (bits - each), each)) for each in range(length)
+        ]
+        first = _blob(query.address)[:-1]
+        last = (address | (1 << (bits - length)) - 1).to_bytes(bits // 8, "big")
+        clauses.append(f"((key >= ? AND key <= ?) OR key IN ({','.join('?' * len(covering))}))")
+        values += [first + b"\0", first[:1] + last + b"\xff", *covering]
+    if query.expires is not None:
+        clauses.append(f"expires_at IS {'NOT ' if query.expires else ''}NULL")
+    if query.comment is not None:
+        clauses.append("instr(comment, ?) > 0")
+        values.append(query.comment)
+    return " AND ".join(clauses), values
