@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,17 @@ class FollowedFeed:
             self.due = time.monotonic() + self.feed.refresh * self._around.jitter()
             return applied
 
+    async def claim(self) -> None:
+        """Its set is there from now on, so that rules may name it before the first list has come. Raises
+        FirewallError."""
+        where = self.feed.file or without_password(self.feed.url or "")
+        await self._around.sets.claim(self.feed.target, self.source, f"feed {self.feed.name}: {where}")
+
     async def _refresh(self, force: bool) -> Applied | None:
+        try:
+            await self.claim()
+        except FirewallError as error:
+            raise FeedFailed("refused", error.detail, error.hint) from None
         before = await self._size()
         read = await self._read(before, force)
         if read is None:
@@ -191,6 +202,11 @@ class FollowedFeed:
                 feed=self.feed.name, reserved=read.kept.reserved, own=read.kept.own, done=done,
                 first=", ".join(read.kept.told[:3]),
             )  # fmt: skip
+
+
+def without_password(url: str) -> str:
+    """As it may be shown."""
+    return re.sub(r"^(https?://)[^/?#]*@", r"\1", url)
 
 
 def fingerprint(feed: Feed) -> str:

@@ -5,7 +5,7 @@ Owns the protocol alone. The service fulfils it over its writer thread (api.feed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,8 +25,13 @@ class Applied:
 
 
 class Sets(Protocol):
-    """Every change is durable and in the kernel when it returns. Raises FirewallError. `source`: whose the set is; a
-    set that is not there yet is made."""
+    """Every change is durable and in the kernel when it returns. Raises FirewallError. `source`: whose the set is."""
+
+    async def claim(self, name: str, source: str, description: str) -> None:
+        """Makes the set, or takes it over where it is nobody's and empty. Raises Conflict."""
+
+    async def release(self, kept: Collection[str]) -> list[str]:
+        """Gives sets of sources other than those `kept` to whoever wants them; their names."""
 
     async def replace(self, name: str, columns: Sequence[EntryColumns], source: str) -> Applied: ...
     async def add(self, name: str, columns: Sequence[EntryColumns], source: str) -> Applied: ...

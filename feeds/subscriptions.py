@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 
 import structlog
@@ -26,7 +26,11 @@ _LONGEST_SLEEP_S = 60.0
 
 
 class Subscriptions:
-    def __init__(self, configured: Iterable[Feed], store: FeedStore, around: Around) -> None:
+    def __init__(
+        self, configured: Iterable[Feed], store: FeedStore, around: Around, others: Collection[str] = ()
+    ) -> None:
+        """`others`: sources of sets that are not feeds."""
+        self._others = set(others)
         self._store, self._around = store, around
         self._saving = asyncio.Lock()
         self._reading = asyncio.Semaphore(AT_ONCE)
@@ -104,6 +108,8 @@ class Subscriptions:
                 await self._leave(name)
                 self._put(feed, "config")
         await self._save()
+        if self._is_started:
+            await self.release()
 
     # What is asked
 
@@ -152,12 +158,13 @@ class Subscriptions:
         return await self._made(feed)
 
     async def _made(self, feed: Feed) -> FollowedFeed:
-        """Durable when it returns. Raises Conflict, StoreFailed."""
+        """Durable when it returns. Raises FirewallError."""
         for other in self._feeds.values():
             if other.feed.name != feed.name and other.feed.target == feed.target:
                 detail = f"the feed {other.feed.name!r} fills the set {feed.target!r}"
                 raise Conflict(detail, "a set belongs to one feed", code="set_is_managed")
         before = self._feeds.get(feed.name)
+        await FollowedFeed(feed, "api", FeedState(), self._around).claim()
         await self._leave(feed.name)
         followed = self._put(feed, "api")
         try:
@@ -171,7 +178,7 @@ class Subscriptions:
         return followed
 
     async def delete(self, name: str) -> None:
-        """Its set and what is in it stay. Raises NotFound, Conflict, StoreFailed."""
+        """Its set and what is in it stay, and are nobody's. Raises NotFound, Conflict, StoreFailed."""
         followed = self.get(name)
         self._refuse_configured(followed)
         await self._leave(name)
@@ -184,6 +191,17 @@ class Subscriptions:
                 self._states[name] = state
             self._put(followed.feed, "api")
             raise
+        await self.release()
+
+    @property
+    def sources(self) -> set[str]:
+        return {each.source for each in self._feeds.values()}
+
+    async def release(self) -> None:
+        """Sets of feeds that are no more may be changed by anybody."""
+        kept = self.sources | self._others
+        for name in await self._around.sets.release(kept):
+            log.info("a set is nobody's any more: its feed is gone", set=name)
 
     def _refuse_configured(self, followed: FollowedFeed) -> None:
         if followed.origin == "config":

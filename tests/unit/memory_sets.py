@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from feeds.sets import Applied
 from firewall.address import Prefix
@@ -26,6 +26,17 @@ class MemorySets:
 
     def addresses(self, name: str) -> list[str]:
         return sorted(map(str, self.entries.get(name, {})))
+
+    async def claim(self, name: str, source: str, description: str) -> None:
+        if self.sources.get(name) == "api" and not self.entries.get(name):
+            del self.sources[name]
+        self._set(name, source)
+        self.changes -= 1
+
+    async def release(self, kept: Collection[str]) -> list[str]:
+        freed = [name for name, source in self.sources.items() if source not in kept and source != "api"]
+        self.sources.update(dict.fromkeys(freed, "api"))
+        return freed
 
     def _set(self, name: str, source: str) -> Entries:
         if self.failing is not None:
