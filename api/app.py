@@ -25,6 +25,7 @@ from api import (
     panic,
     rules,
     ruleset,
+    sets,
     status,
 )
 from api.guard import MOST_BODY_BYTES, Guard
@@ -54,6 +55,7 @@ def create_app(
         imports,
         rules,
         ruleset,
+        sets,
         analysis,
         changes,
         interfaces,

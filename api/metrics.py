@@ -27,6 +27,7 @@ from firewall.timings import BOUNDS, Timing
 from firewall.view import StatusView
 
 router = APIRouter(tags=["status"])
+MOST_SETS = 300
 LABELS = ("hook", "interface", "verdict", "reason")
 
 
@@ -90,6 +91,15 @@ def _structures(running: Running) -> Iterator[Metric]:
     yield family
 
 
+def _sets(running: Running) -> Iterator[Metric]:
+    """Of the first sets by name."""
+    family = GaugeMetricFamily("ebpf_fw_set_entries", "Entries of a set", labels=("set",))
+    sizes = sorted(running.firewall.set_sizes().items())
+    for name, count in sizes[:MOST_SETS]:
+        family.add_metric((name,), count)
+    yield family
+
+
 def _traffic(running: Running) -> Iterator[Metric]:
     counters = running.firewall.counters()
     places = [(each.hook, each.interface, each.verdict, each.reason) for each in counters]
@@ -145,6 +155,7 @@ def _reports(running: Running) -> Iterator[Metric]:
 # What is told beside the status.
 PARTS: tuple[Callable[[Running], Iterator[Metric]], ...] = (
     _structures,
+    _sets,
     _traffic,
     _measured_rules,
     _changes,

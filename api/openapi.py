@@ -22,6 +22,7 @@ what to do. Unknown fields and parameters are errors."""
 TAGS = [
     {"name": "rules", "description": "What to drop and what to let through."},
     {"name": "ruleset", "description": "All rules at once."},
+    {"name": "sets", "description": "Named lists of addresses, for rules to name."},
     {"name": "changes", "description": "Changes that go unless they are confirmed."},
     {"name": "interfaces", "description": "Where packets are judged."},
     {"name": "test", "description": "What would become of a packet."},
@@ -32,7 +33,7 @@ TAGS = [
 PROBLEMS = {
     403: "Sent by a web page.",
     404: "There is no such thing.",
-    409: "Another rule has that id, a change waits, a lockout, or the host forbids it.",
+    409: "Another rule has that id, a set is in use or managed, a change waits, a lockout, or the host forbids it.",
     412: "The rule set is not the one that If-Match names.",
     413: "The body is too large, or has too many rules.",
     415: "The body is not application/json.",
@@ -62,6 +63,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     _, definitions = models_json_schema(
         [
             (schemas.RuleFields, "validation"),
+            (schemas.EntryFields, "validation"),
+            (schemas.EntriesRequest, "validation"),
             (schemas.PacketFields, "validation"),
             (schemas.ProblemDetails, "serialization"),
         ],

@@ -46,6 +46,11 @@ KINDS = {
     "attach": "interface",
     "detach": "interface",
     "reset_counters": "reset_counters",
+    "put_set": "set",
+    "delete_set": "set",
+    "add_entries": "set",
+    "delete_entries": "set",
+    "replace_entries": "set",
     "reload": "reload",
 }
 OTHER = "other"

@@ -41,8 +41,8 @@ Labels = Annotated[
 ]
 
 INTERFACES = "Names or globs of interfaces. Empty: every protected interface."
-SOURCES = "IPv4 and IPv6 addresses or CIDR that the packet comes from. Empty: any."
-DESTINATIONS = "IPv4 and IPv6 addresses or CIDR that the packet goes to. Empty: any."
+SOURCES = "IPv4 and IPv6 addresses, CIDR or sets (@name) that the packet comes from. Empty: any."
+DESTINATIONS = "IPv4 and IPv6 addresses, CIDR or sets (@name) that the packet goes to. Empty: any."
 PROTOCOLS = "Names (tcp, udp, icmp, icmpv6, sctp, gre, esp, ...) or numbers, 0 to 255. Empty: any."
 PORTS = "Ports or ranges. Needs tcp, udp, udplite, sctp or dccp among protocols, or none: then tcp and udp."
 ICMP_TYPES = "ICMP types, or type/code, of icmp and icmpv6."
@@ -219,6 +219,88 @@ class ImportAnswer(Document):
     unchanged: int
 
 
+SetName = Annotated[str, Field(pattern=f"^{ID.pattern}$", examples=["blocked"])]
+
+
+class SetRequest(Document):
+    description: str | None = Field(None, max_length=1024, description="Free text. Absent: as it is.")
+
+
+class AddressSet(Document):
+    """A named list of addresses. Rules name it as `@name` among sources or destinations."""
+
+    name: SetName
+    description: str
+    source: str = Field(description="Who fills it: api, or what alone may change its entries.")
+    entries: int
+    rules: list[Id] = Field(description="Rules that name it, at most 100.")
+    created_at: Time
+    updated_at: Time
+
+
+class SetPage(Document):
+    items: list[AddressSet]
+    total: int
+    page: int
+    page_size: int
+    total_pages: int
+
+
+class EntryFields(Document):
+    """An entry as a client writes it. Read-only fields are accepted and ignored."""
+
+    address: str = Field(description="IPv4 or IPv6 address or CIDR.", examples=["203.0.113.0/24"])
+    ttl: int | str | None = Field(
+        None, description="How long it lives: seconds, or as in 1h. Wins over expires_at."
+    )
+    expires_at: ExpiresAt = None
+    comment: str | None = Field(None, max_length=256)
+    created_at: Time | None = None
+    updated_at: Time | None = None
+    stats: Stats | None = None
+
+
+EntryBody = Annotated[
+    Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"$ref": "#/components/schemas/EntryFields"}]})
+]
+
+
+class EntriesRequest(Document):
+    entries: list[EntryBody] = Field(examples=[["203.0.113.7", {"address": "2001:db8::/32", "ttl": "1h"}]])
+    ttl: int | str | None = Field(None, description="Of entries that have none of their own.")
+    comment: str | None = Field(None, max_length=256, description="Of entries that have none of their own.")
+
+
+class SetEntry(Document):
+    """`stats`: packets that it decided in rules that are addresses alone; null where no such rule names the set."""
+
+    address: str
+    comment: str | None
+    expires_at: Time | None
+    created_at: Time
+    updated_at: Time
+    stats: Stats | None
+
+
+class EntryPage(Document):
+    items: list[SetEntry]
+    total: int
+    page: int
+    page_size: int
+    total_pages: int
+
+
+class EntriesAnswer(Document):
+    """`refreshed`: were there with another time or comment; `unchanged`: were there just so; `missing`: were to be
+    deleted and not there."""
+
+    added: int
+    removed: int
+    refreshed: int
+    unchanged: int
+    missing: int
+
+
 class InterfaceRequest(Document):
     mode: Annotated[Mode, Field(description="auto: native, else generic. offload only when asked for.")] = (
         "auto"
@@ -308,6 +390,8 @@ class Status(Document):
     never_drop: list[str] = Field(description="What no rule, list or default drops.")
     panic: PanicState
     changes_waiting: int = Field(description="Changes that go unless they are confirmed.")
+    sets: int
+    set_entries: int = Field(description="Of all sets.")
 
 
 Purpose = Literal["ssh", "api_client", "api_listener"]

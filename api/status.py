@@ -57,6 +57,8 @@ def status_json(view: StatusView) -> dict[str, Any]:
         "never_drop": view.never_drop,
         "panic": panic_json(view.panic),
         "changes_waiting": view.changes_waiting,
+        "sets": view.sets,
+        "set_entries": view.set_entries,
     }
 
 

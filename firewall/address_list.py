@@ -42,13 +42,13 @@ def parse_list(text: str) -> list[PrefixColumns]:
     try:
         six = [token for token in tokens if ":" in token]
         four = tokens if not six else [token for token in tokens if ":" not in token]
-        return [_columns(4, four), _columns(6, six)]
+        return [prefix_columns(4, four), prefix_columns(6, six)]
     except (OSError, ValueError):
         raise _bad_lines(plain) from None
 
 
-def _columns(version: int, tokens: list[str]) -> PrefixColumns:
-    """Raises OSError or ValueError where a token is no prefix."""
+def prefix_columns(version: int, tokens: list[str]) -> PrefixColumns:
+    """Addresses before those with a length. Raises OSError or ValueError where a token is no prefix."""
     size = BITS[version] // 8
     with_length = [token for token in tokens if "/" in token]
     alone = tokens if not with_length else [token for token in tokens if "/" not in token]

@@ -226,6 +226,8 @@ class Reads(Counts):
             last_error=self.last_error,
             never_drop=tuple(str(prefix) for prefix in self._shield.never_drop),
             panic=self.panic(),
+            sets=len(self._ruleset.sets),
+            set_entries=sum(map(len, self._ruleset.sets.values())),
         )
 
     def panic(self) -> PanicView:

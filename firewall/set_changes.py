@@ -161,6 +161,7 @@ class SetChanges(Commits, SetReads):
         self, present: StoredSet, change: SetDelta, come: Wanted, known: Wanted, keep_comments: bool = True
     ) -> EntriesOutcome:
         """`come`: entries that are not there yet; `known`: that are there and stay."""
+        there = len(known.keys)
         if not (known.has_particulars or self._set_store.has_particulars(present.number)):
             known = known.only(NO_KEYS)
         refreshed = 0
@@ -174,7 +175,6 @@ class SetChanges(Commits, SetReads):
             if refreshed or not change.is_empty:
                 self._set_store.note_update(present.number, self._clock())
 
-        stays = len(change.after) - len(change.come)
         if self._is_rehearsal and len(known.keys):
             refreshed = self._try_refreshing(present, known, keep_comments)
         plan = self._ruleset.plan(
@@ -182,16 +182,10 @@ class SetChanges(Commits, SetReads):
         )
         self._check_room(plan)
         counts = len(change.come), len(change.gone), refreshed
-        self._consider_set(present.name, (plan,), *counts, unchanged=stays - refreshed)
+        self._consider_set(present.name, (plan,), *counts, unchanged=there - refreshed)
         self._perform(plan, write, set(), [])
         self._confirm_later()
-        asked = len(change.come) + (stays if keep_comments is False else len(known.keys))
-        return EntriesOutcome(
-            added=len(change.come),
-            removed=len(change.gone),
-            refreshed=refreshed,
-            unchanged=max(0, asked - len(change.come) - refreshed),
-        )
+        return EntriesOutcome(len(change.come), len(change.gone), refreshed, there - refreshed)
 
     def _write_entries(
         self, number: int, change: SetDelta, come: Wanted, known: Wanted, keep_comments: bool
