@@ -25,6 +25,7 @@ from api import (
     panic,
     rules,
     ruleset,
+    set_lists,
     sets,
     status,
 )
@@ -55,6 +56,7 @@ def create_app(
         imports,
         rules,
         ruleset,
+        set_lists,
         sets,
         analysis,
         changes,

@@ -301,6 +301,23 @@ class EntriesAnswer(Document):
     missing: int
 
 
+class ListProblem(Document):
+    pointer: str = Field(description="Which line or element, counted from 1.", examples=["/line/7"])
+    detail: str
+
+
+class ListAnswer(EntriesAnswer):
+    """`entries`: of the list, duplicates each time; `bad`: lines that are none, of which `errors` tells the first
+    hundred; `host_bits`: entries that were taken as the network around them; `expired`: whose time was over."""
+
+    format: str
+    entries: int
+    bad: int
+    host_bits: int
+    expired: int
+    errors: list[ListProblem]
+
+
 class InterfaceRequest(Document):
     mode: Annotated[Mode, Field(description="auto: native, else generic. offload only when asked for.")] = (
         "auto"
