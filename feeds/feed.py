@@ -11,7 +11,7 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ from feeds.reading import Read, read_feed
 from feeds.screen import distinct, refuse_what_shrank
 from feeds.sets import Applied, Sets
 from feeds.state import FeedState
+from firewall.address import Prefix
 from firewall.address_list import PrefixColumns
 from firewall.errors import FirewallError
 from firewall.prefix_rows import prefixes_of_rows, rows_of
@@ -38,10 +39,12 @@ SAMPLE = 20
 
 @dataclass(frozen=True)
 class Around:
-    """What all feeds share. `clock`: seconds since 1970; `jitter`: 0.9 to 1.1, so that hosts do not ask together."""
+    """What all feeds share. `own`: this host's addresses; `clock`: seconds since 1970; `jitter`: 0.9 to 1.1, so that
+    hosts do not ask together."""
 
     sets: Sets
     user_agent: str
+    own: Callable[[], Collection[Prefix]] = tuple
     clock: Callable[[], float] = time.time
     jitter: Callable[[], float] = lambda: random.uniform(0.9, 1.1)
 
@@ -143,7 +146,9 @@ class FollowedFeed:
         if not is_as_left or force:  # what is there is not what these validators stand for
             known = Validators()
         around = self._around
-        return await read_feed(self.feed, known, around.user_agent, around.sets.never_drop(), around.clock)
+        return await read_feed(
+            self.feed, known, around.user_agent, around.sets.never_drop(), around.clock, around.own
+        )
 
     async def preview(self) -> Preview:
         try:

@@ -7,15 +7,14 @@ waits for none of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from feeds.errors import FeedFailed
 from feeds.fetch import Source, Validators, fetching
-from feeds.own_addresses import own_addresses
 from feeds.screen import Screened, refuse_what_is_broken, screened
 from firewall.address import Prefix
-from firewall.errors import InvalidInput
+from firewall.errors import FirewallError, InvalidInput
 from firewall.lists.collector import Manner, ReadList
 from firewall.lists.reading import ListReader
 from firewall.settings import Feed
@@ -36,7 +35,7 @@ async def read_feed(
     user_agent: str,
     never_drop: Sequence[Prefix],
     clock: Callable[[], float],
-    own: Callable[[], list[Prefix]] = own_addresses,
+    own: Callable[[], Collection[Prefix]],
 ) -> Read | None:
     """None where it has not changed. Raises FeedFailed."""
     source = Source(feed.url, feed.file, float(feed.timeout), feed.max_bytes, user_agent)
@@ -51,7 +50,11 @@ async def read_feed(
         except InvalidInput as error:
             raise FeedFailed("broken", error.detail, error.hint) from None
     refuse_what_is_broken(found)
-    kept = await asyncio.to_thread(screened, found.columns, own(), never_drop, feed.reserved == "keep")
+    try:
+        mine = await asyncio.to_thread(own)
+    except FirewallError as error:
+        raise FeedFailed("refused", error.detail, error.hint) from None
+    kept = await asyncio.to_thread(screened, found.columns, mine, never_drop, feed.reserved == "keep")
     if not kept.entries:
         raise FeedFailed("empty", "all entries of the list are reserved networks or this host's own")
     return Read(found, kept, fetch.validators)

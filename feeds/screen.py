@@ -7,7 +7,7 @@ good one stays in force.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -52,7 +52,7 @@ class Screened:
 
 
 def screened(
-    columns: Iterable[EntryColumns], own: Sequence[Prefix], never_drop: Sequence[Prefix], keep: bool
+    columns: Iterable[EntryColumns], own: Collection[Prefix], never_drop: Sequence[Prefix], keep: bool
 ) -> Screened:
     """`keep`: they are counted and stay."""
     kept: list[EntryColumns] = []

@@ -16,7 +16,7 @@ from feeds.errors import FeedFailed
 from feeds.feed import Around, FollowedFeed, Origin, Preview
 from feeds.sets import Applied
 from feeds.state import FeedState, FeedStore
-from firewall.errors import Conflict, NotFound, StoreFailed
+from firewall.errors import Conflict, FirewallError, NotFound, StoreFailed
 from firewall.settings import FEEDS_MAX, Feed
 
 log = structlog.get_logger(__name__)
@@ -30,8 +30,8 @@ class Subscriptions:
         self, configured: Iterable[Feed], store: FeedStore, around: Around, others: Collection[str] = ()
     ) -> None:
         """`others`: sources of sets that are not feeds."""
-        self._others = set(others)
-        self._store, self._around = store, around
+        self.others = set(others)
+        self._store, self.around = store, around
         self._saving = asyncio.Lock()
         self._reading = asyncio.Semaphore(AT_ONCE)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -50,7 +50,7 @@ class Subscriptions:
 
     def _put(self, feed: Feed, origin: Origin) -> FollowedFeed:
         state = self._states.get(feed.name, FeedState())
-        followed = FollowedFeed(feed, origin, state, self._around)
+        followed = FollowedFeed(feed, origin, state, self.around)
         self._feeds[feed.name] = followed
         if self._is_started:
             self._follow(followed)
@@ -67,6 +67,12 @@ class Subscriptions:
         if followed.feed.enabled:
             name = followed.feed.name
             self._tasks[name] = asyncio.create_task(self._refresh_in_time(followed), name=f"feed {name}")
+
+    async def claim(self) -> None:
+        """Sets of the feeds, so that rules may name them at once. What cannot be claimed is told by its refresh."""
+        for followed in self._feeds.values():
+            with suppress(FirewallError):
+                await followed.claim()
 
     async def _refresh_in_time(self, followed: FollowedFeed) -> None:
         while True:
@@ -108,8 +114,7 @@ class Subscriptions:
                 await self._leave(name)
                 self._put(feed, "config")
         await self._save()
-        if self._is_started:
-            await self.release()
+        await self.claim()
 
     # What is asked
 
@@ -164,7 +169,7 @@ class Subscriptions:
                 detail = f"the feed {other.feed.name!r} fills the set {feed.target!r}"
                 raise Conflict(detail, "a set belongs to one feed", code="set_is_managed")
         before = self._feeds.get(feed.name)
-        await FollowedFeed(feed, "api", FeedState(), self._around).claim()
+        await FollowedFeed(feed, "api", FeedState(), self.around).claim()
         await self._leave(feed.name)
         followed = self._put(feed, "api")
         try:
@@ -199,8 +204,8 @@ class Subscriptions:
 
     async def release(self) -> None:
         """Sets of feeds that are no more may be changed by anybody."""
-        kept = self.sources | self._others
-        for name in await self._around.sets.release(kept):
+        kept = self.sources | self.others
+        for name in await self.around.sets.release(kept):
             log.info("a set is nobody's any more: its feed is gone", set=name)
 
     def _refuse_configured(self, followed: FollowedFeed) -> None:

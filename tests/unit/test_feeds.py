@@ -14,11 +14,11 @@ import pytest
 from feeds.errors import FeedFailed
 from feeds.feed import Around, FollowedFeed
 from feeds.fetch import MOST_REDIRECTS
-from feeds.own_addresses import own_addresses
 from feeds.state import FILE, FeedState, FeedStore
 from feeds.subscriptions import Subscriptions
-from firewall.address import parse_prefix
+from firewall.address import BITS, parse_prefix
 from firewall.errors import Conflict, NotFound, table_full
+from firewall.kernel.own_addresses import own_addresses
 from firewall.settings import Feed
 from tests.unit.list_server import ListServer, Request, answer, raw
 from tests.unit.memory_sets import MemorySets
@@ -34,7 +34,8 @@ class Bench:
     def __init__(self, server: ListServer) -> None:
         self.server, self.sets = server, MemorySets()
         self.now = 1_800_000_000.0
-        self.around = Around(self.sets, "ebpf-fw/test", lambda: self.now, lambda: 1.0)
+        own = (parse_prefix("192.0.2.1"),)
+        self.around = Around(self.sets, "ebpf-fw/test", lambda: own, lambda: self.now, lambda: 1.0)
 
     def feed(self, path: str = "/list", state: FeedState | None = None, **fields: Any) -> FollowedFeed:
         wanted = Feed.model_validate({"name": "f", "url": self.server.url(path), **fields})
@@ -229,14 +230,16 @@ async def test_force_takes_no_broken_list(bench: Bench) -> None:
 
 @with_server
 async def test_networks_of_ones_own_are_left_out_and_told(bench: Bench) -> None:
-    own = own_addresses()
-    listed = "\n".join(f"{each}" for each in own)
-    text = f"203.0.113.7\n10.0.0.0/8\n192.0.0.0/8\n0.0.0.0/0\n::/0\nfe80::1\n198.51.100.9\n{listed}\n"
+    own = parse_prefix("192.0.2.1")
+    text = (
+        f"203.0.113.7\n10.0.0.0/8\n192.0.0.0/8\n0.0.0.0/0\n::/0\nfe80::1\n198.51.100.9\n{own}\n192.0.2.0/28\n"
+    )
     bench.server.answers["/list"] = answer(200, text.encode())
     bench.sets.spared = [parse_prefix("198.51.100.0/24")]
     feed = bench.feed()
     await feed.refresh()
     assert bench.sets.addresses("f") == ["198.51.100.9", "203.0.113.7"]
+    assert feed.state.own == 4  # itself, its network, and what holds all: 192.0.0.0/8, 0.0.0.0/0
     # never_drop: both default routes of IPv4 and IPv6 hold nothing of it but 0.0.0.0/0.
     assert (feed.state.reserved >= 5, feed.state.never_drop) == (True, 2)
     assert "10.0.0.0/8" in feed.state.told
@@ -245,18 +248,10 @@ async def test_networks_of_ones_own_are_left_out_and_told(bench: Bench) -> None:
     assert "10.0.0.0/8" in bench.sets.addresses("kept") and kept.state.reserved == feed.state.reserved
 
 
-def test_own_addresses_are_read_from_the_kernels_tables(tmp_path: Path) -> None:
-    (tmp_path / "fib_trie").write_text(
-        "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n"
-        "     +-- 192.0.2.0/24 2 0 2\n        |-- 192.0.2.0\n           /24 link UNICAST\n"
-        "        |-- 192.0.2.7\n           /32 host LOCAL\n        |-- 192.0.2.255\n           /32 link BROADCAST\n"
-        "     |-- 127.0.0.1\n        /32 host LOCAL\n"
-    )
-    (tmp_path / "if_inet6").write_text(
-        "20010db8000000000000000000000001 02 40 00 80     eth0\n00000000000000000000000000000001 01 80 10 80 lo\n"
-    )
-    assert list(map(str, own_addresses(tmp_path))) == ["192.0.2.7", "2001:db8::1"]
-    assert own_addresses(tmp_path / "nothing") == []
+def test_own_addresses_are_those_of_the_host() -> None:
+    mine = own_addresses()
+    assert all(each.length == BITS[each.version] for each in mine)
+    assert not any(parse_prefix("127.0.0.0/8").covers(each) for each in mine)
 
 
 @with_server
@@ -289,10 +284,10 @@ async def test_a_preview_changes_nothing_and_says_what_would(bench: Bench) -> No
     bench.server.answers["/list"] = answer(200, GOOD + b"junk\n")
     feed = bench.feed()
     await feed.refresh()
-    bench.server.answers["/list"] = answer(200, b"203.0.113.7\n192.0.2.1\n")
+    bench.server.answers["/list"] = answer(200, b"203.0.113.7\n192.0.2.9\n")
     preview = await feed.preview()
     assert (preview.added, preview.removed, preview.unchanged, preview.refusal) == (1, 2, 1, None)
-    assert preview.sample_added == ("192.0.2.1",)
+    assert preview.sample_added == ("192.0.2.9",)
     assert sorted(preview.sample_removed) == ["198.51.100.0/24", "2001:db8::/32"]
     assert bench.sets.addresses("f") == GOOD_TEXT
     bench.server.answers["/list"] = answer(500)
@@ -309,7 +304,7 @@ def test_a_feed_from_a_file(tmp_path: Path) -> None:
     async def live() -> None:
         sets, file = MemorySets(), tmp_path / "list.ndjson"
         file.write_text('{"ip":"203.0.113.7","comment":"scan"}\n')
-        around = Around(sets, "x", lambda: 1_800_000_000.0, lambda: 1.0)
+        around = Around(sets, "x", tuple, lambda: 1_800_000_000.0, lambda: 1.0)
         feed = FollowedFeed(Feed(name="f", file=file), "config", FeedState(), around)
         await feed.refresh()
         assert list(sets.entries["f"].values()) == [(0.0, "scan")] and feed.state.format == "ndjson"
