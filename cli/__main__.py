@@ -16,6 +16,7 @@ from cli import (
     packets,
     panic,
     rules,
+    sets,
     status,
 )
 from cli.failure import EXIT_FAILED, EXIT_USAGE, failure
@@ -69,6 +70,7 @@ def serve(session: Session) -> None:
 command(app, "serve")(serve)
 command(app, "status")(status.status)
 app.add_typer(rules.app, name="rule")
+app.add_typer(sets.app, name="set")
 app.add_typer(interfaces.app, name="interface")
 app.add_typer(panic.app, name="panic")
 command(app, "import")(import_rules.import_rules)

@@ -38,8 +38,8 @@ def add(
     direction: Annotated[Direction | None, typer.Option(help="Default: ingress.")] = None,
     interface: Annotated[Values, _many("--interface", "NAME", "Name or glob, such as eth*.")] = None,
     family: Annotated[str | None, typer.Option(metavar="FAMILY", help="any, ipv4 or ipv6.")] = None,
-    source: Annotated[Values, _many("--source", "ADDRESS", "Address or CIDR.")] = None,
-    destination: Annotated[Values, _many("--destination", "ADDRESS", "Address or CIDR.")] = None,
+    source: Annotated[Values, _many("--source", "ADDRESS", "Address, CIDR or set (@NAME).")] = None,
+    destination: Annotated[Values, _many("--destination", "ADDRESS", "Address, CIDR or set (@NAME).")] = None,
     protocol: Annotated[Values, _many("--protocol", "NAME", "Name or number.")] = None,
     source_port: Annotated[
         Values, _many("--source-port", "PORT", "Port or range, such as 8000-8100.")

@@ -92,8 +92,11 @@ def judge(
     pass_neighbor_discovery: bool = True,
     pass_dhcp: bool = True,
     pass_path_mtu: bool = True,
+    sets: Mapping[str, Iterable[str]] | None = None,
 ) -> Judgement:
-    """Judge one frame by rules in the API's JSON form, oldest first. `direction` is the hook's own."""
+    """Judge one frame by rules in the API's JSON form, oldest first. `direction` is the hook's own; `sets`: the entries
+    of each, by name."""
+    rules = [with_entries(rule, sets or {}) for rule in rules]
     packet = parse(frame, link)
     if packet.reason == "not_ip":
         is_dropped = packet.is_arp and default_action == "drop" and not pass_arp
@@ -186,6 +189,20 @@ def matches(rule: Rule, packet: Packet, direction: str, interface: str) -> bool:
         and icmp_matches(elements(rule, "icmp_types"), packet.icmp)
         and flags_match(asked_flags(rule), packet.tcp_flags)
     )
+
+
+def with_entries(rule: Rule, sets: Mapping[str, Iterable[str]]) -> Rule:
+    """The rule with the entries of the sets that it names in their place."""
+    expanded = dict(rule)
+    for side in ("sources", "destinations"):
+        asked = elements(rule, side)
+        plain = [element for element in asked if not element.startswith("@")]
+        plain += [entry for element in asked if element.startswith("@") for entry in sets[element[1:]]]
+        if asked:
+            expanded[side] = plain
+        if asked and not plain:
+            expanded["enabled"] = False  # of empty sets alone: no packet is from there
+    return expanded
 
 
 def elements(rule: Rule, field: str) -> list[Any]:

@@ -48,9 +48,24 @@ T = TypeVar("T")
 # --- rules -------------------------------------------------------------------------------------------------
 
 
-def random_rules(rng: random.Random, count: int, interfaces: Sequence[str] = ()) -> list[Rule]:
-    """`count` rules, oldest first, ids "r0" on; `interfaces` are the names and globs they may be bound to."""
-    return [{"id": f"r{number}", **random_rule(rng, interfaces)} for number in range(count)]
+def random_rules(
+    rng: random.Random, count: int, interfaces: Sequence[str] = (), sets: Sequence[str] = ()
+) -> list[Rule]:
+    """`count` rules, oldest first, ids "r0" on; `interfaces` are the names and globs they may be bound to, `sets` the
+    names of sets that may stand among their addresses."""
+    return [
+        with_sets(rng, {"id": f"r{number}", **random_rule(rng, interfaces)}, sets) for number in range(count)
+    ]
+
+
+def with_sets(rng: random.Random, rule: Rule, sets: Sequence[str]) -> Rule:
+    """With a set in the place of an address or beside it, now and then."""
+    if sets and rng.random() < 0.5:
+        side = rng.choice([side for side in ("sources", "destinations") if side in rule] or ["sources"])
+        named = [f"@{name}" for name in rng.sample(sets, rng.choice((1, 1, 2)))]
+        present = rule.get(side, []) if rng.random() < 0.4 else []
+        rule[side] = [*([present] if isinstance(present, str) else present), *named]
+    return rule
 
 
 def random_rule(rng: random.Random, interfaces: Sequence[str]) -> Rule:

@@ -57,6 +57,9 @@ class Hit(NamedTuple):
 Present = Mapping[Key, np.void]
 
 
+Many = tuple[Sequence[Hit], Sequence[Hit]]
+
+
 class KernelDatapath:
     """The maps of one loaded program set. Not thread-safe: one writer."""
 
@@ -68,7 +71,7 @@ class KernelDatapath:
         self._filter = AddressFilter(maps, self._all_keys, self._wait)
         self._tables = {version: AddressTable(maps, version, self._filter) for version in VERSIONS}
         self._unsettled: Change | None = None
-        self._cut_off: tuple[Change, Present, Sequence[Hit]] | None = None
+        self._cut_off: tuple[Change, Present, Many] | None = None
         self._epoch_word = maps.arrays["control_map"].view("<u8")
         self._cpus = possible_cpus()
         self.interfaces = InterfaceCounters(maps, self._cpus)
@@ -121,12 +124,12 @@ class KernelDatapath:
         if change.policy is None and len(change.edits) <= 1 and not many:
             self._apply_one(change, present)
             return _gone(change.edits, present)
-        hit = self._hit([*change.gone, *(old for old, _ in change.changed)])
-        self._apply_at_once(change, present, hit[len(change.gone) :])
-        went = [*zip(change.gone, hit, strict=False)]
-        for (old, new), found in zip(change.changed, hit[len(change.gone) :], strict=True):
-            went.append((old, found.only(old.handles[found.rows] != new.handles[found.rows])))
-        return _sum(_gone(change.edits, present), went)
+        went, changed = self._hit(change.gone), self._hit([old for old, _ in change.changed])
+        self._apply_at_once(change, present, (went, changed))
+        lost = [*zip(change.gone, went, strict=True)]
+        for (old, new), found in zip(change.changed, changed, strict=True):
+            lost.append((old, found.only(old.handles[found.rows] != new.handles[found.rows])))
+        return _sum(_gone(change.edits, present), lost)
 
     def _present(self, edits: Sequence[Edit]) -> Present:
         found = ((edit.key, self._entry(edit.key)) for edit in edits if edit.old)
@@ -155,17 +158,18 @@ class KernelDatapath:
         )
         self._tables[key.version].write_one(key, value.tobytes())
 
-    def _apply_at_once(self, change: Change, present: Present, hit: Sequence[Hit] = ()) -> None:
-        """`hit`: of those that change by the million."""
+    def _apply_at_once(self, change: Change, present: Present, many: Many = ((), ())) -> None:
+        """`many`: what had been hit of the entries that go, and that change, by the million."""
         epoch = self.epoch + (2 if change.policy is None else 1)
-        self._cut_off = change, present, hit
+        self._cut_off = change, present, many
         try:
             self._write_entries(change.edits, present, since=epoch, before=True)
             for each in change.come:
                 self._tables[each.version].write(entries_key_records(each), many_entry_records(each, epoch))
             for each in change.gone:
-                self._rewrite_many(each, epoch)
-            for (old, new), found in zip(change.changed, hit, strict=True):
+                values = many_entry_records(each, epoch, is_there_before=True)
+                self._tables[each.version].write(entries_key_records(each), values)
+            for (old, new), found in zip(change.changed, many[1], strict=True):
                 values = many_entry_records(new, epoch)
                 values["old_rank"] = old.ranks
                 goes_on = found.only(old.handles[found.rows] == new.handles[found.rows])
@@ -186,7 +190,7 @@ class KernelDatapath:
         """Entries of an epoch that never came are invisible; none may stay until one comes with its number."""
         if self._cut_off is None:
             return
-        change, present, hit = self._cut_off
+        change, present, (went, changed) = self._cut_off
         self._delete([edit for edit in change.edits if edit.old is None])
         for version in VERSIONS:
             before = {key: entry for key, entry in present.items() if key.version == version}
@@ -195,9 +199,9 @@ class KernelDatapath:
                 self._tables[version].write(key_records(version, list(before)), values)
         for each in change.come:
             self._tables[each.version].delete(entries_key_records(each))
-        for each in change.gone:
-            self._rewrite_many(each, None)
-        for (old, _), found in zip(change.changed, hit, strict=True):
+        for each, found in zip(change.gone, went, strict=True):
+            self._write_counted(each, many_entry_records(each, 0), found)
+        for (old, _), found in zip(change.changed, changed, strict=True):
             self._write_counted(old, many_entry_records(old, 0), found)
         self._cut_off = None
 
@@ -218,14 +222,6 @@ class KernelDatapath:
         for each in change.gone:
             self._tables[each.version].delete(entries_key_records(each))
         self._unsettled = None
-
-    def _rewrite_many(self, entries: Entries, goes_with: int | None) -> None:
-        """Entries that go with an epoch, or stay after all."""
-        if goes_with is None:
-            values = many_entry_records(entries, 0)
-        else:
-            values = many_entry_records(entries, goes_with, is_there_before=True)
-        self._tables[entries.version].write(entries_key_records(entries), values)
 
     def _write_counted(self, entries: Entries, values: Records, hit: Hit) -> None:
         """Values of entries, of which some had been hit and go on counting."""
@@ -257,8 +253,9 @@ class KernelDatapath:
         keys, records = [no_entries(version).keys], [np.zeros(0, ADDRESS_ENTRY)]
         for key_rows, values in self._tables[version].dump():
             was_hit = values["packets"] != 0
-            keys.append(encoded_keys(version, key_rows[was_hit]))
-            records.append(values[was_hit])
+            if was_hit.any():
+                keys.append(encoded_keys(version, key_rows[was_hit]))
+                records.append(values[was_hit])
         return np.concatenate(keys), np.concatenate(records)
 
     def hits_of(self, entries: Sequence[Entries]) -> dict[int, Hits]:

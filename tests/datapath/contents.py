@@ -6,18 +6,21 @@ what the vectors hold, since they depend on history.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from firewall.address import Prefix
 from firewall.addresses import address_keys
 from firewall.datapath import Key
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import ADDRESS_ENTRY, HOOKS, INTERFACE_KEY, RANK_NONE, C
-from firewall.policy import HookPolicy, Policy, PolicyRule, compile_policy
+from firewall.policy import HookPolicy, Policy, PolicyRule, compile_columns
+from firewall.policy_columns import rule_columns
 from firewall.store import Record
 from tests.datapath.loaded import Loaded
 
@@ -107,13 +110,38 @@ def wanted_entries(records: Iterable[Record]) -> dict[Key, tuple[int, int]]:
     return wanted
 
 
+def with_entries(records: Iterable[Record], sets: Mapping[str, Sequence[Prefix]]) -> list[Record]:
+    """Address rules with the entries of the sets that they name in their place."""
+    expanded = []
+    for record in records:
+        rule = record.rule
+        if rule.is_addresses_only and rule.sets:
+            entries = tuple(prefix for name in rule.sets for prefix in sets[name])
+            side = "sources" if rule.asks_sources else "destinations"
+            prefixes = (*getattr(rule, side), *entries)
+            if not prefixes:
+                continue
+            plain = {side: prefixes, "source_sets": (), "destination_sets": ()}
+            expanded.append(replace(record, rule=replace(rule, **plain)))
+        else:
+            expanded.append(record)
+    return expanded
+
+
+def stored_sets(loaded: Loaded) -> dict[str, list[Prefix]]:
+    enforcer = loaded.enforcer
+    return {each.name: [one.prefix for one in enforcer.all_entries(each.name)] for each in enforcer.sets()}
+
+
 def wanted_policy(loaded: Loaded, records: Iterable[Record]) -> Policy:
     rules = [
         PolicyRule(record.rule, record.handle, slot=0)
         for record in records
         if record.rule.enabled and not record.rule.is_addresses_only
     ]
-    return compile_policy(rules, loaded.interfaces)
+    store = loaded.enforcer._set_store
+    sets = {each.name: store.keys(each.number) for each in store.sets()}
+    return compile_columns(rule_columns(rules, sets), loaded.interfaces)
 
 
 def assert_exact(loaded: Loaded) -> None:
@@ -121,7 +149,7 @@ def assert_exact(loaded: Loaded) -> None:
     loaded.kernel.settle()
     records = list(loaded.enforcer._store.all())
     maps, epoch = loaded.kernel._set.maps, loaded.kernel._datapath.epoch
-    raw, wanted = raw_entries(loaded), wanted_entries(records)
+    raw, wanted = raw_entries(loaded), wanted_entries(with_entries(records, stored_sets(loaded)))
     assert {key: (int(each["rank"]), int(each["handle"])) for key, each in raw.items()} == wanted
     assert behind_front(loaded).isdisjoint(front_entries(loaded)), "entries stand in two places"
     assert all(each["since"] <= epoch for each in raw.values()), "an entry waits for an epoch to come"

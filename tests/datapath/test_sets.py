@@ -1,0 +1,216 @@
+"""Sets in the kernel's maps: packets are judged by what is in them, at every moment by all of the old or of the new.
+
+`_FEW` 0 lets a few entries go the way of a million.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from firewall.address import parse_prefix
+from firewall.errors import KernelRefused
+from firewall.set_entries import EntryColumns, SetEntry, entry_columns
+from tests import oracle
+from tests.datapath.contents import assert_exact
+from tests.datapath.frames import tcp
+from tests.datapath.loaded import Judged, Loaded
+from tests.datapath.sabotage import Sabotage
+from tests.datapath.test_changes import state, stored
+from tests.datapath.test_property import World, random_arrivals
+from tests.datapath.test_swaps import BASE, DROPPED_HOSTS, SWAPS, both, flooded
+from tests.random_rules import prefix, random_rules
+
+Content = Mapping[str, Iterable[str]]
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(autouse=True)
+def no_sets(firewall: Loaded) -> Iterator[None]:
+    yield
+    firewall.rules()
+    for each in firewall.enforcer.sets():
+        firewall.enforcer.delete_set(each.name)
+
+
+@pytest.fixture(params=[0, 256], ids=["by the million", "one by one"])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("firewall.addresses._FEW", request.param)
+    monkeypatch.setattr("firewall.kernel.datapath._FEW_LOOKUPS", request.param)
+    return int(request.param)
+
+
+def columns(prefixes: Iterable[str]) -> list[EntryColumns]:
+    return entry_columns(SetEntry(parse_prefix(each)) for each in prefixes)
+
+
+def put(firewall: Loaded, content: Content) -> None:
+    for name, prefixes in content.items():
+        firewall.enforcer.put_set(name)
+        firewall.enforcer.replace_entries(name, columns(prefixes))
+
+
+def random_content(rng: random.Random) -> dict[str, list[str]]:
+    return {name: sorted({prefix(rng) for _ in range(rng.choice((0, 1, 5, 20)))}) for name in NAMES}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_property_programs_and_oracle_agree_about_sets(firewall: Loaded, few: int, seed: int) -> None:
+    rng, world = random.Random(seed), World({}, "pretended-interface-0")
+    put(firewall, dict.fromkeys(NAMES, ()))
+    for _ in range(3):
+        rules = random_rules(rng, rng.choice((2, 5, 12, 30)), sets=NAMES)
+        firewall.rules(*rules)
+        for _ in range(2):
+            content = random_content(rng)
+            put(firewall, content)
+            assert_exact(firewall)
+            for arrival in random_arrivals(rng, 20):
+                expanded = [oracle.with_entries(rule, content) for rule in rules]
+                expected = world.judge(expanded, arrival)
+                found = firewall.judge(arrival.frame, arrival.hook, arrival.link)
+                assert found == (expected.verdict, expected.reason), (rules, content, arrival)
+
+
+CONTENT = {
+    "a": ["10.0.0.1", "10.0.0.2", "2001:db8::1", "172.16.0.0/12"],
+    "b": ["10.0.0.2", "10.0.0.3"],
+    "c": (),
+}
+RULES: list[dict[str, Any]] = [
+    {"id": "first", "sources": ["@a"], "priority": 10, "direction": "both"},
+    {"id": "second", "sources": ["@a", "@b"], "priority": 20, "action": "allow"},
+    {"id": "host", "sources": ["10.0.0.2"], "priority": 5, "action": "allow"},
+    {"id": "port", "sources": ["@b"], "destination_ports": [22], "priority": 1},
+]
+SOURCES = (
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.0.3",
+    "10.0.0.4",
+    "172.16.0.1",
+    "2001:db8::1",
+    "2001:db8::2",
+    "192.0.2.1",
+)
+FRAMES = [tcp(source, dport=port) for source in SOURCES for port in (22, 80)]
+
+CHANGES: dict[str, Callable[[Loaded], object]] = {
+    "entries come": lambda firewall: firewall.enforcer.add_entries("a", columns(["10.0.0.4", "2001:db8::2"])),
+    "entries go": lambda firewall: firewall.enforcer.delete_entries("a", columns(["10.0.0.1", "10.0.0.2"])),
+    "all are replaced": lambda firewall: put(firewall, {"a": ["10.0.0.3", "10.0.0.4"]}),
+    "the rule that wins goes": lambda firewall: firewall.delete("first"),
+    "a better rule comes": lambda firewall: firewall.add(
+        id="best", sources=["@a"], priority=1, action="allow"
+    ),
+    "the rule gets another action": lambda firewall: firewall.edit("first", action="allow"),
+    "the rule names another set": lambda firewall: firewall.edit("first", sources=["@b"]),
+    "the rule gets ports": lambda firewall: firewall.edit("first", destination_ports=[80]),
+    "the rule is disabled": lambda firewall: firewall.edit("first", enabled=False),
+}
+
+
+def verdicts(firewall: Loaded) -> list[Judged]:
+    return [firewall.judge(frame, hook) for hook in ("ingress", "egress") for frame in FRAMES]
+
+
+def expected_verdicts(firewall: Loaded) -> list[Judged]:
+    enforcer = firewall.enforcer
+    sets = {
+        each.name: [str(one.prefix) for one in enforcer.all_entries(each.name)] for each in enforcer.sets()
+    }
+    judgements = (
+        oracle.judge(stored(firewall), frame, direction=hook, interface="pretended-interface-0", sets=sets)
+        for hook in ("ingress", "egress")
+        for frame in FRAMES
+    )
+    return [Judged(each.verdict, each.reason) for each in judgements]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_that_the_kernel_refuses_at_any_step_leaves_sets_and_rules_as_they_were(
+    firewall: Loaded, few: int, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sabotage = Sabotage(monkeypatch)
+    for at in range(100):
+        firewall.rules()
+        put(firewall, CONTENT)
+        firewall.rules(*RULES)
+        verdicts(firewall)  # something is counted
+        before = state(firewall), firewall.enforcer.sets()
+        sabotage.begin(at)
+        try:
+            CHANGES[name](firewall)
+        except KernelRefused:
+            sabotage.repair()
+            assert (state(firewall), firewall.enforcer.sets()) == before, sabotage.steps
+            assert verdicts(firewall) == expected_verdicts(firewall), sabotage.steps
+            assert_exact(firewall)
+        else:
+            sabotage.repair()
+            break
+    assert at > 0
+    assert_exact(firewall)
+    assert verdicts(firewall) == expected_verdicts(firewall)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_rules_with_sets_have_counted_is_not_lost(firewall: Loaded, few: int, name: str) -> None:
+    put(firewall, CONTENT)
+    firewall.rules(*RULES)
+    verdicts(firewall)
+    before = firewall.all_hits()
+    assert before["first"][0] and before["port"][0]
+    CHANGES[name](firewall)
+    firewall.kernel.settle()
+    after = firewall.all_hits()
+    expected = {
+        rule: hits for rule, hits in before.items() if name != "the rule that wins goes" or rule != "first"
+    }
+    assert {rule: hits for rule, hits in after.items() if rule in before} == expected
+    firewall.restart()
+    assert {rule: hits for rule, hits in firewall.all_hits().items() if rule in before} == expected
+    assert_exact(firewall)
+
+
+def test_replacing_a_set_shows_no_packet_a_mixture(firewall: Loaded, few: int) -> None:
+    """Both contents drop the hosts, by other entries; a third host passes by an allow over all of them."""
+    one = [DROPPED_HOSTS[0], "10.0.0.2/31"]
+    other = ["10.0.0.0/31", DROPPED_HOSTS[1]]
+    put(firewall, {"a": one, "b": other})
+    firewall.rules(
+        *both(
+            {"id": "set", "sources": ["@a"], "priority": 200},
+            {"id": "ports", "sources": ["@b"], "destination_ports": [22], "priority": 200},
+            BASE[3],
+        )
+    )
+    with flooded(firewall):
+        for turn in range(SWAPS):
+            put(firewall, {"a": one if turn % 2 else other, "b": other if turn % 2 else one})
+    assert_exact(firewall)
+
+
+def test_a_rule_over_a_set_that_changes_its_mind_shows_no_packet_a_mixture(
+    firewall: Loaded, few: int
+) -> None:
+    """Two rules of one set take turns in winning, both drop."""
+    put(firewall, {"a": DROPPED_HOSTS})
+    firewall.rules(
+        *both(
+            {"id": "one", "sources": ["@a"], "priority": 100},
+            {"id": "two", "sources": ["@a"], "priority": 200},
+            BASE[3],
+        )
+    )
+    with flooded(firewall):
+        for turn in range(SWAPS):
+            if turn % 3 == 2:
+                firewall.edit("one", enabled=False)
+                firewall.edit("one", enabled=True)
+            else:
+                firewall.edit("one", priority=300 if turn % 2 else 100)
+    assert_exact(firewall)
