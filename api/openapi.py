@@ -91,7 +91,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 def _share(found: dict[str, Any]) -> None:
     """What every change has, the same parameters and headers, is said once."""
-    shared: dict[str, dict[str, Any]] = {"parameters": {}, "headers": {}}
+    shared: dict[str, dict[str, Any]] = {"parameters": {}, "headers": {}, "responses": {}}
     for operations in found["paths"].values():
         for operation in operations.values():
             parameters = operation.get("parameters", [])
@@ -99,7 +99,10 @@ def _share(found: dict[str, Any]) -> None:
                 if each["name"] in SHARED_PARAMETERS:
                     shared["parameters"][each["name"]] = each
                     parameters[at] = {"$ref": f"#/components/parameters/{each['name']}"}
-            for answer in operation["responses"].values():
+            for status, answer in operation["responses"].items():
+                if "application/problem+json" in answer.get("content", {}):
+                    shared["responses"][f"Problem{status}"] = answer
+                    operation["responses"][status] = {"$ref": f"#/components/responses/Problem{status}"}
                 headers = answer.get("headers", {})
                 for name in SHARED_HEADERS & headers.keys():
                     shared["headers"][name] = headers[name]
