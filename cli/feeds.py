@@ -71,7 +71,7 @@ def show(session: Session, name: Name) -> None:
 def add(
     session: Session,
     name: Name,
-    url: Annotated[str, typer.Argument(metavar="URL", help="http or https. Files are for the config.")],
+    origin: Annotated[str, typer.Argument(metavar="URL", help="http or https. Files are for the config.")],
     into: Annotated[
         str | None, typer.Option("--set", metavar="SET", help="Default: the feed's name.")
     ] = None,
@@ -84,7 +84,7 @@ def add(
 ) -> None:
     """Make a feed and its set. A rule that names the set is yours to make."""
     body = {
-        "name": name, "url": url, "set": into, "format": form and form.value, "refresh": refresh,
+        "name": name, "url": origin, "set": into, "format": form and form.value, "refresh": refresh,
         "reserved": "keep" if keep_reserved else "leave_out", "strict": strict,
     }  # fmt: skip
     with session.client() as client:
