@@ -48,13 +48,14 @@ READ_PROBLEMS = (421, 422, 503)
 CHANGE_PROBLEMS = (403, 409, 413, 415, 421, 422, 503, 507)
 SHARED_PARAMETERS = frozenset(("confirm_within", "allow_lockout", "dry_run", "prefer"))
 SHARED_HEADERS = frozenset(("Confirm-Id", "Confirm-By"))
+PROBLEM = "application/problem+json"
 REFERENCE = "#/components/schemas/{model}"
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer these."""
     schema = {"$ref": REFERENCE.format(model="ProblemDetails")}
-    content = {"application/problem+json": {"schema": schema}}
+    content = {PROBLEM: {"schema": schema}}
     return {status: {"description": PROBLEMS[status], "content": content} for status in sorted(statuses)}
 
 
@@ -90,7 +91,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _share(found: dict[str, Any]) -> None:
-    """What every change has, the same parameters and headers, is said once."""
+    """What many calls have, the same parameters, headers and errors, is said once."""
     shared: dict[str, dict[str, Any]] = {"parameters": {}, "headers": {}, "responses": {}}
     for operations in found["paths"].values():
         for operation in operations.values():
@@ -100,7 +101,7 @@ def _share(found: dict[str, Any]) -> None:
                     shared["parameters"][each["name"]] = each
                     parameters[at] = {"$ref": f"#/components/parameters/{each['name']}"}
             for status, answer in operation["responses"].items():
-                if "application/problem+json" in answer.get("content", {}):
+                if PROBLEM in answer.get("content", {}):
                     shared["responses"][f"Problem{status}"] = answer
                     operation["responses"][status] = {"$ref": f"#/components/responses/Problem{status}"}
                 headers = answer.get("headers", {})

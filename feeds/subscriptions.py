@@ -167,7 +167,7 @@ class Subscriptions:
         for other in self._feeds.values():
             if other.feed.name != feed.name and other.feed.target == feed.target:
                 detail = f"the feed {other.feed.name!r} fills the set {feed.target!r}"
-                raise Conflict(detail, "a set belongs to one feed", code="set_is_managed")
+                raise Conflict(detail, "a set belongs to one feed", code="set_managed")
         before = self._feeds.get(feed.name)
         await FollowedFeed(feed, "api", FeedState(), self.around).claim()
         await self._leave(feed.name)

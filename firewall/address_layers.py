@@ -18,7 +18,7 @@ from firewall.address_entries import Entry, Key
 from firewall.address_index import NO_CODE, Codes, Keys, code_columns, codes_of, encode, no_entries, place_of
 from firewall.layout import C
 from firewall.rule import VERSIONS, Rule
-from firewall.set_keys import NO_KEYS, SetDelta, SetKeys, is_in, rows_of_scope, scoped, unscoped
+from firewall.set_keys import NO_KEYS, SetDelta, SetKeys, distinct, is_in, rows_of_scope, scoped, unscoped
 
 Sets = Mapping[str, SetKeys]
 
@@ -171,7 +171,7 @@ def touched_keys(version: int, before: Layers, after: Layers, deltas: Mapping[st
     for place in places:
         for keys in _touched(place, before.get(place), after.get(place), deltas):
             parts.append(scoped(version, keys, place.scope))
-    return parts[-1] if len(parts) == 2 else np.unique(np.concatenate(parts))
+    return parts[-1] if len(parts) == 2 else distinct(np.concatenate(parts))
 
 
 def _touched(

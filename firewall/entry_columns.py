@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from firewall.address_index import Keys, encode_many
 from firewall.set_entries import EntryColumns
-from firewall.set_keys import NO_KEYS, SetKeys
+from firewall.set_keys import NO_KEYS, SetKeys, distinct
 
 Times = npt.NDArray[np.float64]
 Comments = npt.NDArray[np.object_]
@@ -82,10 +82,12 @@ def wanted(columns: Sequence[EntryColumns]) -> Wanted:
                 *(encode_many(version, 0, one.prefixes.lengths, one.prefixes.addresses) for one in mine),
             ]
         )
-        # Of equal keys np.unique names the first, so the last one of all is looked for from behind.
-        found[version], at = np.unique(keys[::-1], return_index=True)
-        each[version] = _each(mine).only(len(keys) - 1 - at)
-    times = np.unique(np.concatenate([mine.expires_at for mine in each.values()]))
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        is_last = np.append(ordered[1:] != ordered[:-1], len(ordered) > 0)[: len(ordered)]
+        found[version] = ordered[is_last]
+        each[version] = _each(mine).only(order[is_last])
+    times = distinct(np.concatenate([mine.expires_at for mine in each.values()]))
     comments = {text for mine in each.values() if mine.comments.any() for text in mine.comments.tolist()}
     keys_of_set = SetKeys(found[4], found[6])
     if len(times) > 1 or len(comments) > 1:

@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 API = "api"  # the source of sets that requests fill
 _FEW_KEPT = 10  # of how many entries one stays, where all the others are deleted at once
-_EXPIRY_CHUNK = 32_768
+_EXPIRY_CHUNK = 16_384
 
 
 class SetChanges(Commits, SetReads):

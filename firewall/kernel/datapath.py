@@ -40,7 +40,7 @@ from firewall.kernel.policy_maps import write_policy
 from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
 
 VERSIONS = (4, 6)
-_FEW_LOOKUPS = 20_000
+_FEW_LOOKUPS = 65_536
 
 
 class Hit(NamedTuple):

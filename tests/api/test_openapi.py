@@ -23,13 +23,14 @@ CALLS = {
     "POST /v1/rules/{rule_id}/reset-counters", "GET /v1/analysis",
     "POST /v1/rules/{rule_id}/promote", "POST /v1/test",
     "GET /v1/ruleset", "PUT /v1/ruleset",
+    "GET /v1/sets", "GET /v1/sets/{name}", "PUT /v1/sets/{name}", "DELETE /v1/sets/{name}",
+    "GET /v1/sets/{name}/entries", "POST /v1/sets/{name}/entries", "PUT /v1/sets/{name}/entries",
+    "DELETE /v1/sets/{name}/entries",
     "GET /v1/panic", "POST /v1/panic", "GET /v1/changes", "POST /v1/confirm", "POST /v1/rollback",
     "GET /v1/interfaces", "GET /v1/interfaces/{name}",
     "PUT /v1/interfaces/{name}", "DELETE /v1/interfaces/{name}",
     "GET /v1/events", "GET /v1/capture",
-    "GET /v1/sets", "GET /v1/sets/{name}", "PUT /v1/sets/{name}", "DELETE /v1/sets/{name}",
-    "GET /v1/sets/{name}/entries", "POST /v1/sets/{name}/entries", "PUT /v1/sets/{name}/entries",
-    "DELETE /v1/sets/{name}/entries", "POST /v1/sets/{name}/import", "GET /v1/sets/{name}/export",
+    "POST /v1/sets/{name}/import", "GET /v1/sets/{name}/export",
     "GET /v1/feeds", "POST /v1/feeds", "GET /v1/feeds/{name}", "PUT /v1/feeds/{name}", "DELETE /v1/feeds/{name}",
     "POST /v1/feeds/{name}/refresh", "POST /v1/feeds/{name}/preview", "GET /v1/crowdsec",
     "GET /v1/status", "GET /v1/counters", "GET /healthz", "GET /readyz", "GET /metrics",
@@ -80,7 +81,7 @@ def test_every_error_has_the_one_shape(document: dict[str, Any]) -> None:
         for status, answer in operation["responses"].items():
             if int(status) < 400:
                 continue
-            assert answer == {"$ref": f"#/components/responses/Problem{status}"}, f"{call} {status}"
+            assert answer == {"$ref": f"#/components/responses/Problem{status}"}, call
             shared = document["components"]["responses"][f"Problem{status}"]
             schema = shared["content"]["application/problem+json"]["schema"]
             assert schema == {"$ref": "#/components/schemas/ProblemDetails"}, f"{call} {status}"

@@ -33,7 +33,8 @@ class Fail2ban:
         self._log.touch()
         database = directory / "fail2ban.sqlite3"
         (directory / "fail2ban.conf").write_text(
-            f"[Definition]\nsocket = {directory / 'socket'}\npidfile = {directory / 'pid'}\nloglevel = INFO\nlogtarget = STDOUT\nsyslogsocket = auto\ndbfile = {database}\n"
+            f"[Definition]\nsocket = {directory / 'socket'}\npidfile = {directory / 'pid'}\n"
+            f"loglevel = INFO\nlogtarget = STDOUT\nsyslogsocket = auto\ndbfile = {database}\n"
             "dbpurgeage = 1d\ndbmaxmatches = 10\nallowipv6 = auto\n"
         )
         (directory / "filter.d/door.conf").write_text(

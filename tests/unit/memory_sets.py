@@ -42,7 +42,7 @@ class MemorySets:
         if self.failing is not None:
             raise self.failing
         if self.sources.setdefault(name, source) != source:
-            raise Conflict(f"the set {name} is {self.sources[name]}'s", code="set_is_managed")
+            raise Conflict(f"the set {name} is {self.sources[name]}'s", code="set_managed")
         self.changes += 1
         return self.entries.setdefault(name, {})
 

@@ -368,7 +368,7 @@ def test_feeds_of_the_api_are_added_replaced_and_deleted(directory: Path) -> Non
         assert (await feeds.add(one))[1] and not (await feeds.add(one))[1]
         for call, kind, code in (
             (feeds.add(Feed(name="a", url="http://127.0.0.1:2/")), Conflict, "feed_exists"),
-            (feeds.add(Feed(name="b", url="http://127.0.0.1:2/", set="a")), Conflict, "set_is_managed"),
+            (feeds.add(Feed(name="b", url="http://127.0.0.1:2/", set="a")), Conflict, "set_managed"),
             (feeds.replace(Feed(name="c", url="http://127.0.0.1:2/")), Conflict, "feed_of_config"),
             (feeds.replace(Feed(name="z", url="http://127.0.0.1:2/")), NotFound, "feed_not_found"),
             (feeds.delete("c"), Conflict, "feed_of_config"),
