@@ -18,7 +18,9 @@ def bans(jail, database, now):
     connection = sqlite3.connect(uri, uri=True, timeout=10)
     try:
         # bips has the last ban of each address, since fail2ban 0.11.
-        rows = connection.execute("SELECT ip, timeofban, bantime FROM bips WHERE jail = ?", (jail,)).fetchall()
+        rows = connection.execute(
+            "SELECT ip, timeofban, bantime FROM bips WHERE jail = ?", (jail,)
+        ).fetchall()
     finally:
         connection.close()
     for address, since, lasts in rows:
