@@ -8,6 +8,7 @@ DNS rebinding carry the page's name as Host. Neither is accepted.
 from __future__ import annotations
 
 import ipaddress
+import re
 
 import structlog
 from starlette.datastructures import Headers
@@ -29,6 +30,12 @@ POSTED: dict[str, tuple[str, ...]] = {
         "application/octet-stream",
     ),
 }
+# Lists for sets are read part by part, and may be larger than what is held whole.
+LIST_MEDIA_TYPES = (
+    "text/plain", "application/x-ndjson", "text/csv", "application/json", "application/octet-stream",
+)  # fmt: skip
+LIST_IMPORT = re.compile(r"/v1/sets/[^/]+/import")
+LIST_FACTOR = 4
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +61,7 @@ class Guard:
         path = scope["path"]
         try:
             self._check(scope, Headers(scope=scope))
-            await self._app(scope, self._limited(receive), send_answer)
+            await self._app(scope, self._limited(receive, self._most_bytes(scope)), send_answer)
         except RequestRefused as refusal:
             await refusal.response(path)(scope, receive, send)
         except ClientDisconnect:
@@ -82,13 +89,19 @@ class Guard:
         if "origin" in headers:
             raise RequestRefused(403, "cross_origin", "a web page must not change the firewall")
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._most_body_bytes:
-            raise self._too_large()
+        most = self._most_bytes(scope)
+        if length.isdecimal() and int(length) > most:
+            raise self._too_large(most)
         if length != "0" or "transfer-encoding" in headers:
             allowed = MEDIA_TYPES.get(method) or POSTED.get(scope["path"], ("application/json",))
+            if is_list_import(scope):
+                allowed = LIST_MEDIA_TYPES
             _check_media_type(allowed, headers.get("content-type"))
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _most_bytes(self, scope: Scope) -> int:
+        return self._most_body_bytes * (LIST_FACTOR if is_list_import(scope) else 1)
+
+    def _limited(self, receive: Receive, most: int) -> Receive:
         """The same for a body that does not tell its length."""
         seen = 0
 
@@ -96,20 +109,24 @@ class Guard:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._most_body_bytes:
-                raise self._too_large()
+            if seen > most:
+                raise self._too_large(most)
             return message
 
         return receive_some
 
-    def _too_large(self) -> RequestRefused:
+    def _too_large(self, most: int) -> RequestRefused:
         return RequestRefused(
             413,
             "body_too_large",
-            f"the body is larger than {self._most_body_bytes} bytes",
+            f"the body is larger than {most} bytes",
             "send the rules in several batches",
             headers={"Connection": "close"},
         )
+
+
+def is_list_import(scope: Scope) -> bool:
+    return scope["method"] == "POST" and LIST_IMPORT.fullmatch(scope["path"]) is not None
 
 
 def is_local_name(host: str) -> bool:

@@ -19,6 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from api.list_metrics import of_lists
 from api.openapi import problems
 from api.report_metrics import of_reports
 from api.running import Running
@@ -161,6 +162,7 @@ PARTS: tuple[Callable[[Running], Iterator[Metric]], ...] = (
     _changes,
     _requests,
     _reports,
+    of_lists,
 )
 
 

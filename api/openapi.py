@@ -23,6 +23,7 @@ TAGS = [
     {"name": "rules", "description": "What to drop and what to let through."},
     {"name": "ruleset", "description": "All rules at once."},
     {"name": "sets", "description": "Named lists of addresses, for rules to name."},
+    {"name": "feeds", "description": "Lists that fill sets by themselves."},
     {"name": "changes", "description": "Changes that go unless they are confirmed."},
     {"name": "interfaces", "description": "Where packets are judged."},
     {"name": "test", "description": "What would become of a packet."},
@@ -39,6 +40,7 @@ PROBLEMS = {
     415: "The body is not application/json.",
     421: "The Host header is another name.",
     422: "Not as asked for here: `errors` point at each fault.",
+    502: "A list from outside was refused or did not come.",
     503: "It starts or stops, or kernel or disk refused.",
     507: "A map has no room: `table`, `setting`.",
 }

@@ -20,6 +20,8 @@ from fastapi import Depends, Request
 
 from api.errors import RequestRefused
 from api.measured import Requests
+from feeds.crowdsec import Bouncer
+from feeds.subscriptions import Subscriptions
 from firewall.caution import Caution, Done
 from firewall.commit import Outcome
 from firewall.enforcer import Enforcer
@@ -74,6 +76,8 @@ class Running:
     def __init__(self, enforcer: Enforcer, phase: Phase) -> None:
         self.enforcer = enforcer
         self.phase = phase
+        self.feeds: Subscriptions | None = None  # once the enforcer has started
+        self.crowdsec: Bouncer | None = None  # where the config has one
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._lock = threading.Lock()
         self._asked: list[_Asked] = []

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from firewall.match import TTL_MAX_S
 from firewall.rule import DEFAULT_PRIORITY, ID, PRIORITY_MAX, Action, Direction, Family, RuleMode
-from firewall.settings import Mode
+from firewall.settings import FeedFields, Mode
 
 FlagName = Literal["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"]
 Hook = Literal["ingress", "egress"]
@@ -309,6 +309,138 @@ class EntriesAnswer(Document):
     missing: int
 
 
+class ListProblem(Document):
+    pointer: str = Field(description="Which line or element, counted from 1.", examples=["/line/7"])
+    detail: str
+
+
+class ListAnswer(EntriesAnswer):
+    """`entries`: of the list, duplicates each time; `bad`: lines that are none, of which `errors` tells the first
+    hundred; `host_bits`: entries that were taken as the network around them; `expired`: whose time was over."""
+
+    format: str
+    entries: int
+    bad: int
+    host_bits: int
+    expired: int
+    errors: list[ListProblem]
+
+
+class FeedRequest(FeedFields):
+    """A feed as a client makes it."""
+
+    name: str = Field(pattern=f"^{ID.pattern}$", description="Of the feed.", examples=["spamhaus"])
+
+
+class FeedError(Document):
+    """`reason`: a stable word; `times`: failures since the last success."""
+
+    reason: str
+    detail: str
+    at: Time
+    times: int
+
+
+class FeedState(Document):
+    """`entries`: of the last good list. `reserved`, `own`: entries of it that overlap private networks and the like, or
+    an address of this host, left out unless `reserved` says keep; `never_drop`: that never_drop spares."""
+
+    refreshing: bool
+    last_attempt: Time | None
+    last_success: Time | None
+    last_change: Time | None
+    next_refresh: Time | None
+    error: FeedError | None
+    format: str | None
+    entries: int
+    bad: int
+    host_bits: int
+    reserved: int
+    own: int
+    never_drop: int
+    reserved_first: list[str]
+    refusals: dict[str, int] = Field(description="By reason, since the feed was made.")
+
+
+class FeedView(Document):
+    """Times of `refresh` and `timeout` are seconds."""
+
+    name: str
+    origin: Literal["config", "api"]
+    url: str | None
+    file: str | None
+    set: str
+    format: str | None
+    refresh: int
+    timeout: int
+    max_bytes: int
+    max_shrink: float
+    reserved: Literal["leave_out", "keep"]
+    strict: bool
+    enabled: bool
+    state: FeedState
+
+
+class FeedList(Document):
+    items: list[FeedView]
+
+
+class FeedRefreshed(Document):
+    """`changed`: false where the list was the same, as its server says."""
+
+    changed: bool
+    added: int
+    removed: int
+    refreshed: int
+    unchanged: int
+    feed: FeedView
+
+
+class FeedRefusal(Document):
+    reason: str
+    detail: str
+
+
+class FeedPreview(Document):
+    """`first_added`, `first_removed`: the first twenty."""
+
+    taken: bool = Field(description="Whether a refresh would take the list.")
+    refusal: FeedRefusal | None
+    format: str | None
+    added: int
+    removed: int
+    unchanged: int
+    first_added: list[str]
+    first_removed: list[str]
+    bad: int
+    host_bits: int
+    reserved: int
+    own: int
+    never_drop: int
+    reserved_first: list[str]
+    errors: list[ListProblem]
+
+
+class CrowdSecView(Document):
+    """Where the state is "off", nothing else is told. `told`, `taken_back`: decisions since the service started;
+    `skipped`: by reason, decisions that make no entry."""
+
+    state: Literal["off", "connecting", "streaming", "forbidden", "failing"]
+    url: str | None = None
+    set: str | None = None
+    refresh: int | None = None
+    error: str | None = None
+    error_at: Time | None = None
+    failures: int = 0
+    last_pull: Time | None = None
+    last_full: Time | None = None
+    decisions: int = 0
+    addresses: int = 0
+    told: int = 0
+    taken_back: int = 0
+    skipped: dict[str, int] = {}
+
+
 class InterfaceRequest(Document):
     mode: Annotated[Mode, Field(description="auto: native, else generic. offload only when asked for.")] = (
         "auto"
@@ -400,6 +532,8 @@ class Status(Document):
     changes_waiting: int = Field(description="Changes that go unless they are confirmed.")
     sets: int
     set_entries: int = Field(description="Of all sets.")
+    feeds_failing: list[str] = Field(description="Feeds whose last list was refused or did not come.")
+    crowdsec: str = Field(description="State of the bouncer, off where there is none.")
 
 
 Purpose = Literal["ssh", "api_client", "api_listener"]

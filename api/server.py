@@ -18,6 +18,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from api import outside
 from api.app import create_app
 from api.guardian import Guardians
 from api.listeners import tcp_addresses
@@ -85,12 +86,14 @@ async def _live(
     reloader: asyncio.Task[None] | None = None
     try:
         if await _start(running):
+            await _begin_outside(running, configuration)
             reloader = asyncio.create_task(_reload_when_told(reload, running, configuration))
             if await _is_told_to_stop(stop, serving):
                 status = 0
     finally:
         if reloader is not None:
             reloader.cancel()
+        await outside.end(running)
         is_started = running.phase == "running"
         beating.cancel()
         guarding.cancel()
@@ -133,7 +136,8 @@ async def _reload_when_told(told: asyncio.Event, running: Running, configuration
     while await told.wait():
         told.clear()
         reloading()
-        await running.change(configuration.reload, running.enforcer)
+        if await running.change(configuration.reload, running.enforcer):
+            await outside.follow_config(running, configuration.settings)
         await _tell_readiness(running)
 
 
@@ -153,6 +157,14 @@ async def _start(running: Running) -> bool:
         log.warning("not ready", reason=reason)
     log.info("started", seconds=round(time.monotonic() - began, 3))
     return True
+
+
+async def _begin_outside(running: Running, configuration: Configuration) -> None:
+    """What is not ours must not end the service."""
+    try:
+        await outside.begin(running, configuration.settings)
+    except Exception:
+        log.exception("feeds cannot start")
 
 
 async def _tell_readiness(running: Running) -> list[str]:

@@ -32,7 +32,10 @@ router = APIRouter(tags=["status"])
 )
 def read_status(running: InService) -> Response:
     """Versions, hooks, how full the maps are, where the kernel is not as it should be."""
-    return JsonResponse(status_json(running.firewall.status()))
+    feeds, bouncer = running.feeds, running.crowdsec
+    failing = [each.feed.name for each in feeds.all() if each.state.failures] if feeds else []
+    outside = {"feeds_failing": failing, "crowdsec": bouncer.progress.state if bouncer else "off"}
+    return JsonResponse({**status_json(running.firewall.status()), **outside})
 
 
 def status_json(view: StatusView) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from cli import (
     changes,
     check,
     export,
+    feeds,
     import_rules,
     interfaces,
     packet_test,
@@ -71,6 +72,8 @@ command(app, "serve")(serve)
 command(app, "status")(status.status)
 app.add_typer(rules.app, name="rule")
 app.add_typer(sets.app, name="set")
+app.add_typer(feeds.app, name="feed")
+command(app, "crowdsec")(feeds.crowdsec)
 app.add_typer(interfaces.app, name="interface")
 app.add_typer(panic.app, name="panic")
 command(app, "import")(import_rules.import_rules)

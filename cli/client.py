@@ -73,10 +73,10 @@ class Client:
         return _document(self.send("POST", path, body=body, query=query))
 
     def upload(
-        self, path: str, parts: Iterable[bytes], size: int, media_type: str, query: Query | None = None
+        self, path: str, parts: Iterable[bytes], size: int | None, media_type: str, query: Query | None = None
     ) -> Json:
-        """POST of a body of `size` bytes in parts."""
-        headers = {"Content-Type": media_type, "Content-Length": str(size)}
+        """POST of a body of `size` bytes, None where nobody knows, in parts."""
+        headers = {"Content-Type": media_type, **({} if size is None else {"Content-Length": str(size)})}
         with self.stream("POST", path, content=parts, query=query, headers=headers) as response:
             with self._unreachable():
                 response.read()

@@ -22,16 +22,23 @@ def export(
 ) -> None:
     """Export all rules as JSON, as import reads them. A file is replaced at once or not at all."""
     with session.client() as client, client.stream("GET", "/v1/ruleset") as response:
-        if file is None or str(file) == "-":
-            _copy(response.iter_bytes(), sys.stdout.buffer)
-            return
-        with _replaced(file) as target:
-            _copy(response.iter_bytes(), target)
+        copied_to(file, response.iter_bytes())
         etag = response.headers.get("ETag")
+    if file is None or str(file) == "-":
+        return
     if session.as_json:
         output.json_document({"file": str(file), "etag": etag})
     else:
         output.line(f"wrote {file}" + (f", ETag {etag}" if etag else ""))
+
+
+def copied_to(file: Path | None, chunks: Iterator[bytes]) -> None:
+    """None and - are standard output."""
+    if file is None or str(file) == "-":
+        _copy(chunks, sys.stdout.buffer)
+        return
+    with _replaced(file) as target:
+        _copy(chunks, target)
 
 
 def _copy(chunks: Iterator[bytes], target: BinaryIO) -> None:
@@ -39,7 +46,7 @@ def _copy(chunks: Iterator[bytes], target: BinaryIO) -> None:
     for chunk in chunks:
         target.write(chunk)
         last = chunk or last
-    if not last.endswith(b"\n"):
+    if last and not last.endswith(b"\n"):
         target.write(b"\n")
     target.flush()
 

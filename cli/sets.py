@@ -1,8 +1,10 @@
-"""Owns `ebpf-fw set list | create | show | delete | add | remove | entries | export`."""
+"""Owns `ebpf-fw set list | create | show | delete | add | remove | entries`.
+
+`import` and `export` are cli.set_lists'.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import orjson
 import typer
@@ -12,6 +14,7 @@ from cli.asking import AllowLockout, Asking, Confirm, DryRun, tell_effect
 from cli.client import Client, Query
 from cli.failure import EXIT_NOT_FOUND, Json, failure
 from cli.session import Session, command, shared_options
+from cli.set_lists import export_list, import_list, set_path
 
 PAGE_SIZE = 1000
 
@@ -51,7 +54,7 @@ def create(
     asking = Asking(confirm, False, dry_run)
     body = {} if description is None else {"description": description}
     with session.client() as client:
-        response = client.send("PUT", _path(name), body=body, query=asking.query())
+        response = client.send("PUT", set_path(name), body=body, query=asking.query())
     made: Json = orjson.loads(response.content)
     if dry_run:
         tell_effect(made, as_json=session.as_json)
@@ -69,7 +72,7 @@ def create(
 def show(session: Session, name: Name) -> None:
     """Show a set: how many entries it has, who fills it, which rules name it."""
     with session.client() as client:
-        found = client.get(_path(name))
+        found = client.get(set_path(name))
     if session.as_json:
         output.json_document(found)
     else:
@@ -87,7 +90,7 @@ def delete(
     asking = Asking(confirm, False, dry_run)
     with session.client() as client:
         for name in dict.fromkeys(names):
-            tried = client.delete(_path(name), asking.query())
+            tried = client.delete(set_path(name), asking.query())
             if tried is not None:
                 tell_effect(tried, as_json=session.as_json)
             elif not session.as_json:
@@ -113,7 +116,7 @@ def add(
     body = {"entries": addresses, "ttl": ttl, "comment": comment}
     asking = Asking(confirm, allow_lockout, dry_run)
     with session.client() as client:
-        answer = client.post(f"{_path(name)}/entries", body, asking.query())
+        answer = client.post(f"{set_path(name)}/entries", body, asking.query())
     _tell(session, asking, answer)
 
 
@@ -130,7 +133,7 @@ def remove(
     asking = Asking(confirm, allow_lockout, dry_run)
     with session.client() as client:
         response = client.send(
-            "DELETE", f"{_path(name)}/entries", body={"entries": addresses}, query=asking.query()
+            "DELETE", f"{set_path(name)}/entries", body={"entries": addresses}, query=asking.query()
         )
     answer: Json = orjson.loads(response.content)
     _tell(session, asking, answer)
@@ -166,7 +169,7 @@ def entries(
         "page_size": page_size,
     }
     with session.client() as client:
-        path = f"{_path(name)}/entries"
+        path = f"{set_path(name)}/entries"
         first = client.get(path, {**query, "page": page or 1})
         if session.as_json:
             items = first["items"] if page is not None else list(_following(client, path, query, first))
@@ -180,13 +183,8 @@ def entries(
     output.note(f"{first['total']:,} entr{'y' if first['total'] == 1 else 'ies'}")
 
 
-@command(app, "export")
-def export(session: Session, name: Name) -> None:
-    """Print the addresses of a set, one a line, with their comments behind #."""
-    with session.client() as client:
-        for each in _items(client, f"{_path(name)}/entries", {}):
-            comment = f" # {each['comment']}" if each["comment"] else ""
-            typer.echo(f"{output.plain(each['address'])}{output.plain(comment)}")
+command(app, "import")(import_list)
+command(app, "export")(export_list)
 
 
 def _tell(session: Session, asking: Asking, answer: Json) -> None:
@@ -228,7 +226,3 @@ def _following(client: Client, path: str, query: Query, document: Json) -> Itera
         if document["page"] >= document["total_pages"]:
             return
         document = client.get(path, {**query, "page": document["page"] + 1})
-
-
-def _path(name: str) -> str:
-    return f"/v1/sets/{quote(name.removeprefix('@'), safe='')}"

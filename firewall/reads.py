@@ -197,6 +197,9 @@ class Reads(Counts):
     def _faults(self) -> list[str]:
         return [*self._interfaces.faults(), *self._watched.store_fault(), *self._watched.details()]
 
+    def never_drop(self) -> tuple[Prefix, ...]:
+        return self._shield.never_drop
+
     def status(self) -> StatusView:
         now = self._clock()
         not_ready = tuple(self.not_ready())

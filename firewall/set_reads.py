@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from firewall.address import Prefix
+from firewall.address import BITS, Prefix
+from firewall.address_index import key_columns
 from firewall.address_layers import Place
+from firewall.address_list import PrefixColumns
 from firewall.datapath import Key
 from firewall.errors import InvalidInput, NotFound, Problem
 from firewall.hits import NO_HITS, Hits
@@ -37,6 +39,14 @@ class SetReads(Reads):
     def set_sizes(self) -> dict[str, int]:
         """How many entries each has, now or, while a change holds the lock, before it."""
         return {name: len(keys) for name, keys in self._ruleset.sets.items()}
+
+    def prefixes_of_set(self, name: str) -> list[PrefixColumns]:
+        """Of all its entries."""
+        with self._lock:
+            self._stored_set(name)
+            keys = self._ruleset.sets.get(name, NO_KEYS)
+        columns = ((version, *key_columns(version, keys.of(version))) for version in BITS)
+        return [PrefixColumns(version, lengths, addresses) for version, _, lengths, addresses in columns]
 
     def entries(self, name: str, query: EntryQuery, offset: int, limit: int) -> tuple[list[EntryView], int]:
         """A page in order of addresses, and how many there are in all."""

@@ -7,18 +7,29 @@ unauthenticated API to the network is an error that names the key.
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from firewall.address import parse_prefix
 from firewall.errors import InvalidInput, Problem
+from firewall.match import parse_duration
 
 DEFAULT_PATH = Path("/etc/ebpf-fw/config.toml")
 DEFAULT_LISTEN = "127.0.0.1:9378"
 NEVER_DROP_MAX = 1024
+FEEDS_MAX = 64
 
 Action = Literal["allow", "drop"]
 Mode = Literal["auto", "native", "generic", "offload"]
@@ -143,6 +154,93 @@ class Interface(_Section):
     egress: bool = True
 
 
+def _seconds(value: object) -> object:
+    """Of a duration such as "1h"; a number is seconds already."""
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Seconds = Annotated[int, BeforeValidator(_seconds)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+
+
+class FeedFields(_Section):
+    """A list that is fetched again and again. `set`: where its entries go; the feed's name if nothing is said.
+    `refresh`, `timeout`: seconds, or a duration such as "1h". `max_shrink`: the share of a list that may go at once."""
+
+    url: Annotated[str, Field(max_length=2048)] | None = None
+    set: Name | None = None
+    format: Literal["plain", "ipset", "nft", "csv", "ndjson", "spamhaus"] | None = None
+    refresh: Annotated[Seconds, Field(ge=10, le=31_536_000)] = 3600
+    timeout: Annotated[Seconds, Field(ge=1, le=3600)] = 120
+    max_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 64 << 20
+    max_shrink: Annotated[float, Field(ge=0, le=1, strict=False)] = 0.5
+    reserved: Literal["leave_out", "keep"] = "leave_out"
+    strict: bool = False
+    enabled: bool = True
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/?#\s]", value):
+            raise ValueError(f"{value!r} is not an http:// or https:// URL")
+        return value
+
+
+class Feed(FeedFields):
+    """A feed of the config: a URL or a file."""
+
+    name: Name
+    file: Annotated[Path, Field(strict=False)] | None = None
+
+    @model_validator(mode="after")
+    def _check_origin(self) -> Self:
+        if (self.url is None) == (self.file is None):
+            raise ValueError(f"feed {self.name!r} needs either url or file")
+        if self.file is not None and not self.file.is_absolute():
+            raise ValueError(f"feed {self.name!r}: file must be an absolute path")
+        return self
+
+    @property
+    def target(self) -> str:
+        return self.set or self.name
+
+
+class CrowdSec(_Section):
+    """The decisions of a CrowdSec local API. None are fetched without `url`. `scenarios`: words of which the scenario
+    has one; all scenarios where none is given. `origins` likewise, whole names."""
+
+    url: Annotated[str, Field(max_length=2048)] | None = None
+    api_key: str | None = None
+    api_key_file: Annotated[Path, Field(strict=False)] | None = None
+    set: Name = "crowdsec"
+    refresh: Annotated[Seconds, Field(ge=1, le=86_400)] = 10
+    timeout: Annotated[Seconds, Field(ge=1, le=3600)] = 60
+    scopes: list[Literal["Ip", "Range"]] = ["Ip", "Range"]
+    origins: list[str] = []
+    scenarios: list[str] = []
+    not_scenarios: list[str] = []
+    ca_file: Annotated[Path, Field(strict=False)] | None = None
+    cert_file: Annotated[Path, Field(strict=False)] | None = None
+    key_file: Annotated[Path, Field(strict=False)] | None = None
+    insecure_skip_verify: bool = False
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.url is None:
+            return self
+        if not re.match(r"https?://[^/?#\s]", self.url):
+            raise ValueError(f"url {self.url!r} is not an http:// or https:// URL")
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("needs api_key or api_key_file, not both")
+        if self.api_key is None and self.api_key_file is None and self.cert_file is None:
+            raise ValueError(
+                "needs api_key, api_key_file or cert_file; `cscli bouncers add ebpf-fw` makes a key"
+            )
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("needs cert_file and key_file together")
+        return self
+
+
 class Settings(_Section):
     """Every setting. `interfaces` are matched in order, the first that fits a name counts."""
 
@@ -153,6 +251,20 @@ class Settings(_Section):
     filter: Filter = Filter()
     events: Events = Events()
     interfaces: list[Interface] = []
+    feeds: Annotated[list[Feed], Field(max_length=FEEDS_MAX)] = []
+    crowdsec: CrowdSec = CrowdSec()
+
+    @field_validator("feeds")
+    @classmethod
+    def _check_feeds(cls, value: list[Feed]) -> list[Feed]:
+        for what, names in (
+            ("name", [each.name for each in value]),
+            ("set", [each.target for each in value]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"two feeds have the {what} {', '.join(twice)}")
+        return value
 
 
 def parse(text: str, origin: str) -> Settings:

@@ -62,7 +62,7 @@ write_control() {
         -e "s|@PYTHON@|3.$(python_minor)|" -e "s|@NEXT_PYTHON@|3.$(python_minor 1)|" \
         -e "s|@GLIBC@|$(newest_glibc_symbol)|" scripts/deb/control.in >"$control/control"
     install -m 0755 scripts/deb/{preinst,postinst,prerm,postrm} "$control/"
-    echo /etc/ebpf-fw/config.toml >"$control/conffiles"
+    printf '%s\n' /etc/ebpf-fw/config.toml /etc/fail2ban/action.d/ebpf-fw.conf >"$control/conffiles"
     (cd "$root" && find . -path ./DEBIAN -prune -o -type f -printf '%P\0' | sort -z | xargs -0 md5sum) >"$control/md5sums"
 }
 

@@ -36,7 +36,7 @@ copy_code() {
     local part
     rm -rf "$staging"
     install -d "$staging"
-    for part in bpf firewall api cli systemd; do
+    for part in bpf firewall feeds api cli systemd integrations; do
         cp -R --preserve=mode "$part" "$staging/$part"
     done
     for part in pyproject.toml LICENSE LICENSES README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs; do
@@ -63,7 +63,7 @@ relocate_environment() {
     sed -i "s|$staging|$home|g" "${named[@]}"
     # By hash, not by time: an archive may change the files' times, and nothing may be compiled anew when it runs.
     /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash -s "$staging" -p "$home" \
-        "$staging"/{firewall,api,cli} "$staging"/.venv/lib/python*/site-packages >/dev/null || true
+        "$staging"/{firewall,feeds,api,cli} "$staging"/.venv/lib/python*/site-packages >/dev/null || true
 }
 
 # The service may be running from the old directory: the two renames are the whole time it is away.
@@ -95,6 +95,22 @@ install_unit() {
     install -d -m 0700 "$destination/var/lib/ebpf-fw"
 }
 
+# Where fail2ban is, or into a package. One that somebody changed stays.
+install_fail2ban_action() {
+    local action=$destination/etc/fail2ban/action.d/ebpf-fw.conf shipped
+    [[ -n $destination || -d $(dirname "$action") ]] || return 0
+    shipped=$(sed "s|$default_home|$home|g" integrations/fail2ban/action.d/ebpf-fw.conf)
+    install -d "$(dirname "$action")"
+    if [[ -e $action && $(cat "$action") != "$shipped" ]]; then
+        printf '%s\n' "$shipped" >"$action.new"
+        echo "ebpf-fw: kept your $action; the new one is in $action.new"
+        return 0
+    fi
+    printf '%s\n' "$shipped" >"$action"
+    chmod 0644 "$action"
+    rm -f "$action.new"
+}
+
 say_what_is_next() {
     echo "ebpf-fw: installed in $target"
     if ! systemd_runs; then
@@ -121,6 +137,7 @@ main() {
     put_in_place
     install_configuration
     install_unit
+    install_fail2ban_action
     [[ -n $destination ]] || say_what_is_next
 }
 

@@ -22,6 +22,7 @@ development=(
     "tcpdump         command -v tcpdump"
     "nftables        command -v nft"
     "ethtool         command -v ethtool"
+    "fail2ban        command -v fail2ban-server"
 )
 
 fail() {

@@ -44,6 +44,14 @@ remove_code() {
     [[ -n $destination || ! -d /run/systemd/system ]] || systemctl daemon-reload
 }
 
+remove_fail2ban_action() {
+    local action=$destination/etc/fail2ban/action.d/ebpf-fw.conf
+    rm -f "$action.new"
+    if [[ ${PURGE:-} == 1 ]] || cmp -s integrations/fail2ban/action.d/ebpf-fw.conf "$action"; then
+        rm -f "$action"
+    fi
+}
+
 remove_data() {
     if [[ ${PURGE:-} == 1 ]]; then
         rm -rf "$configuration" "$state"
@@ -62,6 +70,7 @@ main() {
         remove_filters
     fi
     remove_code
+    remove_fail2ban_action
     remove_data
 }
 

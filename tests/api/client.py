@@ -6,8 +6,9 @@ Owns the event loop that the application runs on. It must not know what a test e
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from fastapi import FastAPI
@@ -17,6 +18,7 @@ from starlette.routing import compile_path
 from api import schemas
 
 BASE = "http://127.0.0.1:9378"
+T = TypeVar("T")
 PROBLEM = "application/problem+json"
 
 
@@ -24,6 +26,7 @@ class ApiClient:
     """Synchronous, though the application is not. A context manager."""
 
     def __init__(self, app: FastAPI) -> None:
+        self.app = app
         self._runner = asyncio.Runner()
         self._paths: dict[str, Any] = app.openapi()["paths"]
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -37,6 +40,10 @@ class ApiClient:
     ) -> None:
         self._runner.run(self._http.aclose())
         self._runner.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """In the loop that the application runs on."""
+        return self._runner.run(coroutine)
 
     def __call__(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
         """`body`: sent as JSON; `options`: httpx's."""

@@ -14,7 +14,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network, summarize_address_range
 from typing import Any
 
 import pytest
@@ -36,12 +36,12 @@ def settings() -> dict[str, object]:
     return {"bpf": {"max_addresses": 5000, "max_rules": 64}}
 
 
-def seeds() -> Iterator[tuple[int, random.Random]]:
+def seeds(share: float = 1) -> Iterator[tuple[int, random.Random]]:
     """Numbers to name a failure by, and a source of randomness for each; at least one, then until time is up."""
     started = time.monotonic()
     for number in itertools.count(SEED * 1_000_003):
         yield number, random.Random(number)
-        if time.monotonic() - started > SECONDS:
+        if time.monotonic() - started > SECONDS * share:
             return
 
 
@@ -268,3 +268,122 @@ def test_json_rules_are_taken_whole_or_refused_and_keep_their_meaning(api: ApiCl
             assert len(after) == len(living), where
             assert (wrong := same_meaning(rng, living, after)) is None, f"{where}\n{wrong}"
     assert taken > 5 and refused > 5
+
+
+# --- lists into sets ---------------------------------------------------------------------------------------
+
+
+def range_of(text: str) -> list[Network] | None:
+    """`first-last` as the standard library splits it; None where it is no range."""
+    first, dash, last = text.partition("-")
+    try:
+        ends = ip_address(first.strip()), ip_address(last.strip())
+        return list(summarize_address_range(*ends)) if dash and "%" not in text else None
+    except (ValueError, TypeError):
+        return None
+
+
+def read_for_a_set(line: str) -> list[Network]:
+    """As read_line(), and ranges and host bits are no faults. Raises ValueError."""
+    text = re.split("[#;]", line, maxsplit=1)[0].strip()
+    if not text:
+        return []
+    if (found := range_of(text)) is not None:
+        return found
+    if not re.fullmatch(r"[0-9a-fA-F.:]+(/[0-9]{1,3})?", text):
+        raise ValueError(text)
+    return [ip_network(text, strict=False)]
+
+
+def entry_texts(api: ApiClient) -> list[str]:
+    page = api("GET", "/v1/sets/fuzzed/entries?page_size=1000").json()
+    assert page["total_pages"] <= 1
+    return sorted(str(ip_network(each["address"])) for each in page["items"])
+
+
+def wrapped(rng: random.Random, texts: list[str]) -> tuple[str, str]:
+    """The same entries in another format, and its name."""
+    form = rng.choice(("ndjson", "csv", "ipset", "nft"))
+    if form == "ndjson":
+        return "".join(
+            json.dumps({rng.choice(("ip", "cidr", "address")): each}) + "\n" for each in texts
+        ), form
+    if form == "csv":
+        return "n,ip\n" + "".join(f"{rng.randrange(9)},{each}\n" for each in texts), form
+    if form == "ipset":
+        return "".join(f"add {'s6' if ':' in each else 's4'} {each}\n" for each in texts), form
+    return json.dumps({"nftables": [{"metainfo": {}}, {"set": {"elem": texts}}]}), form
+
+
+def test_a_list_for_a_set_gives_what_an_independent_reading_gives(api: ApiClient) -> None:
+    api("PUT", "/v1/sets/fuzzed")
+    for number, rng in seeds(0.5):
+        lines = [random_line(rng) for _ in range(rng.choice((1, 3, 10, 40)))]
+        if rng.random() < 0.3:
+            a, b = sorted(rng.getrandbits(32) for _ in range(2))
+            lines.append(f"{IPv4Address(a)}-{IPv4Address(b)}")
+        text = rng.choice(("\n", "\n", "\r\n", "\r")).join(lines)
+        where = f"seed {number}: {text!r}"
+        expected: list[Network] = []
+        bad = []
+        for line, content in enumerate(lines, 1):
+            try:
+                expected += read_for_a_set(content)
+            except ValueError:
+                bad.append(line)
+        query = {"mode": "replace", "format": "plain", "allow_empty": "true"}
+        answer = api("POST", "/v1/sets/fuzzed/import", content=text.encode(), params=query)
+        if bad and not expected:
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_list"), where
+            continue
+        if "\0" in text:
+            assert answer.status_code == 422, where
+            continue
+        assert answer.status_code == 200, f"{where}\n{answer.text}"
+        found = answer.json()
+        assert [each["pointer"] for each in found["errors"]] == [f"/line/{each}" for each in bad], where
+        assert entry_texts(api) == sorted({str(each) for each in expected}), where
+        # The same in another format, and what the export says.
+        texts = [str(each) for each in expected]
+        other, form = wrapped(rng, texts)
+        again = api(
+            "POST",
+            f"/v1/sets/fuzzed/import?mode=replace&allow_empty=true&format={form}",
+            content=other.encode(),
+        )
+        assert (again.status_code, again.json()["added"], again.json()["bad"]) == (200, 0, 0), (
+            f"{where}\n{form}"
+        )
+        for written in ("plain", "ndjson"):
+            exported = api("GET", f"/v1/sets/fuzzed/export?format={written}").text
+            query = {"mode": "replace", "format": written, "allow_empty": "true"}
+            same = api("POST", "/v1/sets/fuzzed/import", content=exported.encode(), params=query).json()
+            assert (same["added"], same["removed"], same["bad"]) == (0, 0, 0), where
+
+
+def test_damaged_lists_of_every_format_are_taken_or_refused_and_never_fail(api: ApiClient) -> None:
+    api("PUT", "/v1/sets/fuzzed")
+    answered = set()
+    for number, rng in seeds(0.5):
+        texts = [random_prefix(rng) for _ in range(rng.choice((1, 5, 30)))]
+        text, form = wrapped(rng, texts)
+        body = bytearray(text.encode())
+        for _ in range(rng.choice((0, 1, 1, 3))):
+            at = rng.randrange(len(body))
+            if rng.random() < 0.3:
+                del body[at:]
+                body += b" "
+            else:
+                body[at] = rng.choice((*b'{}[]",:\\\n\r -/.#;0a', rng.randrange(256)))
+        query = {"mode": rng.choice(("add", "replace", "delete")), "strict": rng.choice(("true", "false"))}
+        if rng.random() < 0.5:
+            query["format"] = form
+        answer = api("POST", "/v1/sets/fuzzed/import", content=bytes(body), params=query)
+        where = f"seed {number}: {query} {bytes(body)!r}\n{answer.status_code} {answer.text}"
+        assert answer.status_code in (200, 422, 507), where
+        answered.add(answer.status_code)
+        if answer.status_code == 200:
+            assert answer.json()["bad"] == 0 or query["strict"] == "false", where
+        if rng.random() < 0.1:
+            api("PUT", "/v1/sets/fuzzed/entries", {"entries": []})
+    assert {200, 422} <= answered

@@ -48,6 +48,12 @@ PLAIN |= {
     "ebpf_fw_reports_suppressed",
     "ebpf_fw_reports_lost_in_ring",
     "ebpf_fw_reports_lost_by_listeners",
+    "ebpf_fw_feed_failing",
+    "ebpf_fw_feed_refusals",
+    "ebpf_fw_crowdsec_state",
+    "ebpf_fw_crowdsec_decisions",
+    "ebpf_fw_crowdsec_skipped_decisions",
+    "ebpf_fw_crowdsec_addresses",
 }
 
 

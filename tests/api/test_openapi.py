@@ -30,6 +30,9 @@ CALLS = {
     "GET /v1/interfaces", "GET /v1/interfaces/{name}",
     "PUT /v1/interfaces/{name}", "DELETE /v1/interfaces/{name}",
     "GET /v1/events", "GET /v1/capture",
+    "POST /v1/sets/{name}/import", "GET /v1/sets/{name}/export",
+    "GET /v1/feeds", "POST /v1/feeds", "GET /v1/feeds/{name}", "PUT /v1/feeds/{name}", "DELETE /v1/feeds/{name}",
+    "POST /v1/feeds/{name}/refresh", "POST /v1/feeds/{name}/preview", "GET /v1/crowdsec",
     "GET /v1/status", "GET /v1/counters", "GET /healthz", "GET /readyz", "GET /metrics",
 }  # fmt: skip
 
@@ -154,4 +157,4 @@ def test_the_page_needs_nothing_from_elsewhere(api: ApiClient) -> None:
 
 
 def test_the_document_is_small_enough_to_read_at_once(document: dict[str, Any]) -> None:
-    assert len(json.dumps(document)) < 100_000
+    assert len(json.dumps(document)) < 150_000

@@ -1,4 +1,4 @@
-"""Imports go one way: cli and api → firewall → nothing of ours. Only firewall/kernel knows bcc and pyroute2.
+"""Imports go one way: cli and api → feeds → firewall → nothing of ours. Only firewall/kernel knows bcc and pyroute2.
 
 The test reads the source; it imports nothing.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("firewall", "api", "cli")
+OURS = ("firewall", "feeds", "api", "cli")
 KERNEL_LIBRARIES = ("bcc", "pyroute2")
 WEB_LIBRARIES = ("fastapi", "starlette", "uvicorn", "httpx", "typer", "click", "rich", "prometheus_client")
 # Settings are read from a file and are checked as the API checks its input.
@@ -102,6 +102,13 @@ def all_imports() -> list[Import]:
 RULES: dict[str, Callable[[Import], bool]] = {
     "the firewall imports nothing of ours but itself": lambda i: (
         within(i.importer, "firewall") and within(i.name, "api", "cli", "tests")
+    ),
+    "the firewall does not know who brings lists": lambda i: (
+        within(i.importer, "firewall", "cli") and within(i.name, "feeds")
+    ),
+    "feeds know the firewall but not what serves them": lambda i: (
+        within(i.importer, "feeds")
+        and within(i.name, "api", "cli", "tests", "firewall.kernel", "firewall.enforcer")
     ),
     "the API does not import the command line": lambda i: (
         within(i.importer, "api") and within(i.name, "cli", "tests")

@@ -40,6 +40,9 @@ def test_everything_is_where_the_unit_expects_it(installed: Path) -> None:
     assert (installed / "etc/ebpf-fw/config.toml").read_text() == (ROOT / "systemd/config.toml").read_text()
     assert (installed / "var/lib/ebpf-fw").stat().st_mode & 0o777 == 0o700
     assert (installed / HOME / "bpf/xdp_filter.c").is_file()
+    action = "integrations/fail2ban/action.d/ebpf-fw.conf"
+    assert (installed / "etc/fail2ban/action.d/ebpf-fw.conf").read_text() == (ROOT / action).read_text()
+    assert os.access(installed / HOME / "integrations/fail2ban/bans.py", os.X_OK)
 
 
 @pytest.mark.xdist_group("install")
@@ -54,7 +57,7 @@ def test_what_the_installed_documents_link_to_is_installed(installed: Path) -> N
 def test_the_installed_environment_is_complete_and_names_only_its_final_place(installed: Path) -> None:
     environment = installed / HOME / ".venv"
     assert (environment / "bin/ebpf-fw").read_text().startswith(f"#!/{HOME}/.venv/bin/python")
-    code = "import bcc, fastapi, pyroute2, firewall, api, cli; print(firewall.__file__)"
+    code = "import bcc, fastapi, pyroute2, firewall, feeds, api, cli; print(firewall.__file__)"
     # The editable packages point to the final place, which this test must not touch: give their path by hand.
     done = subprocess.run(
         [environment / "bin/python", "-c", code],

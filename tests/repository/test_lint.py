@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-TYPED = ("firewall", "api", "cli", "scripts", "benchmarks")
+TYPED = ("firewall", "feeds", "api", "cli", "scripts", "benchmarks")
 
 
 def existing(*names: str) -> list[str]:

@@ -80,7 +80,11 @@ def test_the_unit_and_the_command_lead_into_the_package(unpacked: Path) -> None:
     assert (unpacked / HOME / ".venv/bin/ebpf-fw").read_text().startswith(f"#!/{HOME}/.venv/bin/python")
     assert {path.name for path in (unpacked / HOME / ".venv/bin").iterdir()} >= {"ebpf-fw", "python"}
     assert not list((unpacked / HOME).rglob("pip"))
-    assert (unpacked / "DEBIAN/conffiles").read_text() == "/etc/ebpf-fw/config.toml\n"
+    conffiles = "/etc/ebpf-fw/config.toml\n/etc/fail2ban/action.d/ebpf-fw.conf\n"
+    assert (unpacked / "DEBIAN/conffiles").read_text() == conffiles
+    action = (unpacked / "etc/fail2ban/action.d/ebpf-fw.conf").read_text()
+    assert "= /usr/lib/ebpf-fw/integrations/fail2ban/bans.py" in action and "/opt/" not in action
+    assert os.access(unpacked / "usr/lib/ebpf-fw/integrations/fail2ban/bans.py", os.X_OK)
     assert not (unpacked / "var").exists()
 
 

@@ -1,0 +1,1 @@
+"""Lists of addresses in the formats that people have them in, read to columns and written from them."""
