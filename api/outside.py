@@ -5,10 +5,12 @@ Owns their place in that order, and what a reload changes of them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 
 import structlog
 
+from api import reach
 from api.feed_sets import FirewallSets
 from api.log import fields_of
 from api.running import Running
@@ -37,6 +39,7 @@ async def begin(running: Running, settings: Settings) -> None:
     await running.feeds.claim()
     running.feeds.start()
     _begin_crowdsec(running, settings.crowdsec, around)
+    await _warn_if_kept_from(running, settings)
 
 
 async def follow_config(running: Running, settings: Settings) -> None:
@@ -50,6 +53,7 @@ async def follow_config(running: Running, settings: Settings) -> None:
         await _end_crowdsec(running)
         _begin_crowdsec(running, settings.crowdsec, running.feeds.around)
     await _release(running.feeds)
+    await _warn_if_kept_from(running, settings)
 
 
 async def end(running: Running) -> None:
@@ -68,6 +72,13 @@ async def _end_crowdsec(running: Running) -> None:
     if running.crowdsec is not None:
         await running.crowdsec.close()
         running.crowdsec = None
+
+
+async def _warn_if_kept_from(running: Running, settings: Settings) -> None:
+    assert running.feeds is not None
+    urls = [each.feed.url for each in running.feeds.all() if each.feed.url is not None]
+    urls += [settings.crowdsec.url] if settings.crowdsec.url is not None else []
+    await asyncio.to_thread(reach.warn_if_kept_from, urls)
 
 
 def _others(settings: Settings) -> Collection[str]:

@@ -1,4 +1,4 @@
-"""Who can reach the API: what the listeners are for, and what the unit lets through to them.
+"""Whom the service's own sockets reach: what it listens and asks for, and what the unit lets through.
 
 Owns noticing that the two contradict each other, which from outside looks like a host that is down.
 """
@@ -9,12 +9,14 @@ import ipaddress
 import os
 import socket
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 import structlog
 
 from api.systemd import UNIT_VARIABLE, systemctl
 
 log = structlog.get_logger(__name__)
+_OUT_HINT = "`systemctl edit ebpf-fw`, [Service] IPAddressAllow=any, then restart"
 _HINT = "`systemctl edit ebpf-fw`, [Service] IPAddressAllow=192.0.2.0/24 (those who may), then restart"
 
 
@@ -22,6 +24,24 @@ def warn_if_closed(listeners: Sequence[socket.socket]) -> None:
     """Where the service listens for other hosts and its unit keeps them out."""
     if is_for_others(listeners) and lets_in_this_host_alone():
         log.warning("nobody but this host reaches the API: the unit's IPAddressDeny=", hint=_HINT)
+
+
+def warn_if_kept_from(urls: Sequence[str]) -> None:
+    """Where lists are to come from other hosts and the unit keeps the service from them."""
+    others = sorted({host for each in urls if not _is_this_host(host := urlsplit(each).hostname or "")})
+    if others and lets_in_this_host_alone():
+        log.warning(
+            "lists from other hosts cannot be fetched: the unit's IPAddressDeny=",
+            hosts=others,
+            hint=_OUT_HINT,
+        )
+
+
+def _is_this_host(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "")
 
 
 def is_for_others(listeners: Sequence[socket.socket]) -> bool:

@@ -75,9 +75,20 @@ async def fetching(source: Source, known: Validators) -> AsyncIterator[Fetch]:
         detail = f"nothing came for too long ({type(error).__name__})"
         raise FeedFailed("timeout", detail) from None
     except httpx.HTTPError as error:
-        raise FeedFailed("unreachable", f"{str(error) or type(error).__name__}") from None
+        raise FeedFailed("unreachable", f"{str(error) or type(error).__name__}", _hint(error)) from None
     except (httpx.InvalidURL, UnicodeError) as error:
         raise FeedFailed("unreachable", f"{error}") from None
+
+
+def _hint(error: BaseException | None) -> str:
+    """Where the kernel forbade it: a unit with IPAddressDeny=, as ours is."""
+    while error is not None and not isinstance(error, PermissionError):
+        error = error.__cause__ or error.__context__
+    return (
+        ""
+        if error is None
+        else "allow it in the unit: `systemctl edit ebpf-fw`, [Service] IPAddressAllow=any"
+    )
 
 
 def _client(source: Source) -> httpx.AsyncClient:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from api.reach import is_for_others, lets_in_this_host_alone
+from api.reach import is_for_others, lets_in_this_host_alone, warn_if_kept_from
 
 
 @pytest.fixture
@@ -39,6 +39,24 @@ def test_a_unit_that_lets_nobody_in_is_known(
     (systemctl / "--property=IPAddressDeny").write_text(denied + "\n")
     (systemctl / "--property=IPAddressAllow").write_text(allowed + "\n")
     assert lets_in_this_host_alone() is is_closed
+
+
+@pytest.mark.parametrize(
+    ("urls", "told"),
+    [
+        (["https://lists.example/drop.json", "http://localhost:8080/"], True),
+        (["http://127.0.0.1:8080/", "http://[::1]/x", "http://localhost/"], False),
+        ([], False),
+    ],
+)
+def test_lists_that_the_unit_keeps_away_are_told(
+    systemctl: Path, capsys: pytest.CaptureFixture[str], urls: list[str], told: bool
+) -> None:
+    (systemctl / "--property=IPAddressDeny").write_text("::/0 0.0.0.0/0\n")
+    (systemctl / "--property=IPAddressAllow").write_text("127.0.0.0/8 ::1/128\n")
+    warn_if_kept_from(urls)
+    said = capsys.readouterr()
+    assert ("IPAddressAllow=any" in said.out + said.err) is told
 
 
 def test_without_a_unit_nobody_is_kept_out(monkeypatch: pytest.MonkeyPatch) -> None:

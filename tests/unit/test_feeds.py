@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from feeds.errors import FeedFailed
 from feeds.feed import Around, FollowedFeed
-from feeds.fetch import MOST_REDIRECTS
+from feeds.fetch import MOST_REDIRECTS, _hint
 from feeds.state import FILE, FeedState, FeedStore
 from feeds.subscriptions import Subscriptions
 from firewall.address import BITS, parse_prefix
@@ -412,3 +413,10 @@ def test_a_broken_state_is_put_aside(directory: Path, content: bytes) -> None:
     assert FeedStore(directory).load() == ({}, {})
     assert (directory / "feeds.broken").read_bytes() == content
     assert FeedStore(directory).load() == ({}, {})
+
+
+def test_a_connection_that_the_kernel_forbids_names_the_units_setting() -> None:
+    refused = httpx.ConnectError("no")
+    refused.__cause__ = PermissionError(1, "Operation not permitted")
+    assert "IPAddressAllow=any" in _hint(refused)
+    assert _hint(httpx.ConnectError("no")) == ""
