@@ -15,7 +15,7 @@ from firewall.settings import Settings, load, parse, parse_listen
 SHIPPED = Path(__file__).parents[2] / "systemd" / "config.toml"
 DEFAULTS: dict[str, dict[str, object]] = {
     "api": {"listen": ["127.0.0.1:9378"]},
-    "state": {"directory": "/var/lib/ebpf-fw"},
+    "state": {"directory": "/var/lib/ebpf-fw", "cache_directory": "/var/cache/ebpf-fw"},
     "bpf": {"pin_root": "/sys/fs/bpf/ebpf-fw", "max_addresses": 1048576, "max_rules": 4096},
     "service": {"on_stop": "detach", "on_drift": "heal", "log_level": "info"},
     "filter": {

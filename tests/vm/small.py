@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from tests.vm import archive, boot, cache, frames, kernel
 from tests.vm.guest_small import RULES
 from tests.vm.root import PROJECT
 
-PARTS = ("api", "bpf", "firewall", "tests", "cli")
 UNUSED_STDLIB = (
     "test",
     "idlelib",
@@ -71,7 +71,7 @@ def build_initrd(directory: Path) -> Path:
     for package in _packages(site):
         _copy(package, tree, tree / "packages" / package.name)
     project = tree / "project"
-    for part in PARTS:
+    for part in _parts():
         shutil.copytree(PROJECT / part, project / part, ignore=shutil.ignore_patterns("__pycache__"))
     for library in _libraries(
         [path for path in tree.rglob("*") if ".so" in path.name or path.name == python.name]
@@ -115,6 +115,12 @@ def _compiled() -> str:
     from tests.vm.guest_verifier import capacities_of
 
     return compile_programs(filter_order(capacities_of(RULES))).to_text()
+
+
+def _parts() -> list[str]:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["setuptools"]["packages"]
+    return ["bpf", "tests", *sorted({str(each).partition(".")[0] for each in packages})]
 
 
 def _packages(site: Path) -> Iterable[Path]:
