@@ -15,7 +15,7 @@ from tests.vm import guest, small
 from tests.vm.conftest import check
 
 LINES = os.environ.get("OTHER_KERNELS", "5.10 7").split()
-TIMEOUT_S = 600
+TIMEOUT_S = 900
 
 pytestmark = pytest.mark.xdist_group("other kernels")
 

@@ -20,6 +20,8 @@ PARTS = (
     "api",
     "bpf",
     "cli",
+    "feeds",
+    "integrations",
     "firewall",
     "scripts",
     "systemd",
