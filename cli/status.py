@@ -51,6 +51,8 @@ def _summary(answer: Json) -> Iterator[tuple[str, Any]]:
     yield "version", f"{answer['version']} (kernel {answer['kernel']}, bcc {answer['bcc']})"
     yield "up", f"{duration_text(answer['uptime_s'])}, since {answer['started_at']}"
     yield "rules", f"{answer['rules']:,} (revision {answer['revision']})"
+    if answer.get("sets"):
+        yield "sets", f"{answer['sets']:,} with {answer['set_entries']:,} entries"
     yield "default", f"ingress {default['ingress']}, egress {default['egress']}"
     if answer["never_drop"]:
         yield "never drop", ", ".join(answer["never_drop"])

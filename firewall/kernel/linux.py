@@ -42,7 +42,7 @@ from firewall.kernel.left_over import left_over, live_slots
 from firewall.kernel.loader import bcc_version
 from firewall.kernel.map_audit import MapAudit
 from firewall.kernel.maps import KEPT, NAMES, OBSERVE_WAYS, REPORT_WAYS, PinnedMaps
-from firewall.kernel.offload import OffloadDevice, check_change
+from firewall.kernel.offload import OffloadDevice, check_change, edits_of
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
 from firewall.kernel.questions import Questions
@@ -231,12 +231,13 @@ class LinuxKernel:
             device.options = options[_INGRESS]
 
     def apply(self, change: Change) -> dict[int, Hits]:
-        check_change(self._offloaded.values(), change)
+        edits = edits_of(change) if self._offloaded else []
+        check_change(self._offloaded.values(), edits, change)
         with self._noting_writes(change):
             hits = self._datapath.apply(change)
         self._policy = change.policy or self._policy
         for device in self._offloaded.values():
-            device.apply(change.edits)
+            device.apply(edits)
         return hits
 
     def settle(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from firewall.address_index import decoded
 from firewall.datapath import Change, Edit, Entry, Key, Link, MapFill
 from firewall.errors import Conflict, ProgramRejected, TableFull
 from firewall.hits import NO_HITS, Hits, InterfaceHits
@@ -169,7 +170,20 @@ def _ours(edits: Sequence[Edit], version: int) -> list[Edit]:
     ]
 
 
-def check_change(devices: Iterable[OffloadDevice], change: Change) -> None:
+def edits_of(change: Change) -> list[Edit]:
+    """All that a change does to entries, one by one: hardware holds few of them."""
+    edits = list(change.edits)
+    for each in change.come:
+        edits += [Edit(key, None, entry) for key, entry in decoded(each)]
+    for each in change.gone:
+        edits += [Edit(key, entry, None) for key, entry in decoded(each)]
+    for before, after in change.changed:
+        pairs = zip(decoded(before), decoded(after), strict=True)
+        edits += [Edit(key, old, new) for (key, old), (_, new) in pairs]
+    return edits
+
+
+def check_change(devices: Iterable[OffloadDevice], edits: Sequence[Edit], change: Change) -> None:
     """Raises before anything is touched where one of the devices cannot follow."""
     for device in devices:
-        device.check(change.edits, change.policy)
+        device.check(edits, change.policy)

@@ -1,0 +1,254 @@
+"""Sets in the enforcer: time, failures of kernel and disk, restarts, and who may not be locked out."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from firewall.address import format_address, parse_prefix
+from firewall.caution import Caution
+from firewall.errors import Conflict, KernelRefused, Lockout, StoreFailed
+from firewall.set_entries import EntryColumns, SetEntry, entry_columns
+from firewall.view import EntryQuery
+from tests.unit.failing_database import fail_on
+from tests.unit.host import NOW, Host, wait_for
+from tests.unit.test_lockout import SSH
+
+RULE = {"sources": ["@a"]}
+
+
+def entries(prefixes: Iterable[str], ttl: float | None = None) -> list[EntryColumns]:
+    until = None if ttl is None else NOW + ttl
+    return entry_columns(SetEntry(parse_prefix(each), until) for each in prefixes)
+
+
+def add(host: Host, *prefixes: str, ttl: float | None = None, name: str = "a") -> None:
+    host.firewall.put_set(name)
+    host.firewall.add_entries(name, entries(prefixes, ttl))
+
+
+def content(host: Host, name: str = "a") -> list[str]:
+    """As it is stored; that as many are in memory is checked beside."""
+    views, total = host.firewall.entries(name, EntryQuery(), 0, 1000)
+    assert total == len(views) == host.firewall.set(name).entries
+    return [str(each.prefix) for each in views]
+
+
+def in_kernel(host: Host) -> set[str]:
+    return {
+        str(parse_prefix(f"{format_address(key.version, key.address)}/{key.length}"))
+        for key in host.kernel.entries
+    }
+
+
+# -- time
+
+
+def test_an_entry_goes_when_its_time_comes_and_others_stay(host: Host) -> None:
+    add(host, "10.0.0.1", ttl=10)
+    add(host, "10.0.0.2", ttl=30)
+    add(host, "10.0.0.3")
+    host.add("r", **RULE)
+    host.now += 9
+    assert in_kernel(host) == {"10.0.0.1", "10.0.0.2", "10.0.0.3"}
+    host.now += 1
+    wait_for(lambda: in_kernel(host) == {"10.0.0.2", "10.0.0.3"})
+    assert content(host) == ["10.0.0.2", "10.0.0.3"]
+    host.now += 100_000  # a clock step, or a night's suspend
+    wait_for(lambda: in_kernel(host) == {"10.0.0.3"})
+    assert content(host) == ["10.0.0.3"]
+
+
+def test_an_entry_whose_time_came_while_the_service_was_stopped_is_never_in_force(host: Host) -> None:
+    add(host, "10.0.0.1", ttl=10)
+    add(host, "10.0.0.2", "2001:db8::/32", ttl=30)
+    host.add("r", **RULE)
+    host.stop()
+    host.now += 11
+    host.start()
+    assert content(host) == ["10.0.0.2", "2001:db8::/32"]
+    assert in_kernel(host) == {"10.0.0.2", "2001:db8::/32"}
+
+
+def test_many_that_expire_at_once_go_in_parts_and_the_rule_keeps_what_they_counted(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firewall.set_changes._EXPIRY_CHUNK", 64)
+    add(host, *(f"10.0.{n >> 8}.{n & 255}" for n in range(300)), ttl=10)
+    add(host, *(f"10.1.{n >> 8}.{n & 255}" for n in range(300)), ttl=10, name="b")
+    host.add("r", sources=["@a", "@b"])
+    applied = host.kernel.applied
+    host.now += 10
+    wait_for(lambda: not in_kernel(host))
+    assert (content(host, "a"), content(host, "b")) == ([], [])
+    assert host.kernel.applied - applied == 10  # 600 by 64
+
+
+def test_an_entry_that_is_added_again_lives_on(host: Host) -> None:
+    add(host, "10.0.0.1", ttl=10)
+    host.add("r", **RULE)
+    add(host, "10.0.0.1", ttl=100)
+    host.now += 50
+    add(host, "10.0.0.2")
+    assert content(host) == ["10.0.0.1", "10.0.0.2"]
+    host.firewall.add_entries("a", entries(["10.0.0.1"]))
+    host.now += 100
+    add(host, "10.0.0.3")
+    assert content(host) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+
+
+# -- restarts and failures
+
+
+def test_sets_and_the_rules_that_name_them_are_there_again_after_a_start(host: Host) -> None:
+    add(host, "10.0.0.1", "10.0.0.0/8", "2001:db8::1")
+    add(host, "10.0.0.1", name="b")
+    host.add("r", **RULE)
+    host.add("policy", sources=["@b"], protocols=["tcp"])
+    before = dict(host.kernel.entries)
+    host.stop()
+    host.start()
+    assert host.kernel.entries == before and len(before) == 3
+    assert content(host) == ["10.0.0.0/8", "10.0.0.1", "2001:db8::1"] and content(host, "b") == ["10.0.0.1"]
+    assert host.firewall.sets()[1].rules == ("policy",)
+
+
+CHANGES: dict[str, Callable[[Host], Any]] = {
+    "add": lambda host: host.firewall.add_entries("a", entries(["10.0.0.3", "10.0.0.1"], ttl=50)),
+    "delete": lambda host: host.firewall.delete_entries("a", entries(["10.0.0.1"])),
+    "replace": lambda host: host.firewall.replace_entries("a", entries(["10.0.0.2", "10.0.0.9"])),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("failure", ["kernel", "disk", "commit"])
+def test_a_change_that_fails_leaves_store_memory_and_kernel_as_they_were(
+    host: Host, change: str, failure: str
+) -> None:
+    add(host, "10.0.0.1", "10.0.0.2")
+    host.add("r", **RULE)
+    before = content(host), dict(host.kernel.entries), host.firewall.sets()
+    if failure == "kernel":
+        host.kernel.refuse["apply"] = errno.ENOMEM
+        with pytest.raises(KernelRefused):
+            CHANGES[change](host)
+        host.kernel.refuse.clear()
+    else:
+        statement = "COMMIT" if failure == "commit" else "UPDATE sets"
+        with fail_on(host.firewall._store, statement), pytest.raises(StoreFailed):
+            CHANGES[change](host)
+    assert (content(host), dict(host.kernel.entries), host.firewall.sets()) == before
+    CHANGES[change](host)
+    assert in_kernel(host) == set(content(host))
+    expected = content(host)
+    host.stop()
+    host.start()
+    assert content(host) == expected and in_kernel(host) == set(expected)
+
+
+def test_what_waits_for_its_confirmation_is_taken_back_by_a_start_after_a_reboot(host: Host) -> None:
+    add(host, "10.0.0.1", "10.0.0.2", ttl=100)
+    host.add("r", **RULE)
+    asked = Caution("a change", confirm_within_s=60)
+    host.firewall.cautiously(asked, lambda: host.firewall.replace_entries("a", entries(["10.0.0.3"])))
+    assert in_kernel(host) == {"10.0.0.3"}
+    host.stop()
+    host.kernel.boot = "second"
+    host.start()
+    assert in_kernel(host) == {"10.0.0.1", "10.0.0.2"}
+    host.now += 100
+    wait_for(lambda: not in_kernel(host))
+
+
+def test_a_rollback_brings_back_no_entry_whose_time_has_passed(host: Host) -> None:
+    add(host, "10.0.0.1", ttl=10)
+    add(host, "10.0.0.2")
+    host.add("r", **RULE)
+    asked = Caution("a change", confirm_within_s=60)
+    host.firewall.cautiously(asked, lambda: host.firewall.replace_entries("a", entries(["10.0.0.3"])))
+    host.now += 20
+    host.firewall.roll_back()
+    assert in_kernel(host) == {"10.0.0.2"} and content(host) == ["10.0.0.2"]
+
+
+def test_a_source_changes_its_own_set_alone(host: Host) -> None:
+    host.firewall.put_set("feed", source="feed:x")
+    host.firewall.add_entries("feed", entries(["10.0.0.1"]), source="feed:x")
+    with pytest.raises(Conflict) as refused:
+        host.firewall.add_entries("feed", entries(["10.0.0.2"]))
+    assert refused.value.code == "set_managed"
+    host.firewall.give_set("feed", "api")
+    host.firewall.add_entries("feed", entries(["10.0.0.2"]))
+    assert content(host, "feed") == ["10.0.0.1", "10.0.0.2"]
+
+
+def test_a_preview_says_what_would_come_and_go(host: Host) -> None:
+    add(host, "10.0.0.1", "10.0.0.2")
+    whole = host.firewall.preview_entries("a", entries(["10.0.0.2", "10.0.0.3"]), is_whole=True)
+    assert (whole.added, whole.removed, whole.unchanged) == (1, 1, 1)
+    some = host.firewall.preview_entries("a", entries(["10.0.0.3"]), is_whole=False)
+    assert (some.added, some.removed) == (1, 0) and content(host) == ["10.0.0.1", "10.0.0.2"]
+
+
+# -- lockout
+
+
+@pytest.fixture
+def reached(idle_host: Host) -> Host:
+    """eth0 is protected, an operator is on it by SSH, and two rules drop what is in a set."""
+    idle_host.kernel.live = [SSH]
+    idle_host.start(interfaces=[{"name": "eth0"}])
+    add(idle_host, "192.0.2.1")
+    idle_host.add("r", **RULE)
+    idle_host.add("ports", sources=["@b"], protocols=["tcp"]) if idle_host.firewall.put_set("b") else None
+    return idle_host
+
+
+@pytest.mark.parametrize(("name", "rule"), [("a", "r"), ("b", "ports")])
+@pytest.mark.parametrize("call", ["add_entries", "replace_entries"])
+def test_entries_that_drop_an_ssh_session_are_refused_and_the_rule_is_named(
+    reached: Host, call: str, name: str, rule: str
+) -> None:
+    change = getattr(reached.firewall, call)
+    cut = entries(["203.0.113.0/24"])
+    with pytest.raises(Lockout) as refused:
+        reached.firewall.cautiously(Caution("a change"), lambda: change(name, cut))
+    assert f"'{rule}'" in refused.value.detail and "SSH session" in refused.value.detail
+    assert "203.0.113.0/24" not in content(reached, name)
+    done = reached.firewall.cautiously(Caution("a change", dry_run=True), lambda: change(name, cut))
+    assert done.effect is not None and done.effect.lockouts[0].rule == rule
+    reached.firewall.cautiously(Caution("a change", allow_lockout=True), lambda: change(name, cut))
+    assert "203.0.113.0/24" in content(reached, name)
+
+
+def test_an_allow_of_a_set_that_loses_the_operator_is_refused(reached: Host) -> None:
+    add(reached, "203.0.113.9", name="office")
+    reached.add("office", sources=["@office"], action="allow", priority=1)
+    reached.add("net", sources=["203.0.113.0/24"])
+    gone = entries(["203.0.113.9"])
+    with pytest.raises(Lockout):
+        reached.firewall.cautiously(
+            Caution("a change"), lambda: reached.firewall.delete_entries("office", gone)
+        )
+    assert content(reached, "office") == ["203.0.113.9"]
+
+
+# -- what is said about rules
+
+
+def test_rules_with_sets_are_not_accused_and_accuse_nobody_that_is_not_surely_beaten(host: Host) -> None:
+    add(host, "10.0.0.0/8")
+    host.firewall.put_set("empty")
+    host.add("all", sources=["10.0.0.0/8"], priority=1)
+    host.add("r", **RULE)
+    host.add("nobody", sources=["@empty"], family="ipv4")
+    host.add("web", sources=["@a"], protocols=["tcp"], priority=500)
+    host.add("later", sources=["10.1.0.0/16"], protocols=["tcp"], priority=600)
+    host.add("twin", **RULE)
+    findings = host.firewall.analysis(0, 100).items
+    assert {each.id for each in findings} <= {"later"}
+    assert all(each.warning.rule == "all" for each in findings)
+    assert [host.firewall.rule(each).warnings for each in ("r", "nobody", "web", "twin")] == [()] * 4
