@@ -13,8 +13,9 @@ from api.feed_sets import FirewallSets
 from api.log import fields_of
 from api.running import Running
 from api.wiring import version
-from feeds.crowdsec import SOURCE, Bouncer
+from feeds.crowdsec import Bouncer
 from feeds.feed import Around
+from feeds.sets import CROWDSEC_SOURCE
 from feeds.state import FeedStore
 from feeds.subscriptions import Subscriptions
 from firewall.errors import FirewallError
@@ -71,7 +72,7 @@ async def _end_crowdsec(running: Running) -> None:
 
 
 def _others(settings: Settings) -> Collection[str]:
-    return () if settings.crowdsec.url is None else (SOURCE,)
+    return () if settings.crowdsec.url is None else (CROWDSEC_SOURCE,)
 
 
 async def _release(feeds: Subscriptions) -> None:

@@ -203,3 +203,15 @@ def test_crowdsec_is_told(service: FakeService) -> None:
     )
     shown = run("crowdsec").stdout
     assert "forbidden" in shown and "type 2" in shown
+
+
+def test_the_status_says_which_lists_fail(service: FakeService) -> None:
+    status = {
+        "ready": True, "not_ready": [], "version": "1", "kernel": "6.1", "bcc": "0", "uptime_s": 1, "rules": 0,
+        "started_at": "2026-01-01T00:00:00Z", "revision": 1, "default_actions": {"ingress": "allow", "egress": "allow"},
+        "never_drop": [], "panic": {"on": False}, "pin_root": "/x", "drift": [], "last_error": None, "hooks": [],
+        "maps": [], "feeds_failing": ["f"], "crowdsec": "forbidden",
+    }  # fmt: skip
+    service.answers("GET", "/v1/status", 200, status)
+    shown = run("status").stdout
+    assert "not taken: f" in shown and "forbidden: ebpf-fw crowdsec says why" in shown
