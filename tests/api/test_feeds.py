@@ -82,6 +82,7 @@ def test_a_feed_is_made_with_its_set_and_refreshed(api: Outside) -> None:
     state = api("GET", "/v1/feeds/bad").json()["state"]
     assert (state["reserved"], state["reserved_first"], state["error"]) == (1, ["10.0.0.0/8"], None)
     assert state["next_refresh"] and state["last_success"]
+    assert api("GET", "/v1/feeds/bad").json()["rules"] == ["r"]
     assert [each["name"] for each in api("GET", "/v1/feeds").json()["items"]] == ["bad"]
 
 

@@ -28,7 +28,8 @@ STATE: dict[str, Any] = {
 }  # fmt: skip
 FEED: dict[str, Any] = {
     "name": "f", "origin": "api", "url": "http://x/", "file": None, "set": "bad", "format": None, "refresh": 3600,
-    "timeout": 120, "max_bytes": 1, "max_shrink": 0.5, "reserved": "leave_out", "strict": False, "enabled": True,
+    "rules": ["r"], "timeout": 120, "max_bytes": 1, "max_shrink": 0.5, "reserved": "leave_out", "strict": False,
+    "enabled": True,
     "state": STATE,
 }  # fmt: skip
 
@@ -138,9 +139,11 @@ def test_feeds_are_listed_with_how_they_went(service: FakeService) -> None:
     error = {"reason": "shrunk", "detail": "it lost 90%", "at": "2026-01-01T00:00:00Z", "times": 3}
     failing = {**FEED, "name": "g", "state": {**STATE, "error": error}}
     left_out = {**FEED, "name": "h", "state": {**STATE, "reserved": 2, "own": 1}}
-    service.answers("GET", "/v1/feeds", 200, {"items": [FEED, failing, left_out]})
+    useless = {**FEED, "name": "u", "rules": []}
+    service.answers("GET", "/v1/feeds", 200, {"items": [FEED, failing, left_out, useless]})
     shown = run("feed", "list").stdout
     assert "shrunk: it lost 90%" in shown and "good, 3 left out" in shown
+    assert "good, but no rule names @bad" in shown
     assert json.loads(run("--json", "feed", "list").stdout)["items"][1]["name"] == "g"
 
 
