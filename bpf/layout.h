@@ -210,7 +210,7 @@ struct span {
 #define OPTION_FRAGMENTS_DROP 2
 #define OPTION_MALFORMED_PASS 4
 #define OPTION_INTERFACES 8 /* some rule names interfaces */
-#define OPTION_OBSERVE 64   /* some rule only observes */
+#define OPTION_OBSERVE 64   /* some rule only observes; none of LISTEN_* */
 /* What passes though the default is drop and no rule matched. ARP is no IP and passes but with DROP_ARP. */
 #define OPTION_PASS_NEIGHBORS 1024
 #define OPTION_PASS_DHCP 2048
