@@ -110,7 +110,7 @@ static __always_inline void best_address4(struct decision *best, struct control 
 			continue;
 		better(best, entry, epoch, place_of(scope, length, 0));
 		best->last = entry;
-		best->last_place = place_of(scope, length, 0);
+		best->room->last_place = place_of(scope, length, 0);
 	}
 }
 

@@ -6,6 +6,27 @@
 #ifndef EBPF_FW_DECIDE_H
 #define EBPF_FW_DECIDE_H
 
+/* What is decided before any rule is asked. */
+static __always_inline int is_decided_early(struct decision *decision, const struct packet *packet, __u32 hook)
+{
+	if (!packet->malformed && !packet->is_ip) {
+		decision->reason = REASON_NOT_IP;
+		if (packet->is_arp && decision->options & OPTION_DROP_ARP)
+			decision->verdict = VERDICT_DROP;
+		return 1;
+	}
+	if (packet->malformed && (!packet->is_ip || !(decision->options & OPTION_MALFORMED_PASS))) {
+		without_rule(decision, packet, hook);
+		return 1;
+	}
+	if (packet->is_fragment && decision->options & OPTION_FRAGMENTS_DROP) {
+		decision->reason = REASON_FRAGMENT;
+		decision->verdict = VERDICT_DROP;
+		return 1;
+	}
+	return 0;
+}
+
 /* Answers 0 where a map that cannot be missing is missing: the packet passes, and is not counted. */
 static __always_inline int decide(struct decision *decision, const struct packet *packet, __u32 hook)
 {
@@ -26,22 +47,9 @@ static __always_inline int decide(struct decision *decision, const struct packet
 	decision->beyond = control->listening;
 	decision->options = head->options;
 
-	if (!packet->malformed && !packet->is_ip) {
-		decision->reason = REASON_NOT_IP;
-		if (packet->is_arp && decision->options & OPTION_DROP_ARP)
-			decision->verdict = VERDICT_DROP;
+	if ((packet->unusual || !packet->is_ip) && is_decided_early(decision, packet, hook))
 		return 1;
-	}
-	if (packet->malformed && (!packet->is_ip || !(decision->options & OPTION_MALFORMED_PASS))) {
-		without_rule(decision, packet, hook);
-		return 1;
-	}
-	if (packet->is_fragment && decision->options & OPTION_FRAGMENTS_DROP) {
-		decision->reason = REASON_FRAGMENT;
-		decision->verdict = VERDICT_DROP;
-		return 1;
-	}
-	decision->scope = scope;
+	decision->room->scope = scope;
 	decision->beyond |= decision->options & OPTION_OBSERVE;
 	best_address(decision, control, epoch, packet, hook);
 	decision->rank = decision->best >> BEST_RANK_SHIFT;

@@ -335,6 +335,7 @@ struct rule_counter {
 	__u64 packets;
 	__u64 bytes;
 	__u64 last_hit; /* TICK_SHIFT'ed jiffies, 0 = never */
+	__u64 padding;	/* none lies in two cache lines */
 };
 
 struct counter {
@@ -475,7 +476,7 @@ LAYOUT_SIZE(struct index_pair, 8);
 LAYOUT_SIZE(struct port_pair, 8);
 LAYOUT_SIZE(struct interface_key, 8);
 LAYOUT_SIZE(struct policy_rule, 16);
-LAYOUT_SIZE(struct rule_counter, 24);
+LAYOUT_SIZE(struct rule_counter, 32);
 LAYOUT_SIZE(struct interface_slot, 8);
 LAYOUT_SIZE(struct counter, 16);
 LAYOUT_SIZE(struct offload_state, 1088);

@@ -64,9 +64,14 @@ struct packet {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 is_later_fragment;
-	__u16 is_fragment; /* not 0: first or later */
-	__u8 malformed;	   /* the reason, or 0 */
-	__u8 is_arp;
+	union {
+		struct {
+			__u16 is_fragment; /* not 0: first or later */
+			__u8 malformed;	   /* the reason, or 0 */
+			__u8 is_arp;
+		};
+		__u32 unusual; /* not 0: one of these */
+	};
 	__u8 hop_limit;	       /* of IPv6 */
 } __attribute__((aligned(8))); /* cleared by words of 8 bytes */
 
