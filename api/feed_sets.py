@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from api.running import Running
-from feeds.sets import Applied
+from feeds.sets import Applied, is_from_outside
 from firewall.address import Prefix
 from firewall.address_list import PrefixColumns
 from firewall.enforcer import Enforcer
@@ -80,7 +80,8 @@ def _claim(firewall: Enforcer, name: str, source: str, description: str) -> None
 
 
 def _release(firewall: Enforcer, kept: Collection[str]) -> list[str]:
-    freed = [each.name for each in firewall.sets() if each.source != API and each.source not in kept]
+    ours = [each for each in firewall.sets() if is_from_outside(each.source)]
+    freed = [each.name for each in ours if each.source not in kept]
     for name in freed:
         firewall.give_set(name, API)
     return freed

@@ -5,6 +5,8 @@ Owns these addresses. What a feed does is feeds'.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -26,7 +28,16 @@ from firewall.settings import Feed, FeedFields
 router = APIRouter(prefix="/v1/feeds", tags=["feeds"], route_class=JsonRoute)
 
 
-def feed_json(followed: FollowedFeed) -> dict[str, Any]:
+Rules = Mapping[str, Sequence[str]]  # ids of those that name a set, by set
+
+
+async def rules_of_sets(running: Running) -> Rules:
+    """In a thread: it waits for a change under way."""
+    views = await asyncio.to_thread(running.firewall.sets)
+    return {each.name: each.rules for each in views}
+
+
+def feed_json(followed: FollowedFeed, rules: Rules) -> dict[str, Any]:
     feed, state = followed.feed, followed.state
     return {
         "name": feed.name,
@@ -34,6 +45,7 @@ def feed_json(followed: FollowedFeed) -> dict[str, Any]:
         "url": None if feed.url is None else without_password(feed.url),
         "file": None if feed.file is None else str(feed.file),
         "set": feed.target,
+        "rules": rules.get(feed.target, ()),
         "format": feed.format,
         "refresh": feed.refresh,
         "timeout": feed.timeout,
@@ -88,7 +100,8 @@ def _feeds(running: Running) -> Subscriptions:
 )
 async def list_feeds(running: InService) -> Response:
     """By name: those of the config and those made here, with how each went."""
-    return JsonResponse({"items": [feed_json(each) for each in _feeds(running).all()]})
+    rules = await rules_of_sets(running)
+    return JsonResponse({"items": [feed_json(each, rules) for each in _feeds(running).all()]})
 
 
 @router.get(
@@ -100,7 +113,7 @@ async def list_feeds(running: InService) -> Response:
 )
 async def read_feed(running: InService, name: str) -> Response:
     """Its definition, and how it went."""
-    return JsonResponse(feed_json(_feeds(running).get(name)))
+    return JsonResponse(feed_json(_feeds(running).get(name), await rules_of_sets(running)))
 
 
 @router.post(
@@ -118,7 +131,7 @@ async def add_feed(running: InService, body: schemas.FeedRequest) -> Response:
     """Its set is made at once and is the feed's alone; the list is fetched soon after. A rule that drops what is listed
     is yours to make: `{"sources": ["@NAME"]}`. Files are for the config alone."""
     followed, is_new = await _feeds(running).add(_feed(body, body.name))
-    return JsonResponse(feed_json(followed), 201 if is_new else 200)
+    return JsonResponse(feed_json(followed, await rules_of_sets(running)), 201 if is_new else 200)
 
 
 @router.put(
@@ -132,7 +145,8 @@ async def replace_feed(running: InService, name: str, body: FeedFields) -> Respo
     """One that was made here. What is not given gets its default."""
     feeds = _feeds(running)
     feeds.get(name)
-    return JsonResponse(feed_json(await feeds.replace(_feed(body, name))))
+    replaced = await feeds.replace(_feed(body, name))
+    return JsonResponse(feed_json(replaced, await rules_of_sets(running)))
 
 
 @router.delete(
@@ -177,7 +191,7 @@ async def refresh_feed(running: InService, name: str, query: Annotated[RefreshQu
             "removed": done.removed,
             "refreshed": done.refreshed,
             "unchanged": done.unchanged,
-            "feed": feed_json(feeds.get(name)),
+            "feed": feed_json(feeds.get(name), await rules_of_sets(running)),
         }
     )
 

@@ -15,8 +15,9 @@ from api.feed_sets import FirewallSets
 from api.log import fields_of
 from api.running import Running
 from api.wiring import version
-from feeds.crowdsec import SOURCE, Bouncer
+from feeds.crowdsec import Bouncer
 from feeds.feed import Around
+from feeds.sets import CROWDSEC_SOURCE
 from feeds.state import FeedStore
 from feeds.subscriptions import Subscriptions
 from firewall.errors import FirewallError
@@ -82,7 +83,7 @@ async def _warn_if_kept_from(running: Running, settings: Settings) -> None:
 
 
 def _others(settings: Settings) -> Collection[str]:
-    return () if settings.crowdsec.url is None else (SOURCE,)
+    return () if settings.crowdsec.url is None else (CROWDSEC_SOURCE,)
 
 
 async def _release(feeds: Subscriptions) -> None:

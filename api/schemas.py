@@ -370,6 +370,7 @@ class FeedView(Document):
     url: str | None
     file: str | None
     set: str
+    rules: list[str] = Field(description="That name the set; without one, nothing of the list is dropped.")
     format: str | None
     refresh: int
     timeout: int

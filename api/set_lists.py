@@ -91,7 +91,7 @@ async def import_entries(
     Bad lines are counted, the first hundred are told, and the others are taken; host bits are masked. Duplicates and
     overlaps are no fault: of the same prefix the last one counts."""
     firewall = running.firewall
-    firewall.set(name)  # 404 before anything is read
+    await asyncio.to_thread(firewall.set, name)  # 404 before anything is read
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     reader = ListReader(query.manner(time.time()), query.format, media_type)
     async for part in _parts(request):

@@ -71,10 +71,9 @@ def _page_json(items: list[dict[str, Any]], total: int, page: Page) -> Response:
 @router.get("", response_model=schemas.SetPage, responses=problems(*READ_PROBLEMS), summary="List sets")
 def list_sets(running: InService, page: Annotated[Page, Query()]) -> Response:
     """By name."""
-    views = running.firewall.sets()
-    first = (page.page - 1) * page.page_size
-    some = views[first : first + page.page_size]
-    return _page_json([set_body.set_json(each) for each in some], len(views), page)
+    views = running.firewall.sets((page.page - 1) * page.page_size, page.page_size)
+    total = len(running.firewall.set_sizes())
+    return _page_json([set_body.set_json(each) for each in views], total, page)
 
 
 @router.get(

@@ -37,7 +37,7 @@ static __always_inline void count_address_rule(const struct decision *decision, 
 		front = address_front.lookup(&row);
 		if (front)
 			count_entry(&front->entry, packet->length);
-	} else if (decision->last && decision->last_place == (decision->best & BEST_PLACE)) {
+	} else if (decision->last && decision->room->last_place == (decision->best & BEST_PLACE)) {
 		count_entry(decision->last, packet->length);
 	} else if (packet->family == FAMILY_IPV4) {
 		key4(&small, scope, address[0], length);

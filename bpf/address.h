@@ -81,7 +81,7 @@ static __always_inline void best_address4(struct decision *best, struct control 
 
 	lengths = near(&search, region_hash(scope, 0, address >> REGION_BITS4), lengths, NEAR4);
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < 33; i++) {
+	for (__u64 i = 0; i < 33; i++) {
 		if (!lengths)
 			return;
 		size = lengths & -lengths;
@@ -90,7 +90,7 @@ static __always_inline void best_address4(struct decision *best, struct control 
 		number = number4(scope, network, size);
 		if (!may_hold(&search, hash4(number)))
 			continue;
-		length = 32 - lowest_bit(size);
+		length = size == 1 ? 32 : 32 - lowest_bit(size);
 		row = hash4(number) >> FRONT_SHIFT;
 		search.room->index = row;
 		front = address_front.lookup(&search.room->index);
@@ -110,7 +110,7 @@ static __always_inline void best_address4(struct decision *best, struct control 
 			continue;
 		better(best, entry, epoch, place_of(scope, length, 0));
 		best->last = entry;
-		best->last_place = place_of(scope, length, 0);
+		best->room->last_place = place_of(scope, length, 0);
 	}
 }
 

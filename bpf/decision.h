@@ -7,16 +7,13 @@
 
 struct decision {
 	__u64 best;		    /* address rule, BEST_NONE without one */
-	struct address_entry *last; /* IPv4 entry found in the hash map, and its place */
-	__u64 last_place;
+	struct address_entry *last; /* IPv4 entry found in the hash map; its place is in the workspace */
 	__u64 rank;
 	struct workspace *room;
 	__u32 slot; /* of policy_counters, when the winner is a policy rule */
 	__u32 options;
-	__u32 row;	 /* of policy_search */
-	__u32 scope;	 /* of the policy: generation * HOOK_COUNT + hook */
-	__u32 observe;	 /* not 0: rules were asked, and some only observe */
-	__u32 listening; /* LISTEN_* */
+	__u32 row; /* of policy_search */
+	__u64 beyond; /* LISTEN_*, and OPTION_OBSERVE where rules were asked and some only observe: 0 where nobody wants more */
 	__u8 verdict;
 	__u8 reason;
 	__u8 is_policy;
@@ -48,7 +45,7 @@ static __always_inline __u64 panic_mask(__u64 options, __u64 rank)
 	__u64 other = rank ^ RANK_NEVER_DROP, is_panic = options / OPTION_PANIC & (other | -other) >> 63;
 
 	asm volatile("" : "+r"(is_panic));
-	return -is_panic & RANK_NONE;
+	return (is_panic << 32) - is_panic;
 }
 
 /*

@@ -210,7 +210,7 @@ struct span {
 #define OPTION_FRAGMENTS_DROP 2
 #define OPTION_MALFORMED_PASS 4
 #define OPTION_INTERFACES 8 /* some rule names interfaces */
-#define OPTION_OBSERVE 64   /* some rule only observes */
+#define OPTION_OBSERVE 64   /* some rule only observes; none of LISTEN_* */
 /* What passes though the default is drop and no rule matched. ARP is no IP and passes but with DROP_ARP. */
 #define OPTION_PASS_NEIGHBORS 1024
 #define OPTION_PASS_DHCP 2048
@@ -335,6 +335,7 @@ struct rule_counter {
 	__u64 packets;
 	__u64 bytes;
 	__u64 last_hit; /* TICK_SHIFT'ed jiffies, 0 = never */
+	__u64 padding;	/* none lies in two cache lines */
 };
 
 struct counter {
@@ -475,7 +476,7 @@ LAYOUT_SIZE(struct index_pair, 8);
 LAYOUT_SIZE(struct port_pair, 8);
 LAYOUT_SIZE(struct interface_key, 8);
 LAYOUT_SIZE(struct policy_rule, 16);
-LAYOUT_SIZE(struct rule_counter, 24);
+LAYOUT_SIZE(struct rule_counter, 32);
 LAYOUT_SIZE(struct interface_slot, 8);
 LAYOUT_SIZE(struct counter, 16);
 LAYOUT_SIZE(struct offload_state, 1088);

@@ -94,6 +94,7 @@ struct outcome {
 /* What is known of the packet at hand, and room for the keys that its lookups need. */
 struct workspace {
 	struct packet packet;
+	__u64 last_place; /* of the IPv4 entry that was found last in the hash map: as in struct decision */
 	struct prefix6 key;
 	__u32 index;
 	__u32 scope; /* for observe.h: of the policy that judged it, the rank that won, and bits of rules to report */

@@ -9,7 +9,6 @@
 /* Beside the outcome (report.h). */
 static __always_inline void hand_over_to_observers(const struct decision *decision)
 {
-	decision->room->scope = decision->scope;
 	decision->room->rank = decision->rank;
 }
 
@@ -125,7 +124,7 @@ static __always_inline void report_observers(const struct control *control, vola
 /* All rules that observe, of the packet in the workspace. Answers whether somebody listens to its verdict. */
 static __always_inline int observe(struct workspace *room, __u32 hook)
 {
-	__u32 scope = room->scope, place = hook, zero = 0, family;
+	__u32 scope = room->scope, place = hook, zero = 0;
 	struct search *search = policy_search.lookup(&place);
 	struct control *control = control_map.lookup(&zero);
 	struct policy *head = policy_heads.lookup(&scope);
@@ -135,10 +134,7 @@ static __always_inline int observe(struct workspace *room, __u32 hook)
 	if (!search || !control || !head)
 		return 0;
 	room->observed_count = 0;
-	family = packet->family & 1;
-	find_vectors(&of, packet, head, scope, family);
-	if (packet->family == FAMILY_IPV4 ? address_lines4(packet, scope, of.lines)
-					  : address_lines6(packet, head, of.lines))
+	if (find_vectors(&of, packet, head, scope))
 		count_observers(room, search, head->enforcing, &of);
 	if (control->listening & LISTEN_EVENTS)
 		report_observers(control, room, hook);

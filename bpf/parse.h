@@ -64,16 +64,21 @@ struct packet {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 is_later_fragment;
-	__u16 is_fragment; /* not 0: first or later */
-	__u8 malformed;	   /* the reason, or 0 */
-	__u8 is_arp;
-	__u8 hop_limit; /* of IPv6 */
-};
+	union {
+		struct {
+			__u16 is_fragment; /* not 0: first or later */
+			__u8 malformed;	   /* the reason, or 0 */
+			__u8 is_arp;
+		};
+		__u32 unusual; /* not 0: one of these */
+	};
+	__u8 hop_limit;	       /* of IPv6 */
+} __attribute__((aligned(8))); /* cleared by words of 8 bytes */
 
 struct cursor {
 	void *at;
 	void *end;
-	__u32 left;
+	__u64 left; /* of 32 bits every use would begin with two shifts */
 };
 
 struct vlan_tag {
@@ -94,20 +99,22 @@ struct l4_ports {
 };
 
 /* The bytes that follow, or NULL when the packet ends before `size` of them. Does not advance. */
-static __always_inline void *peek(struct cursor *cursor, __u32 size)
+static __always_inline void *peek(struct cursor *cursor, __u64 size)
 {
 	if (cursor->left < size || cursor->at + size > cursor->end)
 		return NULL;
+	if (!cursor->at) /* or callers would test it once more */
+		__builtin_unreachable();
 	return cursor->at;
 }
 
-static __always_inline void advance(struct cursor *cursor, __u32 size)
+static __always_inline void advance(struct cursor *cursor, __u64 size)
 {
 	cursor->at += size;
 	cursor->left -= size;
 }
 
-static __always_inline void *take(struct cursor *cursor, __u32 size)
+static __always_inline void *take(struct cursor *cursor, __u64 size)
 {
 	void *header = peek(cursor, size);
 
@@ -125,6 +132,8 @@ static __always_inline int parse_ethernet(struct cursor *cursor, __u16 *ethertyp
 	if (!ethernet)
 		return REASON_MALFORMED_LINK;
 	*ethertype = bpf_ntohs(ethernet->h_proto);
+	if (*ethertype == ETHERTYPE_IPV4)
+		return 0;
 #pragma unroll
 	for (int i = 0; i < VLAN_TAGS_MAX; i++) {
 		if (*ethertype != ETHERTYPE_VLAN && *ethertype != ETHERTYPE_QINQ && *ethertype != ETHERTYPE_QINQ_LEGACY)
@@ -156,7 +165,7 @@ static __always_inline int parse_bare(struct cursor *cursor, __u16 *ethertype)
 static __always_inline int parse_ipv4(struct cursor *cursor, struct packet *packet)
 {
 	struct iphdr *ip = peek(cursor, sizeof(*ip));
-	__u32 header, total;
+	__u64 header, total;
 	__u16 fragment;
 
 	if (!ip || ip->version != 4 || ip->ihl < 5)
@@ -177,7 +186,7 @@ static __always_inline int parse_ipv4(struct cursor *cursor, struct packet *pack
 	packet->destination[0] = ip->daddr;
 	fragment = bpf_ntohs(ip->frag_off);
 	packet->is_later_fragment = (fragment & IPV4_OFFSET) != 0;
-	packet->is_fragment = (fragment & (IPV4_OFFSET | IPV4_MORE_FRAGMENTS)) != 0;
+	packet->is_fragment = fragment & (IPV4_OFFSET | IPV4_MORE_FRAGMENTS);
 	/* The options are inside the packet by `total`; whether they are readable shows at the next header. */
 	advance(cursor, header);
 	return 0;
@@ -247,7 +256,7 @@ static __always_inline int parse_extensions(struct cursor *cursor, struct packet
 static __always_inline int parse_ipv6(struct cursor *cursor, struct packet *packet)
 {
 	struct ipv6hdr *ip = take(cursor, sizeof(*ip));
-	__u32 payload;
+	__u64 payload;
 
 	if (!ip || ip->version != 6)
 		return REASON_MALFORMED_IPV6;

@@ -40,19 +40,28 @@ static __always_inline __u32 index_reach(__u32 number)
 	return pair ? pair->reach[number % PAIR] : 0;
 }
 
+/* Of both addresses the word of their leading bits: of IPv6 nobody looks at it. */
+static __always_inline void first_reaches(const struct packet *packet, __u32 scope, __u32 *reaches)
+{
+	__u64 source = bpf_ntohl(packet->source[0]), destination = bpf_ntohl(packet->destination[0]);
+
+	reaches[SIDE_SOURCE] = index_reach(scope * SIDE_COUNT << POLICY_INDEX_BITS | source >> POLICY_INDEX_BITS);
+	reaches[SIDE_DESTINATION] =
+		index_reach((scope * SIDE_COUNT + 1) << POLICY_INDEX_BITS | destination >> POLICY_INDEX_BITS);
+}
+
 /*
  * The intervals that the two addresses are in, by binary search: `at` stays at an interval that starts at or
  * before the address, and the one after `at + count - 1` starts beyond it. Without a branch on what is found,
  * which a processor could not foresee, and both sides in one loop, so that their waiting for memory overlaps.
  * `lines`: by side, the first of the class. 0 where a lookup failed.
  */
-static __always_inline int address_lines4(const struct packet *packet, __u32 scope, __u32 *lines)
+static __always_inline int address_lines4(const struct packet *packet, const __u32 *reaches, __u32 *lines)
 {
 	__u64 source = bpf_ntohl(packet->source[0]), destination = bpf_ntohl(packet->destination[0]);
-	__u32 at0 = scope * SIDE_COUNT << POLICY_INDEX_BITS | source >> POLICY_INDEX_BITS;
-	__u32 at1 = (scope * SIDE_COUNT + 1) << POLICY_INDEX_BITS | destination >> POLICY_INDEX_BITS;
+	__u32 at0, at1, reach0 = reaches[SIDE_SOURCE], reach1 = reaches[SIDE_DESTINATION];
 	struct interval4 *interval0, *interval1;
-	__u32 reach0 = index_reach(at0), reach1 = index_reach(at1), count0, count1, half0, half1, probe0, probe1;
+	__u32 count0, count1, half0, half1, probe0, probe1;
 
 	if (!(reach0 & INDEX_COUNT))
 		reach0 = index_reach(block_begin(reach0) + block_element(source));
@@ -281,35 +290,36 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 	return search->best;
 }
 
-/* All but the lines of the addresses. */
-static __always_inline void find_vectors(struct vectors *of, const struct packet *packet, struct policy *head,
-					 __u32 scope, __u32 family)
+/*
+ * 0 where a lookup failed. The first look into the index comes before what ports lead to, and that before the search of the
+ * addresses: each comes from memory while the next is asked for.
+ */
+static __always_inline int find_vectors(struct vectors *of, const struct packet *packet, struct policy *head,
+					__u32 scope)
 {
+	__u32 family = packet->family & 1, reaches[SIDE_COUNT];
+
+	first_reaches(packet, scope, reaches);
 	of->protocol = protocol_vector(packet, scope);
 	of->port[SIDE_SOURCE] = port_vector(packet, scope, SIDE_SOURCE, of->protocol);
 	of->port[SIDE_DESTINATION] = port_vector(packet, scope, SIDE_DESTINATION, of->protocol);
 	of->interface = interface_vector(packet, head, scope, of->protocol);
 	of->anywhere[SIDE_SOURCE] = head->anywhere[family * SIDE_COUNT + SIDE_SOURCE];
 	of->anywhere[SIDE_DESTINATION] = head->anywhere[family * SIDE_COUNT + SIDE_DESTINATION];
+	return packet->family == FAMILY_IPV4 ? address_lines4(packet, reaches, of->lines)
+					     : address_lines6(packet, head, of->lines);
 }
 
-/*
- * scope: generation * HOOK_COUNT + hook. What a packet's ports lead to is asked before its addresses: it comes from
- * memory while those are searched.
- */
+/* scope: generation * HOOK_COUNT + hook. */
 static __always_inline void best_policy(struct decision *best, struct policy *head, const struct packet *packet,
 					__u32 scope)
 {
-	__u32 row = best->row, family = packet->family & 1, bit;
+	__u32 row = best->row, bit;
 	struct search *search = policy_search.lookup(&row);
 	struct policy_rule *rule;
 	struct vectors of = {};
 
-	if (!search)
-		return;
-	find_vectors(&of, packet, head, scope, family);
-	if (!(packet->family == FAMILY_IPV4 ? address_lines4(packet, scope, of.lines)
-					    : address_lines6(packet, head, of.lines)))
+	if (!search || !find_vectors(&of, packet, head, scope))
 		return;
 	bit = first_rule(search, scope, head->enforcing, &of);
 	rule = policy_rules.lookup(&bit);

@@ -14,7 +14,7 @@
 
 static __always_inline int is_listened_to(const struct decision *decision)
 {
-	return decision->listening >> decision->verdict & 1;
+	return decision->beyond >> decision->verdict & 1;
 }
 
 static __always_inline void hand_over(const struct decision *decision, int bare)

@@ -29,7 +29,7 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 	if (!room)
 		return TC_ACT_UNSPEC;
 	decision.room = room;
-	decision.row = hook;
+	decision.row = HOOK_EGRESS;
 	packet = &room->packet;
 #pragma clang loop unroll(disable)
 	for (int attempt = 0; attempt < 2; attempt++) {
@@ -39,16 +39,19 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 		if (bpf_skb_pull_data(skb, skb->len))
 			break;
 	}
-	decide(&decision, packet, HOOK_EGRESS);
+	if (!decide(&decision, packet, HOOK_EGRESS))
+		return TC_ACT_UNSPEC;
 	account(&decision, packet, HOOK_EGRESS);
-	if (decision.observe) {
-		hand_over(&decision, bare);
-		hand_over_to_observers(&decision);
-		observe_tc.call(skb, 0);
-	}
-	if (is_listened_to(&decision)) {
-		hand_over(&decision, bare);
-		report_tc.call(skb, 0);
+	if (decision.beyond) {
+		if (decision.beyond & OPTION_OBSERVE) {
+			hand_over(&decision, bare);
+			hand_over_to_observers(&decision);
+			observe_tc.call(skb, 0);
+		}
+		if (is_listened_to(&decision)) {
+			hand_over(&decision, bare);
+			report_tc.call(skb, 0);
+		}
 	}
 	return decision.verdict == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }

@@ -50,7 +50,8 @@ static __always_inline int judge(struct xdp_md *ctx, __u32 hook)
 		parse(&cursor, 1, packet);
 	else
 		parse(&cursor, 0, packet);
-	decide(&decision, packet, hook);
+	if (!decide(&decision, packet, hook))
+		return XDP_ABORTED;
 	keep_packet(run, packet);
 	run->verdict = decision.verdict;
 	run->reason = decision.reason;

@@ -16,22 +16,25 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 	if (!room)
 		return XDP_PASS;
 	decision.room = room;
-	decision.row = hook;
+	decision.row = HOOK_INGRESS;
 	packet = &room->packet;
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->length = cursor.left;
 	packet->ifindex = ctx->ingress_ifindex;
 	parse(&cursor, bare, packet);
-	decide(&decision, packet, HOOK_INGRESS);
+	if (!decide(&decision, packet, HOOK_INGRESS))
+		return XDP_PASS;
 	account(&decision, packet, HOOK_INGRESS);
-	if (decision.observe) {
-		hand_over(&decision, bare);
-		hand_over_to_observers(&decision);
-		observe_xdp.call(ctx, 0);
-	}
-	if (is_listened_to(&decision)) {
-		hand_over(&decision, bare);
-		report_xdp.call(ctx, 0);
+	if (decision.beyond) {
+		if (decision.beyond & OPTION_OBSERVE) {
+			hand_over(&decision, bare);
+			hand_over_to_observers(&decision);
+			observe_xdp.call(ctx, 0);
+		}
+		if (is_listened_to(&decision)) {
+			hand_over(&decision, bare);
+			report_xdp.call(ctx, 0);
+		}
 	}
 	return decision.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
 }

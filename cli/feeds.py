@@ -40,6 +40,8 @@ def _state(feed: Json) -> str:
         return "disabled"
     if state["last_success"] is None:
         return "refreshing" if state["refreshing"] else "not fetched yet"
+    if not feed["rules"]:
+        return f"good, but no rule names @{feed['set']}"
     left_out = (state["reserved"] + state["own"]) if feed["reserved"] == "leave_out" else 0
     return f"good, {left_out:,} left out" if left_out else "good"
 
@@ -59,6 +61,7 @@ def show(session: Session, name: Name) -> None:
     reserved, own = state.pop("reserved"), state.pop("own")
     told = {
         **found,
+        "rules": ", ".join(found["rules"]) or f"none: ebpf-fw rule add --source @{found['set']}",
         **{key: value for key, value in state.items() if key != "format"},
         "own_networks": f"{reserved + own:,} ({first})" if first else reserved + own,
         "refusals": refusals or None,

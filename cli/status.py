@@ -61,6 +61,10 @@ def _summary(answer: Json) -> Iterator[tuple[str, Any]]:
     yield "pinned", answer["pin_root"]
     if count := answer.get("changes_waiting"):
         yield "waiting", f"{count} to be confirmed: ebpf-fw changes"
+    if failing := answer.get("feeds_failing"):
+        yield "feeds", f"not taken: {', '.join(failing)}; the last good lists stay (ebpf-fw feed list)"
+    if answer.get("crowdsec", "off") not in ("off", "streaming"):
+        yield "crowdsec", f"{answer['crowdsec']}: ebpf-fw crowdsec says why"
     for entry in answer["drift"]:
         yield "drift", _text(entry)
     if answer["last_error"]:

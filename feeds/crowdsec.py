@@ -19,12 +19,12 @@ import structlog
 
 from feeds.decisions import Decisions
 from feeds.feed import Around
+from feeds.sets import CROWDSEC_SOURCE as SOURCE
 from firewall.errors import FirewallError
 from firewall.settings import CrowdSec
 
 log = structlog.get_logger(__name__)
 
-SOURCE = "crowdsec"
 MOST_BYTES = 256 << 20
 LONGEST_WAIT_S = 300.0
 FORBIDDEN_WAIT_S = 60.0
@@ -176,13 +176,13 @@ class Bouncer:
         self, new: Sequence[Mapping[str, Any]], deleted: Sequence[Mapping[str, Any]], now: float
     ) -> None:
         """First what comes, so that an address with a new decision is not let through in between."""
-        touched = self.decisions.change(new, deleted, now)
+        touched = await asyncio.to_thread(self.decisions.change, new, deleted, now)
         if touched.is_unsure:
             self._is_whole = False
         sets, name = self._around.sets, self.settings.set
-        if columns := self.decisions.entries(touched.prefixes):
+        if columns := await asyncio.to_thread(self.decisions.entries, touched.prefixes):
             await sets.add(name, columns, SOURCE)
-        if columns := self.decisions.gone(touched.prefixes):
+        if columns := await asyncio.to_thread(self.decisions.gone, touched.prefixes):
             await sets.delete(name, columns, SOURCE)
 
     async def _ask(self, client: httpx.AsyncClient, is_startup: bool) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from feeds.errors import FeedFailed
 from feeds.fetch import Validators
 from feeds.reading import Read, read_feed
 from feeds.screen import distinct, refuse_what_shrank
-from feeds.sets import Applied, Sets
+from feeds.sets import FEED_SOURCE, Applied, Sets
 from feeds.state import FeedState
 from firewall.address import Prefix
 from firewall.address_list import PrefixColumns
@@ -74,7 +74,7 @@ class FollowedFeed:
 
     @property
     def source(self) -> str:
-        return f"feed:{self.feed.name}"
+        return FEED_SOURCE + self.feed.name
 
     @property
     def next_refresh(self) -> float | None:

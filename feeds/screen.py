@@ -37,8 +37,8 @@ _SMALL = 20  # entries: a list of a few may lose most of them any day
 
 @dataclass(frozen=True)
 class Screened:
-    """`reserved`, `own`: entries that overlap such networks, and the first of them as text; left out unless they were
-    to be kept. `never_drop`: entries that never_drop spares."""
+    """`reserved`: entries that overlap such networks; `own`: others that hold this host's addresses; `told`: the first
+    of both; left out unless they were to be kept. `never_drop`: entries that never_drop spares."""
 
     columns: tuple[EntryColumns, ...]
     reserved: int = 0
@@ -59,13 +59,13 @@ def screened(
     counts = [0, 0, 0]
     told: list[str] = []
     for each in columns:
-        found = [overlapping(each.prefixes, prefixes) for prefixes in (RESERVED, own, never_drop)]
+        private, mine, spared = (overlapping(each.prefixes, some) for some in (RESERVED, own, never_drop))
+        found = private, mine & ~private, spared
         counts = [count + int(marks.sum()) for count, marks in zip(counts, found, strict=True)]
-        wrong = found[0] | found[1]
+        wrong = private | mine
         told += list(_texts(each.prefixes, wrong))[: _TOLD - len(told)]
         kept.append(each if keep or not wrong.any() else only(each, ~wrong))
-    reserved, mine, spared = counts
-    return Screened(tuple(each for each in kept if len(each)), reserved, mine, spared, tuple(told))
+    return Screened(tuple(each for each in kept if len(each)), counts[0], counts[1], counts[2], tuple(told))
 
 
 def overlapping(columns: PrefixColumns, prefixes: Iterable[Prefix]) -> npt.NDArray[np.bool_]:

@@ -24,6 +24,14 @@ class Applied:
     unchanged: int = 0
 
 
+FEED_SOURCE = "feed:"  # and the feed's name
+CROWDSEC_SOURCE = "crowdsec"
+
+
+def is_from_outside(source: str) -> bool:
+    return source.startswith(FEED_SOURCE) or source == CROWDSEC_SOURCE
+
+
 class Sets(Protocol):
     """Every change is durable and in the kernel when it returns. Raises FirewallError. `source`: whose the set is."""
 
@@ -31,7 +39,7 @@ class Sets(Protocol):
         """Makes the set, or takes it over where it is nobody's and empty. Raises Conflict."""
 
     async def release(self, kept: Collection[str]) -> list[str]:
-        """Gives sets of sources other than those `kept` to whoever wants them; their names."""
+        """Gives sets of feeds and of CrowdSec to whoever wants them, but for the sources `kept`; their names."""
 
     async def replace(self, name: str, columns: Sequence[EntryColumns], source: str) -> Applied: ...
     async def add(self, name: str, columns: Sequence[EntryColumns], source: str) -> Applied: ...

@@ -77,14 +77,19 @@ class DriftWatch:
             if happened.concerns(held.link.ifindex):
                 self._look_at(held)
 
-    def look_around(self) -> None:
-        """Pins, maps, and some interfaces: those that no message told of come by turns."""
+    def look_at_some_hooks(self) -> None:
+        """Interfaces that no message told of, by turns."""
         held = self._interfaces.all_held()
         self._forget_the_gone()
         for number in range(min(_HOOKS_A_LOOK, len(held))):
             self._look_at(held[(self._next_hook + number) % len(held)])
         self._next_hook += _HOOKS_A_LOOK
+
+    def look_at_pins(self) -> None:
         self._note("pin", self._pin_fault())
+
+    def look_at_maps(self) -> None:
+        """A part of them at each look."""
         self._note("map", self._map_fault())
 
     def note_store(self, problem: str | None) -> None:

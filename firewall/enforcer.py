@@ -38,6 +38,8 @@ _EXPIRY_CHUNK = 10_000
 _WATCH_S = 0.5
 _BREATH_S = 0.005  # for others, between parts of what expires at once
 _LOOK_S = 2.0  # between looks at what no message tells of
+_MAPS_LOOK_S = 0.5  # the same at a part of the maps
+_BREATH_S = 0.001  # in which one who waits for the lock gets it
 
 
 class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judging, Panicking):
@@ -142,7 +144,7 @@ class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judgi
         self._owed = {}
 
     def _watch(self) -> None:
-        next_look = 0.0
+        next_look = next_maps_look = 0.0
         while not self._stopping.is_set():
             until = min(self._until_next_expiry(), self._until_due())
             happened = self._kernel.wait(self._until_panic_ends(until))
@@ -154,16 +156,24 @@ class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judgi
             if happened or is_time:
                 steps.append(partial(self._following.follow, happened))
                 steps.append(partial(self._watched.look_at_hooks, happened))
+            looks: list[Callable[[], None]] = []
             if is_time:
-                steps += [self._look_at_what_is_ours, self._look_at_store]
+                steps.append(self._look_at_store)
+                looks += [self._watched.look_at_some_hooks, self._watched.look_at_pins]
                 next_look = time.monotonic() + _LOOK_S
+            if time.monotonic() >= next_maps_look:
+                looks.append(self._watched.look_at_maps)
+                next_maps_look = time.monotonic() + _MAPS_LOOK_S
             failed = [step for step in steps if not self._try(step)]
+            failed += [look for look in looks if not self._try_look(look)]
             if failed:  # no hot loop while something is wrong
                 self._stopping.wait(_WATCH_S)
 
-    def _look_at_what_is_ours(self) -> None:
-        if self._adrift is None:  # or the maps are not as they should be, and _mend() sees to that
-            self._watched.look_around()
+    def _try_look(self, look: Callable[[], None]) -> bool:
+        """Looks take some milliseconds each: before each one a change that waits gets the lock."""
+        self._stopping.wait(_BREATH_S)
+        # Where the maps are not as they should be, _mend() sees to that.
+        return self._try(lambda: look() if self._adrift is None else None)
 
     def _look_at_store(self) -> None:
         """Only after a failure: a host at rest writes nothing."""

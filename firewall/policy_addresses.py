@@ -19,6 +19,7 @@ Words = npt.NDArray[np.uint64]
 Spans = npt.NDArray[np.void]
 _BUCKETS = 1 << C["POLICY_INDEX_BITS"]
 _BLOCK = 1 << C["POLICY_BLOCK_BITS"]
+_AT_ONCE = 1024  # crowded buckets whose blocks are worked out together: all at once took half a gigabyte
 _MOST_HEADER_WORDS = 5  # of a class: four summary words serve 16,384 rules, the most that can be set
 _BLOCK_SHIFT = np.uint64(32 - C["POLICY_INDEX_BITS"] - C["POLICY_BLOCK_BITS"])
 
@@ -180,11 +181,15 @@ def index_spans(starts: Starts, base: int, blocks_at: int) -> tuple[Spans, Spans
     first, last = _reaching_into(starts)
     spans = _spans(first + base, last - first + 1)
     crowded = np.flatnonzero(spans["count"] > C["POLICY_CROWD"])
-    begins = (crowded[:, None] * _BLOCK + np.arange(_BLOCK)).reshape(-1).astype(np.uint64) << _BLOCK_SHIFT
-    first = np.searchsorted(starts, begins, "right") - 1
-    last = np.searchsorted(starts, begins + (np.uint64(1) << _BLOCK_SHIFT), "left") - 1
     spans[crowded] = _spans(blocks_at + np.arange(len(crowded)) * _BLOCK, 0)
-    return spans, _spans(first + base, last - first + 1)
+    blocks = np.empty(len(crowded) * _BLOCK, SPAN)
+    for at in range(0, len(crowded), _AT_ONCE):
+        some = crowded[at : at + _AT_ONCE]
+        begins = (some[:, None] * _BLOCK + np.arange(_BLOCK)).reshape(-1).astype(np.uint64) << _BLOCK_SHIFT
+        first = np.searchsorted(starts, begins, "right") - 1
+        last = np.searchsorted(starts, begins + (np.uint64(1) << _BLOCK_SHIFT), "left") - 1
+        blocks[at * _BLOCK : (at + len(some)) * _BLOCK] = _spans(first + base, last - first + 1)
+    return spans, blocks
 
 
 def _spans(first: Ints, count: Ints | int) -> Spans:

@@ -223,9 +223,10 @@ class SetChanges(Commits, SetReads):
             return
         names = {each.number: each.name for each in self._set_store.sets()}
         sets = self._ruleset.sets
-        deltas = {
-            names[number]: delta(sets[names[number]], NO_KEYS, gone) for number, gone in expired.items()
-        }
+        deltas = {}
+        for number, gone in expired.items():
+            before = sets[names[number]]
+            deltas[names[number]] = delta(before, NO_KEYS, gone.common(before))
         with self._changing_alone():
             plan = self._ruleset.plan((), (), self._interfaces.protected(), deltas=deltas)
 

@@ -27,10 +27,11 @@ MOST_RULES = 100  # named beside a set
 class SetReads(Reads):
     """Every method may be called from any thread."""
 
-    def sets(self) -> list[SetView]:
-        """By name."""
+    def sets(self, offset: int = 0, limit: int | None = None) -> list[SetView]:
+        """By name; all of them, or a page."""
         with self._lock:
-            return [self._set_view(each) for each in self._set_store.sets()]
+            stored = self._set_store.sets()[offset:]
+            return [self._set_view(each) for each in stored[:limit]]
 
     def set(self, name: str) -> SetView:
         with self._lock:

@@ -29,7 +29,7 @@ _SMALL = ("policy_heads", "policy_rules", "policy_protocol")
 _LARGE = ("policy_port", "policy_icmp", "policy_index4", "policy_ranges4", "policy_ranges6", "policy_lines")
 _POLICY_HASHES = ("policy_iface",)
 _VECTORS = "policy_vectors"
-_ENTRIES_A_LOOK = 16384
+_ENTRIES_A_LOOK = 4096  # some 3 ms: changes wait for a look
 # Control words that change without a change of rules: those of reports.py, which looks after them itself.
 _NOT_OURS = ("listening", "snap_length", "report_limits")
 VERSIONS = (4, 6)

@@ -18,6 +18,7 @@ from firewall.policy import HookPolicy, Policy
 from firewall.policy_addresses import Classes, Spans, Words, index_spans
 
 _HOOKS = C["HOOK_COUNT"]
+_AT_ONCE = 1 << 20  # of the index
 _NUMBER = np.dtype([("vector", "<u4")])
 Lines = npt.NDArray[Any]
 
@@ -119,7 +120,9 @@ def _write_intervals(
             rows["start"], rows["line"] = four.starts, lines[four.classes]
             scope = (generation * _HOOKS + hook) * C["SIDE_COUNT"] + side
             index_rows, blocks = index_spans(four.starts, at4, blocks_at)
-            index[blocks_at : blocks_at + len(blocks)] = _reaches(blocks)
+            for first in range(0, len(blocks), _AT_ONCE):
+                some = blocks[first : first + _AT_ONCE]
+                index[blocks_at + first : blocks_at + first + len(some)] = _reaches(some)
             index[scope * buckets : (scope + 1) * buckets] = _reaches(index_rows)
             blocks_at += len(blocks)
             rows = maps.arrays["policy_ranges6"][at6 : at6 + len(six)]

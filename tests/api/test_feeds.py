@@ -11,7 +11,7 @@ import pytest
 
 from api import outside
 from api.app import create_app
-from feeds.crowdsec import SOURCE
+from feeds.sets import CROWDSEC_SOURCE
 from firewall.enforcer import Enforcer
 from firewall.settings import Settings
 from tests.api.client import ApiClient, pointers
@@ -82,6 +82,7 @@ def test_a_feed_is_made_with_its_set_and_refreshed(api: Outside) -> None:
     state = api("GET", "/v1/feeds/bad").json()["state"]
     assert (state["reserved"], state["reserved_first"], state["error"]) == (1, ["10.0.0.0/8"], None)
     assert state["next_refresh"] and state["last_success"]
+    assert api("GET", "/v1/feeds/bad").json()["rules"] == ["r"]
     assert [each["name"] for each in api("GET", "/v1/feeds").json()["items"]] == ["bad"]
 
 
@@ -204,7 +205,7 @@ def test_crowdsec_is_off_until_the_config_has_it(api: Outside) -> None:
     api.run(asyncio.wait_for(streams(), 10))
     assert api("GET", "/v1/crowdsec").json()["addresses"] == 1
     assert entries(api, "crowdsec") == ["203.0.113.9"]
-    assert api("GET", "/v1/sets/crowdsec").json()["source"] == SOURCE
+    assert api("GET", "/v1/sets/crowdsec").json()["source"] == CROWDSEC_SOURCE
     assert 'ebpf_fw_crowdsec_state{state="streaming"} 1.0' in api("GET", "/metrics").text
     assert api("GET", "/v1/status").json()["crowdsec"] == "streaming"
     api.run(outside.follow_config(running, api.settings()))

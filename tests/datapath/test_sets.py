@@ -117,6 +117,16 @@ CHANGES: dict[str, Callable[[Loaded], object]] = {
 }
 
 
+# One of each kind: what comes, goes, changes its rank, its rule, its structure.
+REFUSED = (
+    "entries go",
+    "all are replaced",
+    "the rule gets another action",
+    "a better rule comes",
+    "the rule gets ports",
+)
+
+
 def verdicts(firewall: Loaded) -> list[Judged]:
     return [firewall.judge(frame, hook) for hook in ("ingress", "egress") for frame in FRAMES]
 
@@ -134,7 +144,7 @@ def expected_verdicts(firewall: Loaded) -> list[Judged]:
     return [Judged(each.verdict, each.reason) for each in judgements]
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", REFUSED)
 def test_a_change_that_the_kernel_refuses_at_any_step_leaves_sets_and_rules_as_they_were(
     firewall: Loaded, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -49,7 +49,7 @@ def _content(raw: bytes, media_type: str) -> Any:
     """JSON, but text where it says so."""
     if not raw:
         return None
-    return raw.decode() if media_type.startswith("text/plain") else json.loads(raw)
+    return json.loads(raw) if media_type.endswith("json") else raw.decode()
 
 
 def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:

@@ -94,13 +94,6 @@ def test_entries_are_shown_page_by_page_without_what_steers_a_terminal(service: 
     assert service.requests[0].query["expires"] == ["true"]
 
 
-def test_an_export_has_an_address_a_line(service: FakeService) -> None:
-    service.answers(
-        "GET", ENTRIES, 200, page({**ENTRY, "comment": "why"}, {**ENTRY, "address": "::1", "comment": None})
-    )
-    assert run("set", "export", "blocked").stdout == "203.0.113.7 # why\n::1\n"
-
-
 def test_a_set_in_use_is_refused_with_4_and_says_by_whom(service: FakeService) -> None:
     service.refuses(
         "DELETE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -127,3 +128,35 @@ def test_a_full_disk_does_not_keep_an_interface_without_filter(host: Host) -> No
         host.kernel.add_link("eth7", 77)
         wait_for(lambda: host.kernel.on("eth7") != {})
         wait_for(lambda: host.kernel.on("eth0") == {})
+
+
+class CountedLock:
+    """The lock, and how often it was taken."""
+
+    def __init__(self, lock: AbstractContextManager[object]) -> None:
+        self._lock = lock
+        self.times = 0
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+        self.times += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.__exit__(*error)  # type: ignore[arg-type]
+
+
+def test_every_look_takes_the_lock_anew_so_that_changes_come_between(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a real kernel a look takes milliseconds, and a change that waits for all of them is late."""
+    lock = CountedLock(host.firewall._lock)
+    looked: dict[str, int] = {}
+    for name in ("look_at_some_hooks", "look_at_pins", "look_at_maps"):
+
+        def look(name: str = name) -> None:
+            looked[name] = lock.times
+
+        monkeypatch.setattr(host.firewall._watched, name, look)
+    monkeypatch.setattr(host.firewall, "_lock", lock)
+    wait_for(lambda: len(looked) == 3)
+    assert len(set(looked.values())) == 3

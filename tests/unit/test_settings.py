@@ -53,7 +53,9 @@ def faults(text: str) -> list[tuple[str, str]]:
 
 
 def test_an_empty_file_means_the_defaults_of_the_contract() -> None:
-    assert parse("", "c.toml").model_dump(mode="json") == {**DEFAULTS, "interfaces": []}
+    found = parse("", "c.toml").model_dump(mode="json")
+    assert found.pop("crowdsec")["url"] is None
+    assert found == {**DEFAULTS, "interfaces": [], "feeds": []}
 
 
 def test_an_interface_needs_its_name_only() -> None:
@@ -88,6 +90,8 @@ def test_the_installed_file_changes_no_default() -> None:
 def test_the_installed_file_shows_every_key_with_its_default() -> None:
     shown = shown_keys()
     (interface,) = shown.pop("interfaces")
+    (feed,) = shown.pop("feeds")
+    assert (feed["name"], feed["format"], feed["refresh"]) == ("spamhaus", "spamhaus", "12h")
     api = shown.pop("api")
     assert [api["listen"]] == DEFAULTS["api"]["listen"]
     assert shown == {name: keys for name, keys in DEFAULTS.items() if name != "api"}
@@ -105,6 +109,27 @@ def test_the_installed_file_shows_every_key_with_its_default() -> None:
         ("[bpf]\nmax_adresses = 5", "/bpf/max_adresses", "unknown key"),
         ('[[interfaces]]\nname = "eth0"\nmoed = "auto"', "/interfaces/0/moed", "unknown key"),
         ("api = 5", "/api", "valid dictionary"),
+        ('[[feeds]]\nname = "a"', "/feeds/0", "needs either url or file"),
+        ('[[feeds]]\nname = "a"\nurl = "ftp://x"', "/feeds/0/url", "is not an http:// or https:// URL"),
+        ('[[feeds]]\nname = "a"\nurl = "http://x"\nfile = "/x"', "/feeds/0", "needs either url or file"),
+        ('[[feeds]]\nname = "a"\nfile = "x"', "/feeds/0", "must be an absolute path"),
+        (
+            '[[feeds]]\nname = "a"\nurl = "http://x"\nrefresh = "often"',
+            "/feeds/0/refresh",
+            "is not a number of seconds",
+        ),
+        (
+            '[[feeds]]\nname = "a"\nurl = "http://x"\nrefresh = 1',
+            "/feeds/0/refresh",
+            "greater than or equal to 10",
+        ),
+        (
+            '[[feeds]]\nname = "a"\nurl = "http://x"\n[[feeds]]\nname = "b"\nset = "a"\nurl = "http://x"',
+            "/feeds",
+            "two feeds have the set a",
+        ),
+        ('[crowdsec]\nurl = "http://x"', "/crowdsec", "cscli bouncers add"),
+        ('[crowdsec]\nurl = "x"\napi_key = "k"', "/crowdsec", "is not an http:// or https:// URL"),
         ("[api]\nlisten = 9378", "/api/listen", "valid list"),
         ("[api]\nlisten = []", "/api/listen", "at least 1 item"),
         ("[api]\nlisten = [9378]", "/api/listen/0", "valid string"),
