@@ -107,8 +107,12 @@ def replace_ours(world: World) -> None:
 def test_a_program_of_another_owner_in_our_place_is_named_and_left_until_it_is_gone(reporting: World) -> None:
     replace_ours(reporting)
     wait_until(lambda: "other_xdp" in reasons(reporting), "it is told", timeout_s=WITHIN_S)
-    status = reporting.api.get("/v1/status").json()
-    assert not status["ready"] and any("other_xdp" in each for each in status["drift"])
+
+    def status_tells() -> bool:  # which may be a moment older, where a look is under way
+        status = reporting.api.get("/v1/status").json()
+        return not status["ready"] and any("other_xdp" in each for each in status["drift"])
+
+    wait_until(status_tells, "the status tells it as well", timeout_s=WITHIN_S)
     assert "other_xdp" in reporting.daemon.log
     time.sleep(2.5)
     assert "other_xdp" in links(reporting)
