@@ -81,7 +81,15 @@ def boot(
 def _qemu(
     kernel: Kernel, image: Path, forget: bool, shared: Path, scratch: Path, parameters: Sequence[str]
 ) -> list[str]:
-    append = ["console=ttyS0", "panic=-1", "oops=panic", "quiet", "mitigations=off", *parameters]
+    append = [
+        "console=ttyS0",
+        "panic=-1",
+        "oops=panic",
+        "quiet",
+        "mitigations=off",
+        "no_timer_check",
+        *parameters,
+    ]
     ports = [
         option
         for name in ("output", "status")
