@@ -67,9 +67,11 @@ def places(tables: AddressTables, plain: Sequence[tuple[int, int, Match]]) -> Pl
             ranks.append(each.rank)
             handles.append(each.handle)
     for version in BITS:
-        winners = tables.winners(version)
+        winners, hidden = tables.winners(version), tables.hidden(version)
         taken = _Taken(winners, plain)
         parts.append((winners.handles, taken.codes, taken.before, taken.behind))
+        if len(hidden):
+            parts.append(taken.of_losers(hidden.keys, hidden.ranks, hidden.handles))
         keys, ranks, handles = losers[version]
         if keys:
             parts.append(

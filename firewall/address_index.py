@@ -101,6 +101,10 @@ class AddressIndex:
         self._base = no_entries(version)
         self._changed: dict[Key, Entry | None] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._changed and not len(self._base)
+
     def get(self, key: Key) -> Entry | None:
         if key in self._changed:
             return self._changed[key]

@@ -61,12 +61,15 @@ def _spared_keys(prefix: Prefix) -> list[Key]:
 @dataclass(frozen=True)
 class LayersPlan:
     """What a change does to the layers: them after it, and what that does to prefixes that no rule names itself.
-    `changed`: entries before and after."""
+    `changed`: entries before and after. `hidden`, `revealed`: entries of rules that name a prefix themselves, alone,
+    and are beaten by a layer from then on, or no more."""
 
     after: Layers
     come: tuple[Entries, ...] = ()
     gone: tuple[Entries, ...] = ()
     changed: tuple[tuple[Entries, Entries], ...] = ()
+    hidden: tuple[Entries, ...] = ()
+    revealed: tuple[Entries, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,12 @@ class AddressPlan:
 
 
 class AddressTables:
-    """All entries of all rules: of each prefix the winner, and those that it beats. `_losers`: of rules that name the
-    prefix themselves; where the winner is a layer's, all of them."""
+    """All entries of all rules: of each prefix the winner, and those that it beats. Where the winner is a layer's, the
+    best of the rules that name the prefix themselves is in `_hidden`; `_losers`: those behind their best."""
 
     def __init__(self) -> None:
         self._winners = {version: AddressIndex(version) for version in BITS}
+        self._hidden = {version: AddressIndex(version) for version in BITS}
         self._losers: dict[Key, list[Entry]] = {}
         self._counts: Counts = {}
         self.layers = Layers()
@@ -110,10 +114,10 @@ class AddressTables:
 
     def singles(self, key: Key) -> list[Entry]:
         """Those of rules that name the prefix themselves, in order."""
-        winner, lost = self.winner(key), self._losers.get(key, ())
-        if winner is None or winner == self.layers.best(key):
-            return list(lost)
-        return [winner, *lost]
+        best, lost = self.winner(key), self._losers.get(key, ())
+        if best is not None and best == self.layers.best(key):
+            best = self._hidden[key.version].get(key)
+        return [] if best is None else [best, *lost]
 
     def winner(self, key: Key) -> Entry | None:
         return self._winners[key.version].get(key)
@@ -169,13 +173,28 @@ class AddressTables:
         """A copy that no change reaches."""
         copy = AddressTables()
         copy._winners = {version: each.frozen() for version, each in self._winners.items()}
+        copy._hidden = {version: each.frozen() for version, each in self._hidden.items()}
         copy._losers = dict(self._losers)
         copy.layers = self.layers
         copy._counts, copy.occupancy = self._counts, self.occupancy
         return copy
 
+    def hidden(self, version: int) -> Entries:
+        """Those that a layer beats and that are the first of the rules that name the prefix themselves."""
+        return self._hidden[version].entries()
+
+    def singles_of(self, version: int, keys: Keys) -> Codes:
+        """Of each of the keys the first of the rules that name it themselves, or NO_CODE."""
+        won = self._winners[version].codes(keys)
+        if not any(self.layers.places(version)):
+            return won
+        order = np.argsort(keys, kind="stable")
+        layered = np.full(len(keys), NO_CODE)
+        layered[order] = self.layers.codes(version, keys[order])
+        return np.where(won == layered, self._hidden[version].codes(keys), won)
+
     def losers(self) -> dict[Key, list[Entry]]:
-        """By key, those that the winner beats, in order; not those of layers. A copy."""
+        """By key, those that another that names the prefix beats, in order; not those of layers. A copy."""
         return dict(self._losers)
 
     def won_by(self, handles: Iterable[int]) -> list[Entries]:
@@ -246,43 +265,54 @@ class AddressTables:
     def _plan_layers(
         self, after: Layers, entries: dict[Key, list[Entry]], deltas: Mapping[str, SetDelta]
     ) -> LayersPlan:
-        """Prefixes that a rule names itself, and few others, are settled one by one, in `entries`."""
+        """Prefixes that several rules name themselves, and few others, are settled one by one, in `entries`."""
         if after is self.layers:
             return LayersPlan(after)
-        come, gone, changed = [], [], []
-        for version in BITS:
-            keys = touched_keys(version, self.layers, after, deltas)
-            if not len(keys):
-                continue
-            before, then = self.layers.codes(version, keys), after.codes(version, keys)
-            keys, before, then = self._without_named(version, keys, before, then, entries)
-            is_new, is_old = before == NO_CODE, then == NO_CODE
-            both = ~is_new & ~is_old & (before != then)
-            come.append(_entries(version, keys, then, is_new & ~is_old))
-            gone.append(_entries(version, keys, before, is_old & ~is_new))
-            changed.append((_entries(version, keys, before, both), _entries(version, keys, then, both)))
+        parts = [
+            self._layer_columns(version, keys, after, entries)
+            for version in BITS
+            if len(keys := touched_keys(version, self.layers, after, deltas))
+        ]
+        come, gone, before, then, hidden, revealed = zip(*parts, strict=True) if parts else [()] * 6
         return LayersPlan(
             after,
-            tuple(each for each in come if len(each)),
-            tuple(each for each in gone if len(each)),
-            tuple(each for each in changed if len(each[0])),
+            _some(come),
+            _some(gone),
+            tuple(pair for pair in zip(before, then, strict=True) if len(pair[0])),
+            _some(hidden),
+            _some(revealed),
         )
 
-    def _without_named(
-        self, version: int, keys: Keys, before: Codes, then: Codes, entries: dict[Key, list[Entry]]
-    ) -> tuple[Keys, Codes, Codes]:
-        """What is left for columns."""
-        won = self._winners[version].codes(keys)
-        named = (won != before) | _named(version, keys, self._losers) | _named(version, keys, entries)
+    def _layer_columns(
+        self, version: int, keys: Keys, after: Layers, entries: dict[Key, list[Entry]]
+    ) -> tuple[Entries, Entries, Entries, Entries, Entries, Entries]:
+        """What comes, goes, changes (before and after), is hidden, is revealed."""
+        won, before = self._winners[version].codes(keys), self.layers.codes(version, keys)
+        is_hidden = (won == before) & (won != NO_CODE)
+        singles = np.where(is_hidden, self._hidden[version].codes(keys), won)
+        named = _named(version, keys, self._losers) | _named(version, keys, entries)
         if len(keys) <= _FEW:
             named[:] = True
-        chosen = _entries(version, keys, won, named)
-        is_layered = (won == before)[named].tolist()
-        for (key, entry), mine, code in zip(decoded(chosen), is_layered, won[named].tolist(), strict=True):
+        for (key, entry), code in zip(
+            decoded(_entries(version, keys, singles, named)), singles[named].tolist(), strict=True
+        ):
             if key not in entries:
-                lost = self._losers.get(key, ())
-                entries[key] = list(lost) if mine or code == NO_CODE else [entry, *lost]
-        return keys[~named], before[~named], then[~named]
+                entries[key] = [] if code == NO_CODE else [entry, *self._losers.get(key, ())]
+        keys, won, singles, is_hidden = keys[~named], won[~named], singles[~named], is_hidden[~named]
+        of_layer = after.codes(version, keys)
+        best = np.minimum(of_layer, singles)  # NO_CODE is the largest
+        was, will = won != NO_CODE, best != NO_CODE
+        both = was & will & (won != best)
+        is_single = singles != NO_CODE
+        hides = is_single & (best == of_layer)
+        return (
+            _entries(version, keys, best, will & ~was),
+            _entries(version, keys, won, was & ~will),
+            _entries(version, keys, won, both),
+            _entries(version, keys, best, both),
+            _entries(version, keys, singles, hides & ~is_hidden),
+            _entries(version, keys, singles, is_single & is_hidden & ~hides),
+        )
 
     def _planned(
         self, entries: dict[Key, list[Entry]], come: list[Entries], gone: list[Entries], layers: LayersPlan
@@ -314,9 +344,13 @@ class AddressTables:
             of_layer = plan.layered.get(key)
             winner = _best(entries, of_layer)
             self._winners[key.version].put(key, winner)
-            lost = entries if winner == of_layer else entries[1:]
-            if lost:
-                self._losers[key] = lost
+            hidden = self._hidden[key.version]
+            if winner is not None and winner == of_layer:
+                hidden.put(key, entries[0] if entries else None)
+            elif not hidden.is_empty:
+                hidden.put(key, None)
+            if len(entries) > 1:
+                self._losers[key] = entries[1:]
             else:
                 self._losers.pop(key, None)
         for each in (*plan.gone, *plan.layers.gone):
@@ -325,6 +359,10 @@ class AddressTables:
             self._winners[each.version].add(each)
         for _, each in plan.layers.changed:
             self._winners[each.version].set(each)
+        for each in plan.layers.revealed:
+            self._hidden[each.version].remove(each.keys)
+        for each in plan.layers.hidden:
+            self._hidden[each.version].add(each)
         self.layers = plan.layers.after
         self._counts = plan.counts
         self.occupancy = plan.after
@@ -372,6 +410,10 @@ class PlannedAddresses:
             return []
         arriving = [entry for each in self._plan.come if (entry := _entry_of(each, key)) is not None]
         return arriving or self._tables.singles(key)
+
+
+def _some(parts: Iterable[Entries]) -> tuple[Entries, ...]:
+    return tuple(each for each in parts if len(each))
 
 
 def _best(singles: Sequence[Entry], of_layer: Entry | None) -> Entry | None:

@@ -305,6 +305,7 @@ def address_ranks(tables: AddressTables) -> Ints:
     losing = {entry.rank for entries in tables.losers().values() for entry in entries}
     losing |= tables.layers.ranks
     parts = [tables.winners(version).ranks.astype(np.int64) for version in BITS]
+    parts += [tables.hidden(version).ranks.astype(np.int64) for version in BITS]
     return np.unique(np.concatenate([*parts, np.array(sorted(losing), np.int64)]))
 
 

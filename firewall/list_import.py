@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from firewall.address_index import decoded, encode_many
+from firewall.address_index import NO_CODE, code_columns, decoded, encode_many
 from firewall.address_list import PrefixColumns
 from firewall.caution import Rehearsed
 from firewall.commit import Commits
+from firewall.datapath import Entries
 from firewall.in_force import block_entries, block_scope
 from firewall.ruleset import RulesetPlan
 from firewall.store import Block
@@ -66,10 +67,11 @@ class ListImport(Commits):
             return_index=True,
         )
         tables = self._ruleset.addresses
-        known = tables.find(block.version, keys)
+        singles = tables.singles_of(block.version, keys)
+        known = Entries(block.version, keys, *code_columns(singles)).only(singles != NO_CODE)
         same = known.ranks == block.rank
         others = known.only(~same)
-        held = [any(entry.rank == block.rank for entry in tables.entries(key)) for key, _ in decoded(others)]
+        held = [any(entry.rank == block.rank for entry in tables.singles(key)) for key, _ in decoded(others)]
         left_out = np.concatenate((known.keys[same], others.keys[np.array(held, np.bool_)]))
         at = at[~np.isin(keys, left_out)]
         fresh = PrefixColumns(columns.version, columns.lengths[at], columns.addresses[at])

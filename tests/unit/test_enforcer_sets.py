@@ -252,3 +252,16 @@ def test_rules_with_sets_are_not_accused_and_accuse_nobody_that_is_not_surely_be
     assert {each.id for each in findings} <= {"later"}
     assert all(each.warning.rule == "all" for each in findings)
     assert [host.firewall.rule(each).warnings for each in ("r", "nobody", "web", "twin")] == [()] * 4
+
+
+def test_an_imported_address_that_a_set_has_too_gets_a_rule_of_its_own(host: Host) -> None:
+    add(host, "10.0.0.1", "10.0.0.2")
+    host.add("r", **RULE)
+    listed = [each.prefixes for each in entries(["10.0.0.1", "10.0.0.3"])]
+    assert host.firewall.import_list(listed, "drop", 1000, "ingress").added == 2
+    assert host.firewall.import_list(listed, "drop", 1000, "ingress").unchanged == 2
+    host.firewall.replace_entries("a", [])
+    assert in_kernel(host) == {"10.0.0.1", "10.0.0.3"}
+    add(host, "10.0.0.1")
+    found = [each.warning.rule for each in host.firewall.analysis(0, 100).items]
+    assert found == ["r"]  # the older of the two has the address by its set

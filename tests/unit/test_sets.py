@@ -17,7 +17,7 @@ from firewall.addresses import AddressTables, address_keys
 from firewall.datapath import Entries, Entry, Key
 from firewall.matching import matches
 from firewall.packet import Packet
-from firewall.rule import Rule, rule_from_fields
+from firewall.rule import Rule, rank_of, rule_from_fields
 from firewall.set_entries import SetEntry, entry_columns
 from firewall.set_keys import NO_KEYS, SetKeys, between, set_keys
 
@@ -84,18 +84,23 @@ class World:
         self.content: dict[str, set[str]] = {name: set() for name in "abc"}
         self.rules: dict[int, Rule] = {}
         self.kernel: dict[Key, Entry] = {}
+        self.lists: list[Entries] = []  # rules of one prefix each, imported
 
     def change(
         self,
         removed: dict[int, Rule],
         added: dict[int, Rule],
         content: dict[str, set[str]],
+        arriving: list[Entries],
+        leaving: list[Entries],
     ) -> None:
         deltas = {name: between(self.sets[name], keys_of(each)) for name, each in content.items()}
         self.sets |= {name: each.after for name, each in deltas.items()}
         plan = self.tables.plan(
             [(rule, handle) for handle, rule in removed.items()],
             [(rule, handle) for handle, rule in added.items()],
+            arriving,
+            leaving,
             sets=self.sets,
             deltas=deltas,
         )
@@ -112,6 +117,7 @@ class World:
         for handle in removed:
             del self.rules[handle]
         self.rules |= added
+        self.lists = [each for each in self.lists if not any(each is gone for gone in leaving)] + arriving
 
     def _apply(
         self,
@@ -155,6 +161,9 @@ class World:
                 ]
             for key in keys:
                 found.setdefault(key, set()).add(Entry(rule.rank, handle))
+        for each in self.lists:
+            for key, entry in decoded(each):
+                found.setdefault(key, set()).add(entry)
         return {key: sorted(entries) for key, entries in found.items()}
 
     def check(self) -> None:
@@ -180,6 +189,13 @@ def random_rule(rng: random.Random) -> Rule:
     return rule_from_fields(fields, "r", 0.0)
 
 
+def random_list(rng: random.Random, first_handle: int) -> Entries:
+    keys = keys_of({random_prefix(rng) for _ in range(rng.randint(1, 8))}).four
+    handles = np.arange(first_handle, first_handle + len(keys), dtype=np.uint32)
+    ranks = np.full(len(keys), rank_of(rng.choice((1, 2)), rng.choice(("drop", "allow"))), np.uint32)
+    return Entries(4, keys, ranks, handles)
+
+
 @pytest.mark.parametrize("few", [0, 256])
 @pytest.mark.parametrize("seed", range(40))
 def test_tables_hold_what_a_slow_reader_of_rules_and_sets_finds(
@@ -187,7 +203,7 @@ def test_tables_hold_what_a_slow_reader_of_rules_and_sets_finds(
 ) -> None:
     monkeypatch.setattr("firewall.addresses._FEW", few)
     rng, world, handle = random.Random(seed), World(), 1
-    for _ in range(25):
+    for turn in range(1, 26):
         removed = dict(
             rng.sample(sorted(world.rules.items()), min(len(world.rules), rng.choice((0, 0, 1, 2))))
         )
@@ -201,7 +217,10 @@ def test_tables_hold_what_a_slow_reader_of_rules_and_sets_finds(
             name: {random_prefix(rng) for _ in range(rng.randint(0, 6))}
             for name in rng.sample("abc", rng.choice((0, 0, 1, 2)))
         }
-        world.change(removed, added, content)
+        arriving = [random_list(rng, 1000 * turn)] if rng.random() < 0.4 else []
+        goes = world.lists and not arriving and rng.random() < 0.5  # no change imports and takes back
+        leaving = [rng.choice(world.lists)] if goes else []
+        world.change(removed, added, content, arriving, leaving)
         world.check()
 
 
