@@ -13,7 +13,10 @@ from py_compile import PycInvalidationMode
 
 from tests.vm import root
 
-PARTS = ("api", "benchmarks", "bpf", "cli", "firewall", "scripts", "systemd", "tests", "pyproject.toml")
+PARTS = (
+    "api", "benchmarks", "bpf", "cli", "feeds", "firewall", "integrations", "scripts", "systemd", "tests",
+    "pyproject.toml",
+)  # fmt: skip
 
 
 def copy_project(shared: Path, more: Path | None) -> None:
