@@ -101,7 +101,7 @@ class FeedStore:
             "states": {name: asdict(state) for name, state in states.items()},
         }
         temporary = self._path.with_suffix(".new")
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=_for_us_alone) as file:
             file.write(orjson.dumps(document))
             file.flush()
             os.fsync(file.fileno())
@@ -111,6 +111,11 @@ class FeedStore:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _for_us_alone(path: str, flags: int) -> int:
+    """URLs may hold passwords."""
+    return os.open(path, flags, 0o600)
 
 
 def _state_of(document: Mapping[str, Any]) -> FeedState:

@@ -1,4 +1,4 @@
-"""What `nft -j list set` (or `list table`, `list ruleset`) writes: one JSON document with the elements of sets in it.
+"""What `nft -j list set` writes: one JSON document with the elements of a set in it.
 
 Owns reading it piece by piece, however long it is: the document is cut between elements, and each piece is JSON again.
 Elements that are no addresses (ports, concatenations) are bad elements.
@@ -59,6 +59,9 @@ class NftDocument:
         self._is_begun = self._is_begun or bool(len(depths) and depths.max() + self._depth > 0)
         found = _ELEMENTS.search(plain)
         # Without one: all but what may be the beginning of one, a string at least.
+        if found and self._elements:
+            detail = "it has elements of more than one set, of which one may be what the other spares"
+            raise self._broken(detail)
         cut = found.end() if found else (0 if is_end else _last_outside(self._begun, depths))
         if not cut:
             return False

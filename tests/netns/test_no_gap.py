@@ -146,7 +146,7 @@ def test_maps_that_are_laid_out_in_another_way_take_over_without_a_gap(listed: W
 
 def other_tree(world: World, changed: str) -> Path:
     tree = world.topology.directory / "other"
-    for part in ("api", "bpf", "cli", "firewall"):
+    for part in ("api", "bpf", "cli", "feeds", "firewall"):
         shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
     with (tree / changed).open("a") as source:
         source.write("/* The next version. */\n")

@@ -174,7 +174,7 @@ def test_an_expired_rule_is_gone_after_a_kill(world: World) -> None:
 def copy_with_other_programs(world: World) -> Path:
     """This checkout's code with a comment more in the BPF sources: other programs of the same layout."""
     tree = world.topology.directory / "upgrade"
-    for part in ("api", "bpf", "cli", "firewall"):
+    for part in ("api", "bpf", "cli", "feeds", "firewall"):
         shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
     with (tree / "bpf/decide.h").open("a") as source:
         source.write("/* The next version. */\n")

@@ -347,6 +347,7 @@ def test_feeds_are_refreshed_by_themselves_and_their_state_is_there_after_a_rest
             await until(lambda: sets.addresses("f") == sets.addresses("g") == GOOD_TEXT)
             await until(lambda: b'"entries":3' in (directory / FILE).read_bytes())
             await feeds.close()
+            assert (directory / FILE).stat().st_mode & 0o077 == 0  # URLs may hold passwords
             asked = len(server.requests)
             again = Subscriptions([feed], FeedStore(directory), Around(sets, "x"))
             assert [each.feed.name for each in again.all()] == ["f", "g"]

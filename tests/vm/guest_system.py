@@ -287,7 +287,7 @@ def remove() -> dict[str, Any]:
     assert is_filtering() == (False, False), "removing takes the filters off"
     assert "clsact" not in run("tc qdisc show dev eth0")
     left = remains()
-    expected = {"/etc/ebpf-fw", "/var/lib/ebpf-fw"}
+    expected = {"/etc/ebpf-fw", "/etc/fail2ban/action.d/ebpf-fw.conf", "/var/lib/ebpf-fw"}
     # systemd's mask of the removed unit and debhelper's memory of it go when the package is purged.
     others = {path for path in left if "systemd" not in path}
     assert others == expected, left

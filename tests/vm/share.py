@@ -14,18 +14,9 @@ from py_compile import PycInvalidationMode
 from tests.vm import root
 
 PARTS = (
-    "api",
-    "benchmarks",
-    "bpf",
-    "cli",
-    "feeds",
-    "firewall",
-    "integrations",
-    "scripts",
-    "systemd",
-    "tests",
+    "api", "benchmarks", "bpf", "cli", "feeds", "firewall", "integrations", "scripts", "systemd", "tests",
     "pyproject.toml",
-)
+)  # fmt: skip
 
 
 def copy_project(shared: Path, more: Path | None) -> None:
