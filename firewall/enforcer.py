@@ -39,7 +39,7 @@ _WATCH_S = 0.5
 _BREATH_S = 0.005  # for others, between parts of what expires at once
 _LOOK_S = 2.0  # between looks at what no message tells of
 _MAPS_LOOK_S = 0.5  # the same at a part of the maps
-_BREATH_S = 0.001  # in which one who waits for the lock gets it
+_LET_IN_S = 0.001  # in which one who waits for the lock gets it
 
 
 class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judging, Panicking):
@@ -171,7 +171,7 @@ class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judgi
 
     def _try_look(self, look: Callable[[], None]) -> bool:
         """Looks take some milliseconds each: before each one a change that waits gets the lock."""
-        self._stopping.wait(_BREATH_S)
+        self._stopping.wait(_LET_IN_S)
         # Where the maps are not as they should be, _mend() sees to that.
         return self._try(lambda: look() if self._adrift is None else None)
 

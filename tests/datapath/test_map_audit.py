@@ -12,7 +12,7 @@ from firewall.kernel.keys import PREFIX
 from firewall.layout import ADDRESS_ENTRY
 from tests.datapath.loaded import Loaded
 
-ENTRIES = 60_000
+ENTRIES = 20_000
 LOOKS = 12  # more than a walk takes
 
 
