@@ -59,10 +59,20 @@ def _summary(answer: Json) -> Iterator[tuple[str, Any]]:
     yield "pinned", answer["pin_root"]
     if count := answer.get("changes_waiting"):
         yield "waiting", f"{count} to be confirmed: ebpf-fw changes"
+    if api := answer.get("api"):
+        yield "API", _api_text(api)
+        for warning in api["warnings"]:
+            yield "warning", warning
     for entry in answer["drift"]:
         yield "drift", _text(entry)
     if answer["last_error"]:
         yield "last error", _text(answer["last_error"])
+
+
+def _api_text(api: Json) -> str:
+    tls = "TLS with client certificates" if api["client_certificates"] else "TLS" if api["tls"] else "no TLS"
+    needed = "needed" if api["credentials_needed"] else "not needed on this host"
+    return f"{', '.join(api['listen'])}; {tls}; credentials over TCP {needed}"
 
 
 def _fill(entry: Json) -> str | None:

@@ -15,10 +15,10 @@ from typing import TypeVar
 import structlog
 
 from firewall import lockout
+from firewall.audited import Audited
 from firewall.caution import Caution, Done, Rehearsed
 from firewall.datapath import Link
 from firewall.errors import Conflict, Lockout
-from firewall.in_force import InForce
 from firewall.layout import HOOKS
 from firewall.lockout import Cut, Listener, ManagementTraffic
 from firewall.rule_cover import shadowed_by
@@ -33,7 +33,7 @@ T = TypeVar("T")
 _TOLD = 10  # connections in an error's text
 
 
-class Cautious(InForce):
+class Cautious(Audited):
     """`_caution`: of the change that is under way, None for the service's own. `_touched`: by pending change."""
 
     _caution: Caution | None = None

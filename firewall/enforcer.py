@@ -14,6 +14,7 @@ from functools import partial
 
 import structlog
 
+from firewall.audit_entries import AuditEntries
 from firewall.confirmation import Confirmations
 from firewall.datapath import Kernel, LeftOver
 from firewall.drop_log import DropLog
@@ -29,6 +30,7 @@ from firewall.resets import Resets
 from firewall.rule_changes import RuleChanges
 from firewall.settings import Interface
 from firewall.store import InterfaceTotal, Store
+from firewall.token_changes import TokenChanges
 
 log = structlog.get_logger()
 
@@ -37,7 +39,9 @@ _WATCH_S = 0.5
 _LOOK_S = 2.0  # between looks at what no message tells of
 
 
-class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panicking):
+class Enforcer(
+    RuleChanges, ListImport, Confirmations, Resets, Judging, Panicking, TokenChanges, AuditEntries
+):
     """The rules in force. Every method may be called from any thread."""
 
     def __init__(
@@ -64,6 +68,7 @@ class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panickin
             while expired := self._store.expired(now, _EXPIRY_CHUNK):
                 with self._store.transaction():
                     self._store.write_rules([each.handle for each in expired], [])
+                    self._audit_rules("rule.expire", expired, [], [])
             slots = self._kernel.start(int(self._store.identity, 16))
             _, come = self._interfaces.gone_and_come()
             protected = {link.name: link.ifindex for link, _ in come}
@@ -95,6 +100,7 @@ class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panickin
             self._watcher.join()
         with self._lock, ExitStack() as leaving:  # from the last to the first, each whatever the others say
             leaving.callback(self._store.close)
+            leaving.callback(self._journal.flush)
             if self._is_started:
                 self._is_started = False
                 leaving.callback(self._kernel.stop, keep)
@@ -142,7 +148,7 @@ class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panickin
                 steps.append(partial(self._following.follow, happened))
                 steps.append(partial(self._watched.look_at_hooks, happened))
             if is_time:
-                steps += [self._look_at_what_is_ours, self._look_at_store]
+                steps += [self._look_at_what_is_ours, self._look_at_store, self._trim_audit]
                 next_look = time.monotonic() + _LOOK_S
             failed = [step for step in steps if not self._try(step)]
             if failed:  # no hot loop while something is wrong
@@ -182,5 +188,5 @@ class Enforcer(RuleChanges, ListImport, Confirmations, Resets, Judging, Panickin
     def _expire(self) -> None:
         while expired := self._store.expired(self._clock(), _EXPIRY_CHUNK):
             with self._changing_alone():
-                self._change(expired, [])
+                self._change(expired, [], action="rule.expire")
             log.info("rules expired", count=len(expired))

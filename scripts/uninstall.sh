@@ -46,6 +46,7 @@ remove_code() {
 remove_data() {
     if [[ ${PURGE:-} == 1 ]]; then
         rm -rf "$configuration" "$state"
+        [[ -n $destination ]] || ! getent group ebpf-fw >/dev/null || groupdel ebpf-fw || true
         echo "ebpf-fw: removed, with configuration and state"
         return
     fi

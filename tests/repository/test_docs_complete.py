@@ -118,6 +118,8 @@ def defaults(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
 
 def as_toml(value: object) -> str:
     """As the table shows it."""
+    if value == {}:
+        return "{}"
     if isinstance(value, list):
         if not value:
             return "[]"
