@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from api import log, reach, server
+from api.access import group_number
 from api.listeners import listening, name_of
 from api.reload import Configuration
 from api.wiring import build
@@ -31,7 +32,9 @@ def serve(config: Path) -> None:
         print(f"{level}ebpf-fw: {error.detail}", file=sys.stderr)  # noqa: T201
         if error.hint:
             print(f"{level}hint: {error.hint}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(EXIT_CONFIG if error.code == "invalid_config" else EXIT_FAILED) from None
+        raise SystemExit(
+            EXIT_CONFIG if error.code in ("invalid_config", "invalid_certificate") else EXIT_FAILED
+        ) from None
     if status:
         raise SystemExit(status)
 
@@ -40,7 +43,8 @@ def _serve(configuration: Configuration) -> int:
     server.remember_signals()
     settings = configuration.settings
     log.set_level(settings.service.log_level)
-    with listening(settings.api.listen) as sockets, only_instance(settings.state.directory):
+    group = group_number(settings.api.socket_group)
+    with listening(settings.api.listen, group) as sockets, only_instance(settings.state.directory):
         addresses = ", ".join(name_of(listener) for listener in sockets)
         structlog.get_logger(__name__).info("listening", addresses=addresses)
         reach.warn_if_closed(sockets)

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 
 from api import (
     analysis,
+    audit,
     capture,
     changes,
     crowdsec,
@@ -30,19 +31,28 @@ from api import (
     set_lists,
     sets,
     status,
+    tokens,
 )
-from api.guard import MOST_BODY_BYTES, Guard
+from api.access import Access, Admission
+from api.guard import Guard
 from api.measured import Measured
 from api.running import Phase, Running
 from api.short_way import ShortWay
 from api.wiring import version
 from firewall.enforcer import Enforcer
+from firewall.settings import Api
 
 
 def create_app(
-    enforcer: Enforcer, *, phase: Phase = "running", most_body_bytes: int = MOST_BODY_BYTES
+    enforcer: Enforcer,
+    *,
+    phase: Phase = "running",
+    settings: Api | None = None,
+    most_body_bytes: int | None = None,
 ) -> FastAPI:
-    """`phase`: "starting" where the enforcer has still to be started. Larger bodies are refused with 413."""
+    """`phase`: "starting" where the enforcer has still to be started. `most_body_bytes`: instead of what the settings
+    say; larger bodies are refused with 413."""
+    settings = settings or Api()
     app = FastAPI(
         title="ebpf-fw",
         version=version(),
@@ -53,6 +63,8 @@ def create_app(
         generate_unique_id_function=_operation_id,
     )
     app.state.running = Running(enforcer, phase)
+    app.state.settings = settings
+    app.state.access = Access(enforcer, settings)
     app.state.metrics = metrics.registry_of(app.state.running)
     for part in (
         imports,
@@ -71,12 +83,19 @@ def create_app(
         capture,
         status,
         metrics,
+        tokens,
+        audit,
         docs,
     ):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(ShortWay, running=app.state.running)
-    app.add_middleware(Guard, most_body_bytes=most_body_bytes)
+    app.add_middleware(Admission, access=app.state.access)
+    app.add_middleware(
+        Guard,
+        most_body_bytes=most_body_bytes or settings.max_body_bytes,
+        allowed_hosts=settings.allowed_hosts,
+    )
     app.add_middleware(Measured, requests=app.state.running.requests)
     _document(app)
     return app

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -131,6 +132,8 @@ async def add_feed(running: InService, body: schemas.FeedRequest) -> Response:
     """Its set is made at once and is the feed's alone; the list is fetched soon after. A rule that drops what is listed
     is yours to make: `{"sources": ["@NAME"]}`. Files are for the config alone."""
     followed, is_new = await _feeds(running).add(_feed(body, body.name))
+    if is_new:
+        await _enter(running, "feed.add", followed)
     return JsonResponse(feed_json(followed, await rules_of_sets(running)), 201 if is_new else 200)
 
 
@@ -146,6 +149,7 @@ async def replace_feed(running: InService, name: str, body: FeedFields) -> Respo
     feeds = _feeds(running)
     feeds.get(name)
     replaced = await feeds.replace(_feed(body, name))
+    await _enter(running, "feed.change", replaced)
     return JsonResponse(feed_json(replaced, await rules_of_sets(running)))
 
 
@@ -158,8 +162,18 @@ async def replace_feed(running: InService, name: str, body: FeedFields) -> Respo
 )
 async def delete_feed(running: InService, name: str) -> Response:
     """Its set stays with what is in it, and anybody may change it then."""
-    await _feeds(running).delete(name)
+    feeds = _feeds(running)
+    followed = feeds.get(name)
+    await feeds.delete(name)
+    await _enter(running, "feed.delete", followed)
     return Response(status_code=204)
+
+
+async def _enter(running: Running, action: str, followed: FollowedFeed) -> None:
+    """Into the audit. A user name and password in the URL are not told."""
+    feed = followed.feed
+    url = None if feed.url is None else without_password(feed.url)
+    await running.change(partial(running.firewall.enter, action, feed.name, url=url, set=feed.target))
 
 
 class RefreshQuery(BaseModel):

@@ -1,14 +1,15 @@
 """What a request must be before any handler sees it, and what becomes of an exception that none foresaw.
 
-Owns the protection of an unauthenticated local API against web pages: a page in a browser on this host can
-send requests to 127.0.0.1. Those that change something carry an Origin header, and those that got here by
-DNS rebinding carry the page's name as Host. Neither is accepted.
+Owns the protection against web pages: a page in a browser on this host can send requests to 127.0.0.1. Those that
+change something carry an Origin header, and those that got here by DNS rebinding carry the page's name as Host. Neither
+is accepted, whatever credentials there are; and no answer ever has a header of CORS. Every answer has the request's id.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Collection
 
 import structlog
 from starlette.datastructures import Headers
@@ -16,8 +17,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import RequestRefused, internal_error_response
+from api.origin import REQUEST_ID, request_id_of
 
-MOST_BODY_BYTES = 64 << 20
 CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 MEDIA_TYPES: dict[str, tuple[str, ...]] = {"PATCH": ("application/json", "application/merge-patch+json")}
 # What the body sent to these may be, if not JSON alone.
@@ -37,51 +38,59 @@ LIST_MEDIA_TYPES = (
 LIST_IMPORT = re.compile(r"/v1/sets/[^/]+/import")
 LIST_FACTOR = 4
 
+_REQUEST_ID = "ebpf_fw.request_id"  # of the scope
+
 log = structlog.get_logger(__name__)
 
 
 class Guard:
     """Pure ASGI: it never holds a body."""
 
-    def __init__(self, app: ASGIApp, most_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, most_body_bytes: int, allowed_hosts: Collection[str] = ()) -> None:
+        """`allowed_hosts`: names of this host, besides its addresses and localhost; lower case."""
         self._app = app
         self._most_body_bytes = most_body_bytes
+        self._allowed_hosts = frozenset(allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         is_answered = False
+        headers = Headers(scope=scope)
+        scope[_REQUEST_ID] = request_id_of(headers)
+        header = (REQUEST_ID.encode(), scope[_REQUEST_ID].encode())
 
         async def send_answer(message: Message) -> None:
             nonlocal is_answered
             is_answered = True
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
         path = scope["path"]
         try:
-            self._check(scope, Headers(scope=scope))
+            self._check(scope, headers)
             await self._app(scope, self._limited(receive, self._most_bytes(scope)), send_answer)
         except RequestRefused as refusal:
-            await refusal.response(path)(scope, receive, send)
+            await refusal.response(path)(scope, receive, send_answer)
         except ClientDisconnect:
             log.info("client went away before its request was whole", method=scope["method"], path=path)
         except Exception:
             log.exception("request failed", method=scope["method"], path=path)
             if is_answered:
                 raise
-            await internal_error_response(path)(scope, receive, send)
+            await internal_error_response(path)(scope, receive, send_answer)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raises RequestRefused."""
-        is_unix_socket = (scope.get("server") or ("", None))[1] is None
         host = headers.get("host", "")
-        if host and not is_unix_socket and not is_local_name(host):
+        if host and not is_unix_socket(scope) and not self._is_ours(host):
             raise RequestRefused(
                 421,
                 "misdirected_request",
                 f"this service is not {host!r}",
-                "ask for an IP address or localhost",
+                "ask for an IP address or localhost; other names: api.allowed_hosts in the config",
             )
         method = scope["method"]
         if method not in CHANGING:
@@ -97,6 +106,9 @@ class Guard:
             if is_list_import(scope):
                 allowed = LIST_MEDIA_TYPES
             _check_media_type(allowed, headers.get("content-type"))
+
+    def _is_ours(self, host: str) -> bool:
+        return is_local_name(host) or host.partition(":")[0].lower().rstrip(".") in self._allowed_hosts
 
     def _most_bytes(self, scope: Scope) -> int:
         return self._most_body_bytes * (LIST_FACTOR if is_list_import(scope) else 1)
@@ -127,6 +139,14 @@ class Guard:
 
 def is_list_import(scope: Scope) -> bool:
     return scope["method"] == "POST" and LIST_IMPORT.fullmatch(scope["path"]) is not None
+
+
+def is_unix_socket(scope: Scope) -> bool:
+    return (scope.get("server") or ("", None))[1] is None
+
+
+def request_id(scope: Scope) -> str:
+    return str(scope.get(_REQUEST_ID, ""))
 
 
 def is_local_name(host: str) -> bool:

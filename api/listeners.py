@@ -1,6 +1,6 @@
 """The sockets that the service listens on, bound before anything else happens.
 
-Owns binding, the mode of a Unix socket's file and its removal. A second instance fails here, before it could
+Owns binding, the mode and group of a Unix socket's file and its removal. A second instance fails here, before it could
 touch the first one's state.
 """
 
@@ -14,9 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import structlog
+
 from firewall.errors import Conflict, FirewallError, errno_name
 from firewall.lockout import Listener
 from firewall.settings import parse_listen
+
+log = structlog.get_logger(__name__)
 
 BACKLOG = 256
 SOCKET_MODE = 0o660
@@ -24,17 +28,18 @@ HINT = "is another ebpf-fw running? `systemctl status ebpf-fw`; other addresses:
 
 
 @contextmanager
-def listening(addresses: Sequence[str]) -> Iterator[list[socket.socket]]:
-    """Sockets that listen on `addresses` (settings' api.listen). Raises Conflict if one cannot."""
+def listening(addresses: Sequence[str], group: int | None = None) -> Iterator[list[socket.socket]]:
+    """Sockets that listen on `addresses` (settings' api.listen). `group`: that a Unix socket's file is to belong to.
+    Raises Conflict if one cannot."""
     with ExitStack() as stack:
-        yield [stack.enter_context(_listening(address)) for address in addresses]
+        yield [stack.enter_context(_listening(address, group)) for address in addresses]
 
 
 @contextmanager
-def _listening(address: str) -> Iterator[socket.socket]:
+def _listening(address: str, group: int | None) -> Iterator[socket.socket]:
     where = parse_listen(address)
     try:
-        listener = _bind_unix(where) if isinstance(where, Path) else _bind_tcp(*where)
+        listener = _bind_unix(where, group) if isinstance(where, Path) else _bind_tcp(*where)
     except OSError as error:
         reason = errno_name(error.errno) if error.errno else str(error)
         raise _cannot(address, reason) from error
@@ -76,18 +81,30 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
-def _bind_unix(path: Path) -> socket.socket:
+def _bind_unix(path: Path, group: int | None) -> socket.socket:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(str(path))
+        _give_to(group, path)
         path.chmod(SOCKET_MODE)  # before listen(): nobody can connect until then
         listener.listen(BACKLOG)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def _give_to(group: int | None, path: Path) -> None:
+    """Under the unit it is the group's from the start, and the service may not change owners."""
+    if group is None or path.stat().st_gid == group:
+        return
+    try:
+        os.chown(path, -1, group)
+    except PermissionError as error:
+        hint = "run the service with that group (Group= in its unit)"
+        log.warning("the group cannot use the socket", path=str(path), error=error.strerror, hint=hint)
 
 
 def _remove_stale(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Answers that go on: what a listener to reports gets, chunk by chunk, for as long as its client reads.
 
 Owns the way from the thread that reads reports to the event loop, and giving a listener back whatever ends its
-answer. A client that reads slowly keeps its own listener waiting and nobody else.
+answer: also that the token that let it in was revoked, or expired. A client that reads slowly keeps its own listener
+waiting and nobody else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from api.origin import ACTING
 from firewall.address import Prefix, parse_prefix
 from firewall.enforcer import Enforcer
 from firewall.errors import InvalidInput, Problem
@@ -88,6 +90,7 @@ class ListenerStream(StreamingResponse):
             with suppress(RuntimeError):  # the loop is closed: nobody reads any more
                 loop.call_soon_threadsafe(self._ready.set)
 
+        self._acting = ACTING.get()
         self._reporting = firewall.reporting
         self._ends_at = None if seconds is None else time.monotonic() + seconds
         self._listener: Listener = self._reporting.listen(wanted, notify)
@@ -105,6 +108,8 @@ class ListenerStream(StreamingResponse):
         while True:
             left = None if self._ends_at is None else self._ends_at - time.monotonic()
             if left is not None and left <= 0:
+                return
+            if self._acting is not None and not self._acting.may_go_on():
                 return
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ready.wait(), min(KEEP_ALIVE_S, left or KEEP_ALIVE_S))

@@ -12,10 +12,14 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from api import schemas
+from api.permissions import OPEN, needed
 
 DESCRIPTION = """Rules go in as JSON; what they name is dropped in the kernel, before its network stack.
 
 A change is answered when it is durable **and** in the kernel; when it fails, everything is as before.
+Over TCP, requests carry a token (`Authorization: Bearer efw_...` or `X-API-Key`) or a client certificate, once there
+is a token or the config asks for it. A change may say why in `X-Reason`; it stands in the audit.
+
 Errors are `application/problem+json` (RFC 9457): `code` is stable, `errors` point at each fault, `hint` says
 what to do. Unknown fields and parameters are errors."""
 
@@ -28,17 +32,21 @@ TAGS = [
     {"name": "interfaces", "description": "Where packets are judged."},
     {"name": "test", "description": "What would become of a packet."},
     {"name": "packets", "description": "What is dropped, as it is dropped."},
+    {"name": "tokens", "description": "Who may use this API."},
+    {"name": "audit", "description": "Who changed what."},
     {"name": "status", "description": "How the service is and what it has counted."},
 ]
 
 PROBLEMS = {
-    403: "Sent by a web page.",
+    401: "No credentials, or none that are accepted.",
+    403: "The credentials do not suffice, or a web page sent it.",
     404: "There is no such thing.",
     409: "Another rule has that id, a set is in use or managed, a change waits, a lockout, or the host forbids it.",
     412: "The rule set is not the one that If-Match names.",
     413: "The body is too large, or has too many rules.",
     415: "The body is not application/json.",
     421: "The Host header is another name.",
+    429: "Too many credentials from this address were wrong: `Retry-After`.",
     422: "Not as asked for here: `errors` point at each fault.",
     502: "A list from outside was refused or did not come.",
     503: "It starts or stops, or kernel or disk refused.",
@@ -46,6 +54,22 @@ PROBLEMS = {
 }
 READ_PROBLEMS = (421, 422, 503)
 CHANGE_PROBLEMS = (403, 409, 413, 415, 421, 422, 503, 507)
+ACCESS_PROBLEMS = (401, 403, 422, 429)
+SECURITY_SCHEMES: dict[str, dict[str, Any]] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A token: efw_..."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same token."},
+    "certificate": {"type": "mutualTLS", "description": "A certificate that client_scopes names."},
+}
+# Or none of them: over the Unix socket the kernel says who asks, and on loopback before the first token anybody may.
+_NO_SCOPES: list[str] = []
+SECURITY = [*({name: _NO_SCOPES} for name in SECURITY_SCHEMES), {}]
+REASON = {
+    "name": "X-Reason",
+    "in": "header",
+    "required": False,
+    "description": "Why, for the audit.",
+    "schema": {"type": "string", "maxLength": 500},
+}
 SHARED_PARAMETERS = frozenset(("confirm_within", "allow_lockout", "dry_run", "prefer"))
 SHARED_HEADERS = frozenset(("Confirm-Id", "Confirm-By"))
 PROBLEM = "application/problem+json"
@@ -82,13 +106,34 @@ def document(app: FastAPI) -> dict[str, Any]:
     for operations in found["paths"].values():
         for operation in operations.values():
             for answer in operation["responses"].values():
+                if "$ref" in answer:
+                    continue
                 answer["description"] = answer["description"].replace("Successful Response", "Done.")
+    _guard(found)
     _share(found)
     for part in (found["components"], found["paths"]):
         _untitle(part)
     patch = found["paths"]["/v1/rules/{rule_id}"]["patch"]["requestBody"]["content"]
     patch["application/merge-patch+json"] = patch["application/json"]
     return found
+
+
+def _guard(found: dict[str, Any]) -> None:
+    """What every route has that is not open to all: the scope that it needs, and how it is refused."""
+    found["components"]["securitySchemes"] = SECURITY_SCHEMES
+    found["components"].setdefault("parameters", {})["reason"] = REASON
+    for path, operations in found["paths"].items():
+        for method, operation in operations.items():
+            needs = needed(method.upper(), path)
+            if needs == OPEN:
+                operation["security"] = [{}]
+                continue
+            operation["security"] = SECURITY
+            operation["x-required-scope"] = needs
+            for status, answer in problems(*ACCESS_PROBLEMS).items():
+                operation["responses"].setdefault(str(status), answer)
+            if method != "get":
+                operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/reason"})
 
 
 def _share(found: dict[str, Any]) -> None:
@@ -98,7 +143,7 @@ def _share(found: dict[str, Any]) -> None:
         for operation in operations.values():
             parameters = operation.get("parameters", [])
             for at, each in enumerate(parameters):
-                if each["name"] in SHARED_PARAMETERS:
+                if each.get("name") in SHARED_PARAMETERS:
                     shared["parameters"][each["name"]] = each
                     parameters[at] = {"$ref": f"#/components/parameters/{each['name']}"}
             for status, answer in operation["responses"].items():
@@ -109,7 +154,8 @@ def _share(found: dict[str, Any]) -> None:
                 for name in SHARED_HEADERS & headers.keys():
                     shared["headers"][name] = headers[name]
                     headers[name] = {"$ref": f"#/components/headers/{name}"}
-    found["components"].update(shared)
+    for kind, these in shared.items():
+        found["components"].setdefault(kind, {}).update(these)
 
 
 def _untitle(node: Any) -> None:

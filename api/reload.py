@@ -48,11 +48,21 @@ class Configuration:
         changed = _differences(self.settings, settings)
         self.settings = settings
         logging.set_level(settings.service.log_level)
+        self._enter(enforcer, changed, waiting)
         log.info("config read again", path=str(self.path), changed=", ".join(changed) or "nothing")
         if waiting:
             hint = "systemctl restart ebpf-fw"
             log.warning("changed keys that need a restart", keys=", ".join(waiting), hint=hint)
         return True
+
+    def _enter(self, enforcer: Enforcer, changed: list[str], waiting: list[str]) -> None:
+        """Into the audit, where something changed."""
+        if not changed:
+            return
+        try:
+            enforcer.enter("config.reload", str(self.path), changed=changed, waiting=waiting or None)
+        except FirewallError as error:
+            log.error("the reload is missing in the audit", **fields_of(error))
 
 
 def _section(key: str) -> str:

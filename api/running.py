@@ -20,6 +20,7 @@ from fastapi import Depends, Request
 
 from api.errors import RequestRefused
 from api.measured import Requests
+from api.origin import ACTING
 from feeds.crowdsec import Bouncer
 from feeds.subscriptions import Subscriptions
 from firewall.caution import Caution, Done
@@ -54,6 +55,8 @@ KINDS = {
     "delete_entries": "set",
     "replace_entries": "set",
     "reload": "reload",
+    "create_token": "token",
+    "revoke_token": "token",
 }
 OTHER = "other"
 
@@ -107,6 +110,9 @@ class Running:
         return await self._timed(_kind_of(call), partial(self.firewall.cautiously, asking, call))
 
     async def _timed(self, kind: str, call: Callable[[], T]) -> T:
+        acting = ACTING.get()
+        if acting is not None:
+            call = partial(self.enforcer.on_behalf_of, acting.origin, call)
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         with self.changes[kind].timing():
             with self._lock:

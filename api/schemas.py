@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from firewall.match import TTL_MAX_S
 from firewall.rule import DEFAULT_PRIORITY, ID, PRIORITY_MAX, Action, Direction, Family, RuleMode
-from firewall.settings import FeedFields, Mode
+from firewall.settings import FeedFields, Mode, Scope
 
 FlagName = Literal["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"]
 Hook = Literal["ingress", "egress"]
@@ -512,6 +512,67 @@ class PanicState(Document):
     connections: int = Field(description="How many management connections it keeps.")
 
 
+class ApiState(Document):
+    """How the API is guarded."""
+
+    listen: list[str]
+    tls: bool
+    client_certificates: bool = Field(description="Whether TLS clients need one.")
+    authentication: Literal["auto", "required", "none"]
+    credentials_needed: bool = Field(description="Whether a TCP client on a loopback address needs them now.")
+    insecure: bool = Field(description="The config says insecure = true.")
+    warnings: list[str] = Field(description="What is open that need not be.")
+
+
+TokenName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", examples=["ci"])]
+
+
+class TokenRequest(Document):
+    scope: Scope = Field(description="read, rules (changes of rules too), admin (everything).")
+    name: TokenName | None = Field(None, description="Absent: the service makes one.")
+    ttl: int | str | None = Field(None, description="How long it is valid: seconds, or as in 90d.")
+    expires_at: str | None = Field(None, description="Until when, RFC 3339.")
+
+
+class TokenState(Document):
+    name: str
+    scope: Scope
+    created_at: Time
+    created_by: str = Field(description="As `actor` in the audit.")
+    expires_at: Time | None
+    expired: bool
+
+
+class NewTokenState(TokenState):
+    token: str = Field(description="The token itself. It is kept nowhere: this answer alone has it.")
+
+
+class TokenList(Document):
+    items: list[TokenState]
+    total: int
+
+
+class AuditItem(Document):
+    id: int
+    time: Time
+    kind: Literal["change", "access"]
+    actor: str = Field(description="token:NAME, uid:NUMBER, certificate:NAME, anonymous or service.")
+    source: str | None = Field(description="address:port, or unix:pid=NUMBER.")
+    request_id: str | None
+    call: str | None = Field(description="Method and path.")
+    reason: str | None = Field(description="What the client gave as X-Reason.")
+    action: str = Field(examples=["rule.add"])
+    target: str | None = Field(description="Such as the id of a rule; null for many things at once.")
+    before: Any = Field(description="What was there, where it can be shown.")
+    after: Any = Field(description="What is there now.")
+    summary: dict[str, Any] | None = Field(description="Numbers, and a digest of what is too much to show.")
+
+
+class AuditPage(Document):
+    items: list[AuditItem]
+    next_before: int | None = Field(description="`before` of the next page; null on the last.")
+
+
 class Status(Document):
     version: str
     ready: bool
@@ -535,6 +596,7 @@ class Status(Document):
     set_entries: int = Field(description="Of all sets.")
     feeds_failing: list[str] = Field(description="Feeds whose last list was refused or did not come.")
     crowdsec: str = Field(description="State of the bouncer, off where there is none.")
+    api: ApiState
 
 
 Purpose = Literal["ssh", "api_client", "api_listener"]

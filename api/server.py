@@ -1,7 +1,8 @@
 """The life of the service: listen, start the enforcer, serve, read the config again, stop the enforcer.
 
-Owns the order. The sockets listen first, so /healthz answers while programs are compiled and maps are filled;
-systemd hears READY after that. At the end requests under way finish before the enforcer stops.
+Owns the order, and what is done now and then beside requests. The sockets listen first, so /healthz answers while
+programs are compiled and maps are filled; systemd hears READY after that. At the end requests under way finish before
+the enforcer stops.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import structlog
 import uvicorn
@@ -19,19 +21,25 @@ import uvloop
 from fastapi import FastAPI
 
 from api import outside
+from api.access import Access, warnings_of
 from api.app import create_app
+from api.connection import Connection, Connections, Patience
 from api.guardian import Guardians
 from api.listeners import tcp_addresses
 from api.log import fields_of
 from api.reload import Configuration
 from api.running import Running
 from api.systemd import ending, filters_stay, leaves_nobody, notify, reloading
+from api.tls import LOOK_S, ServerTls
 from api.watchdog import beat
 from api.wiring import DATABASE
 from firewall.enforcer import Enforcer
 from firewall.errors import FirewallError
+from firewall.settings import Api
 
 GRACE_S = 5
+_SLOW_S = 1.0  # between looks at connections that take long
+_DENIED_S = 5.0  # between entries of accesses that were denied
 _GUARDED_S = 2.0  # between looks whether a guardian is there
 _early: set[int] = set()
 
@@ -47,22 +55,74 @@ log = structlog.get_logger(__name__)
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, settings: Api, tls: ServerTls | None) -> None:
+        super().__init__(config)
+        self._patience = Patience.of(settings)
+        self._connections = Connections(settings.max_connections)
+        self._tls = tls
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the service's: uvicorn would end the process by them, with their exit status."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's for sockets that listen already, but that a Unix socket has no TLS."""
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                self._connection,
+                sock=each,
+                backlog=self.config.backlog,
+                **({} if each.family == socket.AF_UNIX else self._tls_options()),
+            )
+            for each in sockets or ()
+        ]
+        self.started = True
+
+    def _tls_options(self) -> dict[str, Any]:
+        if self._tls is None:
+            return {}
+        return {"ssl": self._tls, "ssl_handshake_timeout": self._patience.header_s}
+
+    def _connection(self) -> Connection:
+        return Connection(
+            self._patience,
+            self._connections,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
+
+    async def look_at_connections(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await asyncio.sleep(_SLOW_S)
+            for each in list(self.server_state.connections):
+                if isinstance(each, Connection):
+                    each.look()
+
 
 def run(enforcer: Enforcer, configuration: Configuration, sockets: Sequence[socket.socket]) -> int:
-    """Serves until SIGTERM or SIGINT; the process's exit status."""
+    """Serves until SIGTERM or SIGINT; the process's exit status. Raises InvalidInput where TLS cannot be."""
+    settings = configuration.settings.api
+    tls = ServerTls(settings) if settings.has_tls else None
     enforcer.listens_on(tcp_addresses(sockets))
-    app = create_app(enforcer, phase="starting")
+    app = create_app(enforcer, phase="starting", settings=settings)
+    for warning in warnings_of(settings):
+        log.warning(warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_live(app, app.state.running, configuration, sockets))
+        return runner.run(_live(app, app.state.running, configuration, sockets, tls))
 
 
 async def _live(
-    app: FastAPI, running: Running, configuration: Configuration, sockets: Sequence[socket.socket]
+    app: FastAPI,
+    running: Running,
+    configuration: Configuration,
+    sockets: Sequence[socket.socket],
+    tls: ServerTls | None,
 ) -> int:
     stop, reload = _signals()
     server = _Server(
@@ -77,17 +137,27 @@ async def _live(
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,
-        )
+        ),
+        configuration.settings.api,
+        tls,
     )
     serving = asyncio.create_task(server.serve(sockets=list(sockets)))
-    beating = asyncio.create_task(beat(notify))
-    guarding = asyncio.create_task(_guard(running, configuration))
+    beside = [
+        asyncio.create_task(each)
+        for each in (
+            beat(notify),
+            _guard(running, configuration),
+            server.look_at_connections(),
+            _enter_denied(running, app.state.access),
+            *(() if tls is None else (_look_at_certificates(tls),)),
+        )
+    ]
     status = 1
     reloader: asyncio.Task[None] | None = None
     try:
         if await _start(running):
             await _begin_outside(running, configuration)
-            reloader = asyncio.create_task(_reload_when_told(reload, running, configuration))
+            reloader = asyncio.create_task(_reload_when_told(reload, running, configuration, tls))
             if await _is_told_to_stop(stop, serving):
                 status = 0
     finally:
@@ -95,8 +165,8 @@ async def _live(
             reloader.cancel()
         await outside.end(running)
         is_started = running.phase == "running"
-        beating.cancel()
-        guarding.cancel()
+        for each in beside:
+            each.cancel()
         running.phase = "stopping"
         notify("STOPPING=1", "STATUS=stopping")
         running.enforcer.reporting.end_all()  # answers that go on would hold up the end
@@ -132,10 +202,32 @@ async def _guard(running: Running, configuration: Configuration) -> None:
         await asyncio.sleep(_GUARDED_S)
 
 
-async def _reload_when_told(told: asyncio.Event, running: Running, configuration: Configuration) -> None:
+async def _look_at_certificates(tls: ServerTls) -> None:
+    """Takes newer ones by itself."""
+    while True:
+        await asyncio.sleep(LOOK_S)
+        await asyncio.to_thread(tls.reload)
+
+
+async def _enter_denied(running: Running, access: Access) -> None:
+    """Accesses that were denied come into the audit, some at a time: whoever is denied must not make us write."""
+    while True:
+        await asyncio.sleep(_DENIED_S)
+        if running.phase == "running" and (denied := access.attempts.drain()):
+            try:
+                await running.change(running.enforcer.enter_denied, denied)
+            except FirewallError as error:
+                log.error("denied accesses were not entered", count=len(denied), **fields_of(error))
+
+
+async def _reload_when_told(
+    told: asyncio.Event, running: Running, configuration: Configuration, tls: ServerTls | None
+) -> None:
     while await told.wait():
         told.clear()
         reloading()
+        if tls is not None:
+            await asyncio.to_thread(tls.reload, True)
         if await running.change(configuration.reload, running.enforcer):
             await outside.follow_config(running, configuration.settings)
         await _tell_readiness(running)

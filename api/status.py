@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from api import schemas
 from api.errors import RequestRefused
@@ -30,12 +30,13 @@ router = APIRouter(tags=["status"])
     summary="State of the service",
     dependencies=[NO_QUERY],
 )
-def read_status(running: InService) -> Response:
-    """Versions, hooks, how full the maps are, where the kernel is not as it should be."""
+def read_status(request: Request, running: InService) -> Response:
+    """Versions, hooks, how full the maps are, where the kernel is not as it should be, how the API is guarded."""
     feeds, bouncer = running.feeds, running.crowdsec
     failing = [each.feed.name for each in feeds.all() if each.state.failures] if feeds else []
     outside = {"feeds_failing": failing, "crowdsec": bouncer.progress.state if bouncer else "off"}
-    return JsonResponse({**status_json(running.firewall.status()), **outside})
+    guarded = request.app.state.access.state()
+    return JsonResponse({**status_json(running.firewall.status()), **outside, "api": guarded})
 
 
 def status_json(view: StatusView) -> dict[str, Any]:

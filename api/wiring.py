@@ -117,5 +117,5 @@ def build(
     store = Store(settings.state.directory / DATABASE)
     host = kernel(settings)
     interfaces = Interfaces(settings.interfaces, store.interfaces(), host)
-    limits = Limits(settings.bpf.max_addresses, settings.bpf.max_rules)
+    limits = Limits(settings.bpf.max_addresses, settings.bpf.max_rules, settings.state.audit_keep)
     return Enforcer(store, host, interfaces, limits, about(settings), manner(settings), clock)

@@ -7,6 +7,7 @@ import typer
 
 from cli import (
     analysis,
+    audit,
     changes,
     check,
     export,
@@ -19,9 +20,24 @@ from cli import (
     rules,
     sets,
     status,
+    tokens,
 )
 from cli.failure import EXIT_FAILED, EXIT_USAGE, failure
-from cli.session import DEFAULT_CONFIG, AsJson, Config, Session, Url, command, shared_options
+from cli.session import (
+    DEFAULT_CONFIG,
+    AsJson,
+    Ca,
+    Certificate,
+    Config,
+    Key,
+    Session,
+    Token,
+    TokenFile,
+    Url,
+    Why,
+    command,
+    shared_options,
+)
 
 app = typer.Typer(
     name="ebpf-fw",
@@ -47,11 +63,17 @@ def root(
     url: Url = None,
     as_json: AsJson = False,
     config: Config = None,
+    token: Token = None,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    cert: Certificate = None,
+    key: Key = None,
+    why: Why = None,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    shared_options(ctx, url, as_json, config)
+    shared_options(ctx, url, as_json, config, token, token_file, ca, cert, key, why)
 
 
 def serve(session: Session) -> None:
@@ -76,6 +98,8 @@ app.add_typer(feeds.app, name="feed")
 command(app, "crowdsec")(feeds.crowdsec)
 app.add_typer(interfaces.app, name="interface")
 app.add_typer(panic.app, name="panic")
+app.add_typer(tokens.app, name="token")
+command(app, "audit")(audit.audit)
 command(app, "import")(import_rules.import_rules)
 command(app, "export")(export.export)
 command(app, "changes")(changes.changes)

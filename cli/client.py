@@ -1,5 +1,7 @@
 """Owns talking to the service: where it listens, and one request. It prints nothing: it raises `Failure`."""
 
+import ipaddress
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,18 +41,75 @@ class Endpoint:
             raise ValueError(f"{text}: expected http://host:port, host:port or unix:/path")
         return cls(str(url).rstrip("/"))
 
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody on the way can read what is sent."""
+        return self.socket is not None or self.base_url.startswith("https://") or self._is_loopback
+
+    @property
+    def _is_loopback(self) -> bool:
+        host = httpx.URL(self.base_url).host
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
     def __str__(self) -> str:
         return f"unix:{self.socket}" if self.socket else self.base_url
 
 
-class Client:
-    """One connection to the service; a context manager."""
+@dataclass(frozen=True)
+class Credentials:
+    """`token`: sent with every request. `ca`, `certificate`, `key`: files in PEM. `reason`: for the audit."""
 
-    def __init__(self, endpoint: Endpoint, transport: httpx.BaseTransport | None = None) -> None:
+    token: str | None = None
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    reason: str | None = None
+
+    def headers(self) -> dict[str, bytes]:
+        """Raises ValueError where one cannot be sent."""
+        found: dict[str, bytes] = {}
+        if self.token:
+            if not (self.token.isascii() and self.token.isprintable()):
+                raise ValueError("the token is not one: it has characters that no token has")
+            found["Authorization"] = f"Bearer {self.token}".encode()
+        if self.reason:
+            if not self.reason.isprintable():
+                raise ValueError("the reason must be one line of text")
+            found["X-Reason"] = self.reason.encode()
+        return found
+
+    def tls(self) -> ssl.SSLContext:
+        """Raises ValueError where a file cannot be used."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate:
+                context.load_cert_chain(self.certificate, self.key)
+        except OSError as error:  # ssl.SSLError is one
+            files = ", ".join(name for name in (self.ca, self.certificate, self.key) if name)
+            raise ValueError(f"cannot use the certificates ({files}): {error.strerror or error}") from None
+        return context
+
+
+class Client:
+    """One connection to the service; a context manager. Raises ValueError where the credentials cannot be used."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        transport: httpx.BaseTransport | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._endpoint = endpoint
+        credentials = credentials or Credentials()
+        is_tls = endpoint.base_url.startswith("https://")
         self._http = httpx.Client(
             base_url=endpoint.base_url,
-            transport=transport or httpx.HTTPTransport(uds=endpoint.socket),
+            headers={name.encode(): value for name, value in credentials.headers().items()},
+            transport=transport
+            or httpx.HTTPTransport(uds=endpoint.socket, verify=credentials.tls() if is_tls else False),
             timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             trust_env=False,  # a proxy for the web is no way to a firewall on this host
         )
@@ -152,7 +211,7 @@ class Client:
                 "service_unreachable",
                 "Service unreachable",
                 detail,
-                hint="is it running? systemctl status ebpf-fw; another address: --url or EBPF_FW_URL",
+                hint=_why_not(str(error)),
             ) from None
         except httpx.TransportError as error:
             detail = f"{self._endpoint} broke off before it answered: {error or type(error).__name__}"
@@ -163,6 +222,15 @@ class Client:
                 detail,
                 hint="a change may or may not have been made; look, or give the same command again",
             ) from None
+
+
+def _why_not(error: str) -> str:
+    """What to do where no connection came about."""
+    if "CERTIFICATE_VERIFY_FAILED" in error:
+        return "name the authority of the service's certificate with --ca, and the service as its certificate does"
+    if "WRONG_VERSION_NUMBER" in error or "RECORD_LAYER_FAILURE" in error:
+        return "it speaks no TLS there: use http://"
+    return "is it running? systemctl status ebpf-fw; another address: --url or EBPF_FW_URL"
 
 
 def _refusal(response: httpx.Response) -> Failure:

@@ -35,4 +35,4 @@ def exit_code(status: int, code: str | None) -> int:
         return EXIT_EXISTS
     if status == 404:
         return EXIT_NOT_FOUND
-    return EXIT_REFUSED if status in (409, 412, 422, 507) else EXIT_FAILED
+    return EXIT_REFUSED if status in (401, 403, 409, 412, 421, 422, 429, 507) else EXIT_FAILED

@@ -65,10 +65,20 @@ def _summary(answer: Json) -> Iterator[tuple[str, Any]]:
         yield "feeds", f"not taken: {', '.join(failing)}; the last good lists stay (ebpf-fw feed list)"
     if answer.get("crowdsec", "off") not in ("off", "streaming"):
         yield "crowdsec", f"{answer['crowdsec']}: ebpf-fw crowdsec says why"
+    if api := answer.get("api"):
+        yield "API", _api_text(api)
+        for warning in api["warnings"]:
+            yield "warning", warning
     for entry in answer["drift"]:
         yield "drift", _text(entry)
     if answer["last_error"]:
         yield "last error", _text(answer["last_error"])
+
+
+def _api_text(api: Json) -> str:
+    tls = "TLS with client certificates" if api["client_certificates"] else "TLS" if api["tls"] else "no TLS"
+    needed = "needed" if api["credentials_needed"] else "not needed on this host"
+    return f"{', '.join(api['listen'])}; {tls}; credentials over TCP {needed}"
 
 
 def _fill(entry: Json) -> str | None:

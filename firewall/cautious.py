@@ -16,10 +16,10 @@ import structlog
 
 from firewall import lockout
 from firewall.analysis import Neighbours
+from firewall.audited import Audited
 from firewall.caution import Caution, Done, Rehearsed
 from firewall.datapath import Link
 from firewall.errors import Conflict, Lockout
-from firewall.in_force import InForce
 from firewall.layout import HOOKS
 from firewall.lockout import Cut, Listener, ManagementTraffic
 from firewall.ruleset import RulesetPlan
@@ -34,7 +34,7 @@ _TOLD = 10  # connections in an error's text
 _MOST_LOOKED_AT = 1000  # rules of a change that is only tried
 
 
-class Cautious(InForce):
+class Cautious(Audited):
     """`_caution`: of the change that is under way, None for the service's own. `_touched`: by pending change."""
 
     _caution: Caution | None = None

@@ -104,21 +104,29 @@ class Commits(Cautious):
             self._close_group()
             yield
 
-    def _change(self, removed: Sequence[Record], written: Sequence[Record], unchanged: int = 0) -> None:
-        """Rules go and come; a record in both changed. `unchanged`: how many were asked for that are there already."""
+    def _change(
+        self,
+        removed: Sequence[Record],
+        written: Sequence[Record],
+        unchanged: int = 0,
+        action: str | None = None,
+    ) -> None:
+        """Rules go and come; a record in both changed. `unchanged`: how many were asked for that are there already.
+        `action`: as the audit calls it, where the rules do not say."""
         plan = self._ruleset.plan(removed, written, self._interfaces.protected())
         if self._caution is not None:
             if self._caution.dry_run:
                 self._check_room(plan)
             self._consider(plan, removed, written, unchanged)
             if self._is_unconfirmed:
-                self._change_until_confirmed(plan, removed, written)
+                self._change_until_confirmed(plan, removed, written, action)
                 return
         kept = {each.handle for each in written}
         deleted = [each.handle for each in removed if each.handle not in kept]
 
         def write() -> None:
-            self._store.write_rules(deleted, written)
+            encoded = self._store.write_rules(deleted, written)
+            self._audit_rules(action, removed, written, encoded)
 
         if self._group is not None and plan.policy is None:
             self._join(self._group, plan, write, _Made(removed, written, {}), set(deleted))
@@ -134,7 +142,11 @@ class Commits(Cautious):
         return [(handle, rules[handle].slot) for handle in rules.keys() & set(kept) if handle not in after]
 
     def _change_until_confirmed(
-        self, plan: RulesetPlan, removed: Sequence[Record], written: Sequence[Record]
+        self,
+        plan: RulesetPlan,
+        removed: Sequence[Record],
+        written: Sequence[Record],
+        action: str | None,
     ) -> None:
         """As _change(), and what takes it back is written with it. What deleted rules counted is kept for them."""
         old, new = {each.handle for each in removed}, {each.handle for each in written}
@@ -143,7 +155,8 @@ class Commits(Cautious):
         def write() -> None:
             self._begin_pending(*counts)
             self._undo_log.save_rules(self._pending_id, removed, written)
-            self._store.write_rules(sorted(old - new), written, keep_hits=True)
+            encoded = self._store.write_rules(sorted(old - new), written, keep_hits=True)
+            self._audit_rules(action, removed, written, encoded, self._pending_id)
 
         self._close_group()
         self._perform(plan, write, set(), self._leaving_policy(plan, old | new))

@@ -53,6 +53,7 @@ class Confirmations(InterfaceChanges):
             with self._store.transaction():
                 for each in chosen:
                     self._undo_log.end(each.id, "confirmed", "", self._clock())
+                    self._audit("change.confirm", str(each.id), what=each.what)
             for each in chosen:
                 self._forget_pending(each.id)
                 log.info("change confirmed", change=each.id, what=each.what)
@@ -117,9 +118,14 @@ class Confirmations(InterfaceChanges):
             range(each.block.first_handle, each.block.first_handle + each.block.count)
             for each in undo.leaving
         ]
+
+        def write() -> None:
+            self._undo_log.take_back(change.id, reason, now)
+            self._audit_rollback(change, reason)
+
         self._perform(
             plan,
-            lambda: self._undo_log.take_back(change.id, reason, now),
+            write,
             Handles(undo.added, imported),
             self._leaving_policy(plan, kept),
             has_room=True,
@@ -150,6 +156,10 @@ class Confirmations(InterfaceChanges):
         if link is not None:
             tell(self._following.hold(self._interfaces.hold, link, wanted))
 
+    def _audit_rollback(self, change: PendingChange, why: str) -> None:
+        counts = {"added": change.removed, "removed": change.added, "changed": change.changed}
+        self._audit("change.rollback", str(change.id), what=change.what, why=why, **counts)
+
     # -- time
 
     def _roll_back_overdue(self) -> None:
@@ -175,6 +185,7 @@ class Confirmations(InterfaceChanges):
             requests = self._undo_log.interfaces(change.id)
             with self._store.transaction():
                 self._undo_log.take_back(change.id, reason, self._clock())
+                self._audit_rollback(change, reason)
             for name, request in requests.items():
                 self._interfaces.remember(name, request)
             log.warning("change rolled back", change=change.id, what=change.what, reason=reason)

@@ -15,6 +15,7 @@ from math import inf
 
 import structlog
 
+from firewall.audit_entries import AuditEntries
 from firewall.confirmation import Confirmations
 from firewall.datapath import Kernel, LeftOver
 from firewall.drop_log import DropLog
@@ -31,6 +32,7 @@ from firewall.rule_changes import RuleChanges
 from firewall.set_changes import SetChanges
 from firewall.settings import Interface
 from firewall.store import InterfaceTotal, Store
+from firewall.token_changes import TokenChanges
 
 log = structlog.get_logger()
 
@@ -42,7 +44,17 @@ _MAPS_LOOK_S = 0.5  # the same at a part of the maps
 _LET_IN_S = 0.001  # in which one who waits for the lock gets it
 
 
-class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judging, Panicking):
+class Enforcer(
+    RuleChanges,
+    SetChanges,
+    ListImport,
+    Confirmations,
+    Resets,
+    Judging,
+    Panicking,
+    TokenChanges,
+    AuditEntries,
+):
     """The rules in force. Every method may be called from any thread."""
 
     def __init__(
@@ -69,6 +81,7 @@ class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judgi
             while expired := self._store.expired(now, _EXPIRY_CHUNK):
                 with self._store.transaction():
                     self._store.write_rules([each.handle for each in expired], [])
+                    self._audit_rules("rule.expire", expired, [], [])
             with self._store.transaction():
                 self._set_store.delete_expired(now)
             slots = self._kernel.start(int(self._store.identity, 16))
@@ -110,6 +123,7 @@ class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judgi
             self._watcher.join()
         with self._lock, ExitStack() as leaving:  # from the last to the first, each whatever the others say
             leaving.callback(self._store.close)
+            leaving.callback(self._journal.flush)
             if self._is_started:
                 self._is_started = False
                 leaving.callback(self._kernel.stop, keep)
@@ -158,7 +172,7 @@ class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judgi
                 steps.append(partial(self._watched.look_at_hooks, happened))
             looks: list[Callable[[], None]] = []
             if is_time:
-                steps.append(self._look_at_store)
+                steps += [self._look_at_store, self._trim_audit]
                 looks += [self._watched.look_at_some_hooks, self._watched.look_at_pins]
                 next_look = time.monotonic() + _LOOK_S
             if time.monotonic() >= next_maps_look:
@@ -207,5 +221,5 @@ class Enforcer(RuleChanges, SetChanges, ListImport, Confirmations, Resets, Judgi
     def _expire(self) -> None:
         while expired := self._store.expired(self._clock(), _EXPIRY_CHUNK):
             with self._changing_alone():
-                self._change(expired, [])
+                self._change(expired, [], action="rule.expire")
             log.info("rules expired", count=len(expired))

@@ -3,7 +3,8 @@
     FirewallError                 code, detail, hint, problems
     ├── InvalidInput              what was asked breaks the contract; `problems` point at each place
     ├── NotFound                  no such rule or interface
-    ├── AlreadyExists             the id is taken by another rule
+    ├── AlreadyExists             the id or name is taken by another one
+    ├── NotAuthenticated          credentials that are not accepted
     ├── PreconditionFailed        the rule set is not the one the client saw
     ├── Conflict                  the host is in a state that forbids it (another program on the hook, ...)
     │   └── Lockout               it would cut off who manages this host
@@ -54,7 +55,14 @@ class NotFound(FirewallError):
 
 @dataclass
 class AlreadyExists(FirewallError):
-    code: str = field(default="rule_exists", init=False)
+    code: str = field(default="rule_exists")
+
+
+@dataclass
+class NotAuthenticated(FirewallError):
+    """Credentials that are not accepted; `code` says why."""
+
+    code: str = field(default="invalid_token")
 
 
 @dataclass

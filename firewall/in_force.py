@@ -30,10 +30,11 @@ from firewall.store import Block, Store
 
 @dataclass(frozen=True)
 class Limits:
-    """`addresses`: entries a table, `rules`: policy rules."""
+    """`addresses`: entries a table, `rules`: policy rules, `audit`: entries of the audit that are kept."""
 
     addresses: int
     rules: int
+    audit: int = 100_000
 
 
 @dataclass(frozen=True)

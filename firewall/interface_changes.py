@@ -42,6 +42,7 @@ class InterfaceChanges(Commits, Reads):
                 with self._store.transaction():
                     self._save_interface(name)
                     self._store.write_interface(request, name)
+                    self._audit_interface("interface.attach", name, request, force or None)
                     self._apply_interfaces(self._interfaces.protected() | {name: link.ifindex})
                     hold = partial(self._interfaces.hold_strictly, force=force)
                     tell(self._following.hold(hold, link, request))
@@ -70,6 +71,7 @@ class InterfaceChanges(Commits, Reads):
                 with self._store.transaction():
                     self._save_interface(name)
                     self._store.write_interface(request, name)
+                    self._audit_interface("interface.detach", name, request)
                     if held is not None:
                         self._interfaces.release(held)
                         self._following.write_hits(held)
@@ -90,6 +92,15 @@ class InterfaceChanges(Commits, Reads):
         if self._is_unconfirmed:
             self._begin_pending(0, 0, 0)
             self._undo_log.save_interface(self._pending_id, name, self._interfaces.request(name))
+
+    def _audit_interface(
+        self, action: str, name: str, request: InterfaceRequest | None, force: bool | None = None
+    ) -> None:
+        before = self._interfaces.wanted(name)
+        confirm = self._pending_id if self._is_unconfirmed else None
+        attached = request is not None and request.attach
+        self._audit(action, name, _request_fields(before), _request_fields(request) if attached else None,
+                    force=force, confirm=confirm)  # fmt: skip
 
     def reload(self, about: About, manner: Manner, configured: Sequence[Interface]) -> None:
         """What the config says now, without a restart. Raises where the kernel refuses; then all is as before."""
@@ -135,3 +146,7 @@ class InterfaceChanges(Commits, Reads):
             self._reserve_for(plan)
             self._apply(plan.change)
             self._ruleset.commit(plan)
+
+
+def _request_fields(request: InterfaceRequest | None) -> dict[str, object] | None:
+    return None if request is None else request._asdict()

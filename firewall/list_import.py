@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 
@@ -85,8 +86,24 @@ class ListImport(Commits):
                 ranges = [(block.first_handle, block.first_handle + block.count) for block, _ in blocks]
                 self._begin_pending(added, 0, 0)
                 self._undo_log.save_blocks(self._pending_id, ranges)
+            digest = sha256()
             for block, columns in blocks:
                 self._store.write_block(block, columns.lengths, columns.addresses)
+                digest.update(columns.lengths.tobytes() + columns.addresses.tobytes())
+            kind = blocks[0][0]
+            self._audit(
+                "rule.import",
+                "",
+                None,
+                None,
+                added=added,
+                action=kind.action,
+                priority=kind.priority,
+                direction=kind.direction,
+                ids=[f"import-{block.uid}-*" for block, _ in blocks],
+                digest=f"sha256:{digest.hexdigest()}",
+                confirm=self._pending_id if is_pending else None,
+            )
 
         self._perform(plan, write, set(), [])
         if is_pending:

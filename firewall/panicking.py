@@ -38,7 +38,7 @@ class Panicking(Commits, Reads):
         with self._changing_alone():
             kept = management(self._kernel.connections(), self._shield.listening)
             panic = Panic(self._clock(), ttl_s, kept)
-            self._switch(self._in(panic))
+            self._switch(self._in(panic), "panic.on", seconds=ttl_s, connections=len(kept))
             log.warning("panic is on", seconds=ttl_s, connections=len(kept))
         self.on_pending()
         return self.panic()
@@ -46,14 +46,14 @@ class Panicking(Commits, Reads):
     def panic_off(self) -> PanicView:
         with self._changing_alone():
             if self._panic is not None:
-                self._switch(self._out())
+                self._switch(self._out(), "panic.off")
                 log.warning("panic is off")
             return self.panic()
 
     def _end_panic_in_time(self) -> None:
         if self._panic is not None and self._panic.left_s(self._clock()) <= 0:
             with self._changing_alone():
-                self._switch(self._out())
+                self._switch(self._out(), "panic.off", why="its time has come")
             log.warning("panic is over: its time has come")
 
     def _until_panic_ends(self, most: float) -> float:
@@ -66,6 +66,7 @@ class Panicking(Commits, Reads):
         if panic is not None and panic.left_s(self._clock()) <= 0:
             with self._store.transaction():
                 self._store.write_panic(None)
+                self._audit("panic.off", why="its time came while the service was not there")
             log.warning("panic is over: its time came while the service was not there")
             panic = None
         if panic is not None:
@@ -84,8 +85,8 @@ class Panicking(Commits, Reads):
     def _out(self) -> _Switched:
         return _Switched(None, self._ruleset.policy, self._manner.options)
 
-    def _switch(self, to: _Switched) -> None:
-        """Store and kernel, both or neither."""
+    def _switch(self, to: _Switched, action: str, /, **told: object) -> None:
+        """Store and kernel, both or neither. `action`, `told`: for the audit."""
         occupancy = self._ruleset.addresses.occupancy
         before = _Switched(self._panic, self._policy_in_force(self._ruleset), self._options)
         is_new = before.panic is None
@@ -96,6 +97,7 @@ class Panicking(Commits, Reads):
         try:
             with self._store.transaction():
                 self._store.write_panic(None if to.panic is None else to.panic.encoded())
+                self._audit(action, "", None, None, **told)
                 self._kernel.set_options(to.options)
                 self._kernel.apply(Change((), occupancy, occupancy, before.policy, to.policy))
                 is_applied = True

@@ -24,6 +24,8 @@ class Resets(Commits, Advice):
             reset = Reset(total.packets, total.bytes, self._clock())
             with self._store.transaction():
                 self._store.write_resets([(record.handle, reset)])
+                before = {"packets": total.packets, "bytes": total.bytes}
+                self._audit("rule.reset-counters", rule_id, before)
             self._resets[record.handle] = reset
             return self._warned(self._view(record), record)
 

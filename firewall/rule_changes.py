@@ -85,7 +85,7 @@ class RuleChanges(Commits, Advice, SetReads):
             records = [self._new_record(rule, first + number) for number, rule in enumerate(new)]
             removed = [present[rule_id] for rule_id in going]
             if removed or records or self._is_rehearsal:
-                self._change(removed, records, len(adds) - len(records))
+                self._change(removed, records, len(adds) - len(records), "rule.batch")
             ids = tuple(rule.id for rule in adds)
             warnings = self._warnings_of_many(records)
             return BatchOutcome(len(records), len(set(deletes)), len(adds) - len(records), ids, warnings)
@@ -119,7 +119,7 @@ class RuleChanges(Commits, Advice, SetReads):
                     removed.append(old)
                     written.append(Record(old.handle, rule, old.created_at, now))
             if removed or deleted or written or self._is_rehearsal:
-                self._change([*removed, *deleted], written, unchanged)
+                self._change([*removed, *deleted], written, unchanged, "ruleset.replace")
             ids = tuple(rule.id for rule in rules)
             warnings = self._warnings_of_many(written)
             return BatchOutcome(len(written), len(deleted), unchanged, ids, warnings)

@@ -120,7 +120,36 @@ CREATE TABLE undo_set_entries (
 ) WITHOUT ROWID;
 """
 
-STEPS = (_FIRST, _COUNTS, _UNDO, _SETS)
+# Who may use the API, and who changed what (docs/adr/0017). An entry of the audit is never changed, and deleted only
+# when it is older than what is kept: up to the id that meta names for its kind.
+_ACCESS = """
+CREATE TABLE tokens (
+    name TEXT PRIMARY KEY,
+    public_id TEXT NOT NULL UNIQUE,
+    digest BLOB NOT NULL,          -- SHA-256 of the whole token, which is kept nowhere
+    scope TEXT NOT NULL,           -- read, rules, admin
+    created_at REAL NOT NULL,
+    created_by TEXT NOT NULL,
+    expires_at REAL
+) WITHOUT ROWID;
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    kind TEXT NOT NULL,            -- change, access
+    actor TEXT NOT NULL, source TEXT NOT NULL, request_id TEXT NOT NULL, call TEXT NOT NULL, reason TEXT NOT NULL,
+    action TEXT NOT NULL, target TEXT NOT NULL,
+    before TEXT, after TEXT, summary TEXT  -- JSON
+);
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN
+    SELECT RAISE(ABORT, 'an entry of the audit is never changed');
+END;
+CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit
+WHEN old.id > coalesce((SELECT value FROM meta WHERE key = 'audit_floor_' || old.kind), 0) BEGIN
+    SELECT RAISE(ABORT, 'an entry of the audit that is kept is never deleted');
+END;
+"""
+
+STEPS = (_FIRST, _COUNTS, _UNDO, _SETS, _ACCESS)
 VERSION = len(STEPS)
 
 

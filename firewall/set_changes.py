@@ -6,10 +6,12 @@ set, performed by firewall.commit. What is stored of an entry is firewall.set_st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 
 import structlog
 
+from firewall.audited import FEW
 from firewall.commit import Commits
 from firewall.entry_columns import Wanted, wanted
 from firewall.errors import Conflict, Problem
@@ -41,7 +43,11 @@ class SetChanges(Commits, SetReads):
             now = self._clock()
             if present is None:
                 self._consider_set(name, ())
-                self._write_set(name, lambda: self._set_store.create(name, description or "", source, now))
+                after = {"description": description or "", "source": source}
+                self._write_set(
+                    "set.create", name, lambda: self._set_store.create(name, description or "", source, now),
+                    after=after,
+                )  # fmt: skip
                 self._ruleset.sets = {**self._ruleset.sets, name: NO_KEYS}
                 self._confirm_later()
                 return self.set(name), True
@@ -50,8 +56,9 @@ class SetChanges(Commits, SetReads):
             text = present.description if description is None else description
             if text != present.description:
                 self._write_set(
-                    name, lambda: self._set_store.describe(present.number, text, source, now), present
-                )
+                    "set.change", name, lambda: self._set_store.describe(present.number, text, source, now), present,
+                    {"description": text, "source": source},
+                )  # fmt: skip
                 self._confirm_later()
             return self.set(name), False
 
@@ -61,6 +68,7 @@ class SetChanges(Commits, SetReads):
             present = self._stored_set(name)
             with self._store.transaction():
                 self._set_store.describe(present.number, present.description, source, self._clock())
+                self._audit("set.give", name, {"source": present.source}, {"source": source})
 
     def delete_set(self, name: str, source: str = API) -> None:
         """Raises Conflict where rules name it."""
@@ -69,22 +77,49 @@ class SetChanges(Commits, SetReads):
             self._check_source(present, source)
             self._check_unused(name)
             self._consider_set(name, (), removed=len(self._ruleset.sets.get(name, NO_KEYS)))
-            self._write_set(name, lambda: self._set_store.delete(present.number), present)
+            self._write_set("set.delete", name, lambda: self._set_store.delete(present.number), present)
             self._ruleset.forget_set(name)
             self._confirm_later()
 
-    def _write_set(self, name: str, write: Callable[[], object], before: StoredSet | None = None) -> None:
-        """With what takes it back, where it goes unless confirmed."""
+    def _write_set(
+        self,
+        action: str,
+        name: str,
+        write: Callable[[], object],
+        before: StoredSet | None = None,
+        after: Mapping[str, object] | None = None,
+    ) -> None:
+        """With what takes it back, where it goes unless confirmed. `action`, `after`: for the audit."""
         with self._store.transaction():
-            if not self._is_unconfirmed:
-                write()
-                return
-            self._begin_pending(0, 0, 0)
-            if before is not None:
-                self._undo_log.save_set(self._pending_id, before.number)
+            if self._is_unconfirmed:
+                self._begin_pending(0, 0, 0)
+                if before is not None:
+                    self._undo_log.save_set(self._pending_id, before.number)
             made = write()
-            if isinstance(made, StoredSet):
+            if self._is_unconfirmed and isinstance(made, StoredSet):
                 self._undo_log.save_new_set(self._pending_id, made.number, name)
+            was = None if before is None else {"description": before.description, "source": before.source}
+            self._audit(action, name, was, after, confirm=self._confirmed_by)
+
+    @property
+    def _confirmed_by(self) -> int | None:
+        return self._pending_id if self._is_unconfirmed else None
+
+    def _audit_entries(self, action: str, name: str, change: SetDelta, **summary: object) -> None:
+        """Few entries by name, many by number and digest."""
+        if len(change.come) + len(change.gone) <= FEW:
+            gone, come = change.gone.texts(), change.come.texts()
+            self._audit(action, name, gone or None, come or None, **summary)
+            return
+        digest = sha256()
+        for sign, keys in ((b"-", change.gone), (b"+", change.come)):
+            digest.update(sign + keys.four.tobytes() + keys.six.tobytes())
+        told = {
+            "added": len(change.come),
+            "removed": len(change.gone),
+            "digest": f"sha256:{digest.hexdigest()}",
+        }
+        self._audit(action, name, None, None, **told, **summary)
 
     def _confirm_later(self) -> None:
         if self._is_unconfirmed:
@@ -122,7 +157,8 @@ class SetChanges(Commits, SetReads):
             before = self._ruleset.sets[name]
             come = asked.keys.minus(before)
             known = asked.only(asked.keys.minus(come))
-            return self._change_entries(present, delta(before, come, NO_KEYS), asked.only(come), known)
+            change = delta(before, come, NO_KEYS)
+            return self._change_entries("set.add", present, change, asked.only(come), known)
 
     def replace_entries(
         self, name: str, columns: Sequence[EntryColumns], source: str = API
@@ -133,7 +169,8 @@ class SetChanges(Commits, SetReads):
             self._check_source(present, source)
             change = between(self._ruleset.sets[name], asked.keys)
             known = asked.only(asked.keys.minus(change.come))
-            return self._change_entries(present, change, asked.only(change.come), known, keep_comments=False)
+            come = asked.only(change.come)
+            return self._change_entries("set.replace", present, change, come, known, keep_comments=False)
 
     def delete_entries(self, name: str, columns: Sequence[EntryColumns], source: str = API) -> EntriesOutcome:
         """Just these prefixes, not what lies in them."""
@@ -142,9 +179,9 @@ class SetChanges(Commits, SetReads):
             self._check_source(present, source)
             before = self._ruleset.sets[name]
             gone = asked.keys.common(before)
-            outcome = self._change_entries(
-                present, delta(before, NO_KEYS, gone), asked.only(NO_KEYS), asked.only(NO_KEYS)
-            )
+            nothing = asked.only(NO_KEYS)
+            change = delta(before, NO_KEYS, gone)
+            outcome = self._change_entries("set.remove", present, change, nothing, nothing)
             return EntriesOutcome(removed=outcome.removed, missing=len(asked.keys) - len(gone))
 
     def preview_entries(self, name: str, columns: Sequence[EntryColumns], is_whole: bool) -> EntriesOutcome:
@@ -158,9 +195,15 @@ class SetChanges(Commits, SetReads):
         return EntriesOutcome(added=len(come), removed=gone, unchanged=len(asked) - len(come))
 
     def _change_entries(
-        self, present: StoredSet, change: SetDelta, come: Wanted, known: Wanted, keep_comments: bool = True
+        self,
+        action: str,
+        present: StoredSet,
+        change: SetDelta,
+        come: Wanted,
+        known: Wanted,
+        keep_comments: bool = True,
     ) -> EntriesOutcome:
-        """`come`: entries that are not there yet; `known`: that are there and stay."""
+        """`come`: entries that are not there yet; `known`: that are there and stay. `action`: for the audit."""
         there = len(known.keys)
         if not (known.has_particulars or self._set_store.has_particulars(present.number)):
             known = known.only(NO_KEYS)
@@ -174,6 +217,10 @@ class SetChanges(Commits, SetReads):
             refreshed = self._write_entries(present.number, change, come, known, keep_comments)
             if refreshed or not change.is_empty:
                 self._set_store.note_update(present.number, self._clock())
+                self._audit_entries(
+                    action, present.name, change, refreshed=refreshed or None, source=present.source,
+                    confirm=self._confirmed_by,
+                )  # fmt: skip
 
         if self._is_rehearsal and len(known.keys):
             refreshed = self._try_refreshing(present, known, keep_comments)
@@ -233,6 +280,7 @@ class SetChanges(Commits, SetReads):
             def write() -> None:
                 for number, gone in expired.items():
                     self._set_store.delete_entries(number, gone)
+                    self._audit_entries("set.expire", names[number], deltas[names[number]])
 
             self._perform(plan, write, set(), [])
         log.info("entries expired", count=sum(map(len, expired.values())), sets=sorted(deltas))

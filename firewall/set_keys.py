@@ -60,6 +60,14 @@ class SetKeys:
     def matches(self, version: int, address: int) -> bool:
         return next(self.covering(version, address), None) is not None
 
+    def texts(self) -> list[str]:
+        """One by one: for few."""
+        return [
+            str(Prefix(version, int.from_bytes(address.tobytes(), "big"), length))
+            for version in BITS
+            for length, address in zip(*_columns(version, self.of(version)), strict=True)
+        ]
+
     def has(self, prefix: Prefix) -> bool:
         key = Key(prefix.version, 0, prefix.length, prefix.address)
         return place_of(self.of(prefix.version), encode(key)) is not None
@@ -167,6 +175,12 @@ def rows_of_scope(version: int, keys: Keys, scope: int) -> slice:
     edges = [encode(Key(version, each, 0, 0)) for each in (scope, scope + 1)]
     first, past = np.searchsorted(keys, np.array(edges, keys.dtype)).tolist()
     return slice(first, past)
+
+
+def _columns(version: int, keys: Keys) -> tuple[list[int], npt.NDArray[np.uint8]]:
+    """Lengths and addresses."""
+    _, lengths, addresses = key_columns(version, keys)
+    return lengths.tolist(), addresses
 
 
 def _ranges(version: int, keys: Keys) -> PrefixRanges:

@@ -1,7 +1,7 @@
 """The service's settings: /etc/ebpf-fw/config.toml with a default for every key.
 
-Owns reading and checking the file. An unknown key, a wrong type or a listen address that would open the
-unauthenticated API to the network is an error that names the key.
+Owns reading and checking the file. An unknown key, a wrong type or a listen address that would open the API to the
+network without TLS and authentication is an error that names the key.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -33,6 +34,7 @@ FEEDS_MAX = 64
 
 Action = Literal["allow", "drop"]
 Mode = Literal["auto", "native", "generic", "offload"]
+Scope = Literal["read", "rules", "admin"]
 
 
 def _as_list(value: object) -> object:
@@ -48,7 +50,7 @@ class _Section(BaseModel):
 
 
 def parse_listen(address: str) -> tuple[str, int] | Path:
-    """`host:port` with a loopback host, or the path of `unix:/path`. Raises ValueError."""
+    """`host:port` with an IP address, or the path of `unix:/path`. Raises ValueError."""
     if address.startswith("unix:"):
         path = Path(address.removeprefix("unix:"))
         if not path.is_absolute():
@@ -62,28 +64,110 @@ def parse_listen(address: str) -> tuple[str, int] | Path:
     if host == "localhost":
         return "127.0.0.1", int(port)
     try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
         raise ValueError(
             f"{address!r}: {host!r} is not an IP address; use 127.0.0.1, [::1] or unix:/path"
         ) from None
-    if not is_loopback:
-        raise ValueError(
-            f"{address!r} is not a loopback address and the API has no authentication: anyone who reaches it "
-            "could change the rules; listen on 127.0.0.1, [::1] or unix:/path"
-        )
     return host, int(port)
 
 
+def is_exposed(address: str) -> bool:
+    """Whether others than this host can reach a listen address."""
+    where = parse_listen(address)
+    return not isinstance(where, Path) and not ipaddress.ip_address(where[0]).is_loopback
+
+
+_Bytes = Annotated[int, Field(ge=1024, le=1 << 30)]
+_Seconds = Annotated[int, Field(ge=1, le=3600)]
+
+
 class Api(_Section):
+    """`authentication`: "auto" asks every TCP client for it, but one on a loopback address while no token was ever
+    made; "required" all of them, "none" nobody. Paths are empty where there is none. `client_scopes`: of client
+    certificates by their names, `*` for any other. `listen` is the last, for what it may be depends on the others."""
+
+    authentication: Literal["auto", "required", "none"] = "auto"
+    insecure: bool = False
+    socket_group: Annotated[str, Field(max_length=64)] = "ebpf-fw"
+    tls_certificate: str = ""
+    tls_key: Annotated[str, Field(validate_default=True)] = ""
+    client_ca: str = ""
+    client_scopes: dict[str, Scope] = {}
+    allowed_hosts: Annotated[list[str], BeforeValidator(_as_list)] = []
+    max_connections: Annotated[int, Field(ge=8, le=100_000)] = 512
+    max_header_bytes: _Bytes = 32 << 10
+    max_body_bytes: _Bytes = 64 << 20
+    header_timeout_s: _Seconds = 10
+    body_timeout_s: _Seconds = 30
+    write_timeout_s: _Seconds = 60
     listen: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = [DEFAULT_LISTEN]
+
+    @field_validator("tls_certificate", "tls_key", "client_ca")
+    @classmethod
+    def _check_path(cls, value: str) -> str:
+        if value and not Path(value).is_absolute():
+            raise ValueError("must be an absolute path")
+        return value
+
+    @field_validator("tls_key")
+    @classmethod
+    def _check_pair(cls, value: str, info: ValidationInfo) -> str:
+        if bool(value) != bool(info.data.get("tls_certificate", value)):
+            raise ValueError("tls_certificate and tls_key need each other")
+        return value
+
+    @field_validator("client_ca")
+    @classmethod
+    def _check_client_ca(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("tls_certificate", value):
+            raise ValueError("certificates of clients need TLS: set tls_certificate and tls_key")
+        return value
+
+    @field_validator("client_scopes")
+    @classmethod
+    def _check_scopes(cls, value: dict[str, Scope], info: ValidationInfo) -> dict[str, Scope]:
+        if value and not info.data.get("client_ca", "?"):
+            raise ValueError("needs client_ca, which signs the certificates of clients")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: list[str]) -> list[str]:
+        for host in value:
+            if not host or "/" in host or ":" in host or "*" in host:
+                raise ValueError(f"{host!r} is not the name of a host, such as fw.example.org")
+        return [host.lower() for host in value]
 
     @field_validator("listen")
     @classmethod
-    def _check_listen(cls, value: list[str]) -> list[str]:
+    def _check_listen(cls, value: list[str], info: ValidationInfo) -> list[str]:
         for address in value:
-            parse_listen(address)
+            if is_exposed(address) and not info.data.get("insecure"):
+                cls._check_exposed(address, info)
         return value
+
+    @classmethod
+    def _check_exposed(cls, address: str, info: ValidationInfo) -> None:
+        lacking = []
+        if not info.data.get("tls_certificate", "?"):
+            lacking.append("TLS (set tls_certificate and tls_key)")
+        if info.data.get("authentication") == "none":
+            lacking.append('authentication (set authentication = "required")')
+        if lacking:
+            raise ValueError(
+                f"{address!r} is not a loopback address: that needs TLS and authentication, or anyone on the way could"
+                f" change the rules. The API has no {' and no '.join(lacking)}. Set it; or listen on 127.0.0.1, [::1]"
+                " or unix:/path; or say insecure = true, where something else guards the way"
+            )
+
+    @property
+    def has_tls(self) -> bool:
+        return bool(self.tls_certificate)
+
+    @property
+    def is_exposed(self) -> bool:
+        return any(is_exposed(address) for address in self.listen)
 
 
 class State(_Section):
@@ -93,6 +177,7 @@ class State(_Section):
     cache_directory: Annotated[Path | None, Field(strict=False), BeforeValidator(_none_if_empty)] = Path(
         "/var/cache/ebpf-fw"
     )
+    audit_keep: Annotated[int, Field(ge=1000, le=100_000_000)] = 100_000
 
 
 class Bpf(_Section):

@@ -57,11 +57,13 @@ class Panic:
 def management(connections: Iterable[Connection], listening: Sequence[Listening]) -> tuple[Connection, ...]:
     """SSH sessions of this host, the latest ports first, and both ends of the API's connections."""
     at = {(prefix.version, prefix.address, port) for prefix, port in listening}
+    everywhere = {(prefix.version, port) for prefix, port in listening if prefix.address == 0}
     found = [
         each
         for each in connections
         if each.is_ssh
         or (each.version, each.local, each.local_port) in at
+        or (each.version, each.local_port) in everywhere
         or (each.version, each.remote, each.remote_port) in at
     ]
     return tuple(sorted(found, key=lambda each: not each.is_ssh))

@@ -12,7 +12,7 @@ import re
 import sqlite3
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from firewall import schema
 from firewall.address import Prefix
+from firewall.audit_entry import AuditEntry
 from firewall.errors import FirewallError, StoreFailed
 from firewall.hits import Hits, Reset
 from firewall.rule import Rule, rank_of, rule_from_fields
@@ -150,7 +151,13 @@ def _failures(action: str) -> Iterator[None]:
 
 
 class Store:
-    """Opens or makes the database. Raises StoreFailed where it cannot be used."""
+    """Opens or makes the database. Raises StoreFailed where it cannot be used.
+
+    `before_commit` is called at the end of a transaction() or savepoint(), inside it; `when_durable` with what
+    tell_when_durable() was given once it is; whoever keeps the audit puts others in their places."""
+
+    before_commit: Callable[[], None] = staticmethod(lambda: None)
+    when_durable: Callable[[Sequence[tuple[int, AuditEntry]]], None] = staticmethod(lambda _: None)
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -171,6 +178,7 @@ class Store:
             self._revision = self._durable_revision = int(str(self._meta("revision")))
             self.next_handle = self._durable_handle = int(str(self._meta("next_handle")))
             self._writing_thread: int | None = None
+            self._to_tell: list[tuple[int, AuditEntry]] = []
             self._blocks = self._load_blocks()  # what readers see: a block is there once it is durable
             self._written_blocks: list[Block] = []
             self._removed_blocks: set[int] = set()
@@ -241,6 +249,7 @@ class Store:
         self.begin()
         try:
             yield
+            self.before_commit()
             self.commit()
         except BaseException:
             self.rollback()
@@ -251,7 +260,11 @@ class Store:
         with _failures("writing the rules"):
             self._writer.execute("BEGIN IMMEDIATE")
         self._writing_thread = threading.get_ident()
-        self._written_blocks, self._removed_blocks = [], set()
+        self._written_blocks, self._removed_blocks, self._to_tell = [], set(), []
+
+    def tell_when_durable(self, entry: tuple[int, AuditEntry]) -> None:
+        """Inside a transaction: an entry of the audit, with its id."""
+        self._to_tell.append(entry)
 
     def commit(self) -> None:
         """What was written is durable when it returns: WAL with synchronous FULL syncs the log before that, and shows
@@ -262,9 +275,12 @@ class Store:
         self._writing_thread = None
         stay = [each for each in self._blocks if each.first_handle not in self._removed_blocks]
         self._blocks = [*stay, *self._written_blocks]
+        told, self._to_tell = self._to_tell, []
+        self.when_durable(told)
 
     def rollback(self) -> None:
         self._writing_thread = None
+        self._to_tell = []
         self._revision, self.next_handle = self._durable_revision, self._durable_handle
         if self._writer.in_transaction:
             with _failures("taking the change back"):
@@ -274,15 +290,17 @@ class Store:
     def savepoint(self) -> Iterator[None]:
         """Inside a transaction: nothing of it is there when it raises, and what was written before it stays. Raises
         TransactionLost where that cannot be: then nothing of the whole transaction can become durable."""
-        before = self._revision, self.next_handle
+        before, told = (self._revision, self.next_handle), len(self._to_tell)
         with _failures("writing the rules"):
             self._writer.execute("SAVEPOINT change")
         try:
             yield
+            self.before_commit()
             with _failures("writing the rules"):
                 self._writer.execute("RELEASE change")
         except BaseException as error:
             self._revision, self.next_handle = before
+            del self._to_tell[told:]
             try:
                 self._writer.execute("ROLLBACK TO change")
                 self._writer.execute("RELEASE change")
@@ -290,9 +308,11 @@ class Store:
                 raise TransactionLost(f"{error}; and taking it back: {lost}", _DISK_HINT) from error
             raise
 
-    def write_rules(self, deleted: Sequence[int], written: Sequence[Record], keep_hits: bool = False) -> None:
+    def write_rules(
+        self, deleted: Sequence[int], written: Sequence[Record], keep_hits: bool = False
+    ) -> list[str]:
         """Inside a transaction. `written` replaces what has its handle. `keep_hits`: of the deleted, which may come
-        back."""
+        back. The written rules as they are stored: JSON of what differs from the defaults."""
         handles = [(handle,) for handle in deleted]
         of_blocks = [
             (each,) for each in (*deleted, *(each.handle for each in written)) if self._block_of(each)
@@ -312,6 +332,7 @@ class Store:
             self._writer.executemany("INSERT OR IGNORE INTO gone VALUES (?)", of_blocks)
             self._writer.executemany("INSERT OR REPLACE INTO rules VALUES (?,?,?,?,?,?,?,?,?)", rows)
             self._write_meta()
+        return [row[2] for row in rows]
 
     def _write_meta(self) -> None:
         self._writer.executemany(

@@ -88,6 +88,13 @@ install_configuration() {
     fi
 }
 
+# Its members may use a Unix socket of the API. A package makes it when it is installed.
+make_group() {
+    [[ -z $destination ]] || return 0
+    getent group ebpf-fw >/dev/null || groupadd --system ebpf-fw ||
+        echo "ebpf-fw: could not make the group ebpf-fw; only root may use a Unix socket of the API"
+}
+
 install_unit() {
     install -d "$(dirname "$unit")"
     sed "s|$default_home|$home|g" systemd/ebpf-fw.service >"$unit"
@@ -136,6 +143,7 @@ main() {
     relocate_environment
     put_in_place
     install_configuration
+    make_group
     install_unit
     install_fail2ban_action
     [[ -n $destination ]] || say_what_is_next

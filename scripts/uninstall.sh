@@ -55,6 +55,7 @@ remove_fail2ban_action() {
 remove_data() {
     if [[ ${PURGE:-} == 1 ]]; then
         rm -rf "$configuration" "$state"
+        [[ -n $destination ]] || ! getent group ebpf-fw >/dev/null || groupdel ebpf-fw || true
         echo "ebpf-fw: removed, with configuration and state"
         return
     fi

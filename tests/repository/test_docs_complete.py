@@ -121,6 +121,8 @@ def as_toml(value: object) -> str:
     """As the table shows it."""
     if value is None:
         return "none"
+    if value == {}:
+        return "{}"
     if isinstance(value, list):
         if len(value) != 1:
             return json.dumps(value)

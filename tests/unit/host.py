@@ -200,19 +200,20 @@ class Host:
         self.firewall._store.close()
         self._running = None
 
-    def stored(self) -> str:
-        """Everything that is durable."""
+    def stored(self, audit: bool = True) -> str:
+        """Everything that is durable; or all but what was entered in the audit."""
         with sqlite3.connect(self.database) as connection:
-            dump = "\n".join(connection.iterdump())
+            of_audit = 'INSERT INTO "audit"'
+            dump = "\n".join(line for line in connection.iterdump() if audit or not line.startswith(of_audit))
         connection.close()
         return dump
 
-    def state(self) -> dict[str, Any]:
+    def state(self, audit: bool = True) -> dict[str, Any]:
         """All that a refused change must leave as it was."""
         kernel, policy = self.kernel, self.kernel.policy
         assert policy is not None
         return {
-            "stored": self.stored(),
+            "stored": self.stored(audit),
             "entries": dict(kernel.entries),
             "occupancy": kernel.occupancy,
             "policy": [

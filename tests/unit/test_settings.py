@@ -14,8 +14,28 @@ from firewall.settings import Settings, load, parse, parse_listen
 
 SHIPPED = Path(__file__).parents[2] / "systemd" / "config.toml"
 DEFAULTS: dict[str, dict[str, object]] = {
-    "api": {"listen": ["127.0.0.1:9378"]},
-    "state": {"directory": "/var/lib/ebpf-fw", "cache_directory": "/var/cache/ebpf-fw"},
+    "api": {
+        "authentication": "auto",
+        "insecure": False,
+        "socket_group": "ebpf-fw",
+        "tls_certificate": "",
+        "tls_key": "",
+        "client_ca": "",
+        "client_scopes": {},
+        "allowed_hosts": [],
+        "max_connections": 512,
+        "max_header_bytes": 32768,
+        "max_body_bytes": 67108864,
+        "header_timeout_s": 10,
+        "body_timeout_s": 30,
+        "write_timeout_s": 60,
+        "listen": ["127.0.0.1:9378"],
+    },
+    "state": {
+        "directory": "/var/lib/ebpf-fw",
+        "cache_directory": "/var/cache/ebpf-fw",
+        "audit_keep": 100000,
+    },
     "bpf": {"pin_root": "/sys/fs/bpf/ebpf-fw", "max_addresses": 1048576, "max_rules": 4096},
     "service": {"on_stop": "detach", "on_drift": "heal", "log_level": "info"},
     "filter": {
@@ -93,7 +113,7 @@ def test_the_installed_file_shows_every_key_with_its_default() -> None:
     (feed,) = shown.pop("feeds")
     assert (feed["name"], feed["format"], feed["refresh"]) == ("spamhaus", "spamhaus", "12h")
     api = shown.pop("api")
-    assert [api["listen"]] == DEFAULTS["api"]["listen"]
+    assert {**api, "listen": [api["listen"]]} == DEFAULTS["api"]
     assert shown == {name: keys for name, keys in DEFAULTS.items() if name != "api"}
     assert interface == {"name": "eth0", "mode": "auto", "ingress": True, "egress": True}
 
@@ -201,14 +221,66 @@ def test_loopback_and_unix_sockets_are_listened_on(text: str, address: object) -
     assert parse(f'[api]\nlisten = "{text}"', "c.toml").api.listen == [text]
 
 
+TLS = 'tls_certificate = "/etc/ebpf-fw/tls.pem"\ntls_key = "/etc/ebpf-fw/tls.key"\n'
+EVERYWHERE = ["0.0.0.0", "192.0.2.1", "[::]", "[2001:db8::1]", "126.255.255.255", "128.0.0.1"]
+
+
+@pytest.mark.parametrize("host", EVERYWHERE)
 @pytest.mark.parametrize(
-    "host", ["0.0.0.0", "192.0.2.1", "[::]", "[2001:db8::1]", "126.255.255.255", "128.0.0.1"]
+    ("more", "lacking"),
+    [
+        ("", "no TLS"),
+        ('authentication = "required"\n', "no TLS"),
+        (f'authentication = "none"\n{TLS}', "no authentication"),
+        ('authentication = "none"\n', "no TLS (set tls_certificate and tls_key) and no authentication"),
+    ],
 )
-def test_any_other_address_is_refused_while_the_api_has_no_authentication(host: str) -> None:
-    ((pointer, detail),) = faults(f'[api]\nlisten = ["127.0.0.1:1", "{host}:9378"]')
+def test_any_other_address_is_refused_while_the_api_has_no_authentication(
+    host: str, more: str, lacking: str
+) -> None:
+    ((pointer, detail),) = faults(f'[api]\nlisten = ["127.0.0.1:1", "{host}:9378"]\n{more}')
     assert pointer == "/api/listen"
-    assert "is not a loopback address and the API has no authentication" in detail
+    assert "is not a loopback address: that needs TLS and authentication" in detail and lacking in detail
     assert "listen on 127.0.0.1, [::1] or unix:/path" in detail
+
+
+@pytest.mark.parametrize("host", EVERYWHERE)
+@pytest.mark.parametrize(
+    "more", [TLS, f'{TLS}authentication = "required"\n', 'insecure = true\nauthentication = "none"\n']
+)
+def test_any_other_address_may_be_with_both_or_where_somebody_says_insecure(host: str, more: str) -> None:
+    api = parse(f'[api]\nlisten = "{host}:9378"\n{more}', "c.toml").api
+    assert api.is_exposed and api.listen == [f"{host}:9378"]
+
+
+@pytest.mark.parametrize(
+    ("text", "pointer", "detail"),
+    [
+        ('tls_certificate = "/a"', "/api/tls_key", "need each other"),
+        ('tls_key = "/a"', "/api/tls_key", "need each other"),
+        ('tls_certificate = "a"\ntls_key = "/a"', "/api/tls_certificate", "absolute path"),
+        ('client_ca = "/a"', "/api/client_ca", "need TLS"),
+        ('client_scopes = {"a" = "read"}', "/api/client_scopes", "needs client_ca"),
+        (
+            f'{TLS}client_ca = "/a"\nclient_scopes = {{"a" = "root"}}',
+            "/api/client_scopes/a",
+            "'read', 'rules'",
+        ),
+        ('authentication = "yes"', "/api/authentication", "'auto', 'required' or 'none'"),
+        ('insecure = "yes"', "/api/insecure", "valid boolean"),
+        ('allowed_hosts = "https://fw.example.org"', "/api/allowed_hosts", "not the name of a host"),
+        ('allowed_hosts = ["*"]', "/api/allowed_hosts", "not the name of a host"),
+        ("max_connections = 1", "/api/max_connections", "greater than or equal to 8"),
+        ("header_timeout_s = 0", "/api/header_timeout_s", "greater than or equal to 1"),
+    ],
+)
+def test_what_guards_the_api_must_fit_together(text: str, pointer: str, detail: str) -> None:
+    found = faults(f"[api]\n{text}")
+    assert found[0][0] == pointer and detail in found[0][1]
+
+
+def test_names_of_hosts_are_compared_in_lower_case() -> None:
+    assert parse('[api]\nallowed_hosts = "FW.Example.org"', "c.toml").api.allowed_hosts == ["fw.example.org"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from firewall.datapath import Connection, Entry, Key
 from firewall.errors import FirewallError
 from firewall.layout import C
 from firewall.settings import Settings
-from firewall.shield import Panic
+from firewall.shield import Panic, management
 from tests.unit.host import NOW, Host, wait_for
 
 SPARED = Entry(C["RANK_NEVER_DROP"], 0)
@@ -146,7 +146,7 @@ def test_panic_whose_time_came_while_nothing_ran_is_off_at_the_start(host: Host)
     host.kill()
     host.now += 61
     host.start()
-    assert not panics(host) and not host.firewall.panic().on and "panic" not in host.stored()
+    assert not panics(host) and not host.firewall.panic().on and "panic" not in host.stored(audit=False)
 
 
 def test_panic_that_the_kernel_refuses_changes_nothing(host: Host) -> None:
@@ -173,3 +173,13 @@ def test_panic_lasts_no_longer_than_its_time_where_the_clock_goes_back() -> None
     panic = Panic(NOW, 60, (SSH,))
     assert Panic.decoded(panic.encoded()) == panic
     assert [panic.left_s(NOW + at) for at in (0, 20, 60, -30, -61)] == [60, 40, 0, 60, 0]
+
+
+def test_panic_keeps_the_apis_connections_also_where_it_listens_on_every_address() -> None:
+    here, other = (
+        Connection(4, 0xC0000201, 9443, 0xC6336408, 5),
+        Connection(4, 0xC0000201, 9444, 0xC6336408, 6),
+    )
+    for listening in (parse_prefix("0.0.0.0"), parse_prefix("192.0.2.1")):
+        assert management([here, other, SSH, WEB], [(listening, 9443)]) == (SSH, here)
+    assert management([here], [(parse_prefix("::"), 9443)]) == ()

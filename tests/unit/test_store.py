@@ -148,6 +148,7 @@ def test_a_database_of_the_first_schema_is_taken_over_with_all_that_it_holds(
             "DROP TABLE resets; DROP INDEX rules_disabled; DROP INDEX rules_measured;"
             "DROP TABLE changes; DROP TABLE undo_rules; DROP TABLE undo_ranges; DROP TABLE undo_interfaces;"
             "DROP TABLE sets; DROP TABLE set_entries; DROP TABLE undo_sets; DROP TABLE undo_set_entries;"
+            "DROP TABLE tokens; DROP TABLE audit;"
             "PRAGMA user_version = 1;"
         )
     first.close()

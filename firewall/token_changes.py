@@ -1,0 +1,97 @@
+"""Making and revoking tokens: changes like others, durable before they are answered, entered in the audit.
+
+Owns the table of tokens. A token stays until it is revoked, also after it expired, so that its name tells what it was.
+That one was ever made is remembered: revoking the last one must not open the API again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from firewall.commit import Commits
+from firewall.errors import AlreadyExists, Conflict, NotFound, Problem, StoreFailed
+from firewall.rule import format_time
+from firewall.tokens import NewToken, Token, Tokens, digest_of, new_text
+
+MOST_TOKENS = 1000
+_EVER = "tokens_ever"
+_COLUMNS = "name, public_id, digest, scope, created_at, created_by, expires_at"
+
+
+@contextmanager
+def _failures(action: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreFailed(f"{action} failed: {error}", "check the disk and the state directory") from error
+
+
+class TokenChanges(Commits):
+    """Every public method may be called from any thread."""
+
+    def create_token(self, name: str | None, scope: str, expires_at: float | None) -> NewToken:
+        """Raises AlreadyExists, or Conflict where there are too many."""
+        with self._changing_alone():
+            text, public_id = new_text()
+            name = name or f"token-{public_id}"
+            if self.tokens.named(name):
+                raise AlreadyExists(
+                    f"there is another token {name!r}",
+                    f"revoke it (DELETE /v1/tokens/{name}), or choose another name",
+                    (Problem("/name", "is the name of another token"),),
+                    code="token_exists",
+                )
+            if len(self.tokens.all()) >= MOST_TOKENS:
+                hint = "revoke some: GET /v1/tokens lists them"
+                raise Conflict(f"there are {MOST_TOKENS:,} tokens already", hint, code="too_many_tokens")
+            by = self._origin.actor if self._origin else "service"
+            token = Token(name, public_id, digest_of(text), scope, self._clock(), by, expires_at)
+            with self._store.transaction(), _failures("writing the token"):
+                row = tuple(getattr(token, column) for column in _COLUMNS.split(", "))
+                self._store.connection.execute("INSERT INTO tokens VALUES (?,?,?,?,?,?,?)", row)
+                self._store.connection.execute("INSERT OR IGNORE INTO meta VALUES (?, 1)", (_EVER,))
+                self._audit("token.create", name, None, _fields(token))
+            self.tokens = Tokens([*self.tokens.all(), token])
+            self.has_had_tokens = True
+            return NewToken(token, text)
+
+    def token_of(self, text: str) -> Token:
+        """Raises NotAuthenticated."""
+        return self.tokens.check(text, self._clock())
+
+    def is_in_force(self, token: Token) -> bool:
+        """Whether a token that was right still is."""
+        return self.tokens.is_valid(token.public_id, self._clock())
+
+    def revoke_token(self, name: str) -> None:
+        """Raises NotFound."""
+        with self._changing_alone():
+            token = self.tokens.named(name)
+            if token is None:
+                hint = "GET /v1/tokens lists them"
+                raise NotFound(f"there is no token {name!r}", hint, code="token_not_found")
+            with self._store.transaction(), _failures("revoking the token"):
+                self._store.connection.execute("DELETE FROM tokens WHERE name = ?", (name,))
+                self._audit("token.revoke", name, _fields(token))
+            self.tokens = Tokens(each for each in self.tokens.all() if each.name != name)
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        with _failures("reading the tokens"):
+            rows = self._store.connection.execute(f"SELECT {_COLUMNS} FROM tokens").fetchall()
+        return Tokens(Token(*row) for row in rows)
+
+    @cached_property
+    def has_had_tokens(self) -> bool:
+        """Whether there is a token, or was."""
+        with _failures("reading the tokens"):
+            row = self._store.connection.execute("SELECT 1 FROM meta WHERE key = ?", (_EVER,)).fetchone()
+        return row is not None
+
+
+def _fields(token: Token) -> dict[str, object]:
+    expires_at = None if token.expires_at is None else format_time(token.expires_at)
+    return {"name": token.name, "scope": token.scope, "expires_at": expires_at}

@@ -1,0 +1,195 @@
+"""TLS as a process serves it: certificates of the service and of clients, and newer ones without a restart."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from api.tls import ServerTls
+from firewall.errors import InvalidInput
+from firewall.settings import Api
+from tests.api.certificates import Authority
+from tests.api.test_server import PATIENCE_S, Service, tcp_port
+from tests.unit.host import wait_for
+
+
+class TlsService(Service):
+    """Over TCP it speaks TLS; `options` are lines of [api]."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.directory = directory
+        self.ours, self.clients = Authority(directory, "ours"), Authority(directory, "clients")
+        self.certificate, self.key = directory / "tls.pem", directory / "tls.key"
+        self.ours.write_server(self.certificate, self.key, "127.0.0.1")
+        self._text = self.config.read_text()
+        self.configure()
+
+    def configure(self, *options: str) -> None:
+        lines = [f'tls_certificate = "{self.certificate}"', f'tls_key = "{self.key}"', *options]
+        self.config.write_text(self._text.replace("[api]\n", "[api]\n" + "\n".join(lines) + "\n"))
+
+    @property
+    def port(self) -> int:
+        return tcp_port(self.log)
+
+    def tls(self, ca: Path | None = None, client: tuple[str, str] | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(ca or self.ours.pem))
+        if client:
+            context.load_cert_chain(*client)
+        return context
+
+    def get(self, path: str, context: ssl.SSLContext | None = None, **options: object) -> httpx.Response:
+        url = f"https://127.0.0.1:{self.port}{path}"
+        return httpx.get(url, verify=context or self.tls(), trust_env=False, timeout=PATIENCE_S, **options)  # type: ignore[arg-type]
+
+    def serial(self) -> str:
+        """Of the certificate that a new connection gets."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with (
+            socket.create_connection(("127.0.0.1", self.port), PATIENCE_S) as plain,
+            context.wrap_socket(plain) as secure,
+        ):
+            return str(hash(secure.getpeercert(binary_form=True)))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[TlsService]:
+    made = TlsService(tmp_path)
+    yield made
+    made.close()
+
+
+def fails(call: Callable[[], object]) -> str:
+    with pytest.raises((httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError)) as raised:
+        call()
+    return str(raised.value)
+
+
+def test_tcp_speaks_tls_the_unix_socket_does_not_and_newer_files_need_no_restart(service: TlsService) -> None:
+    service.start()
+    assert service.get("/v1/rules").status_code == 200  # a loopback address, and there was never a token
+    assert service.http.get("/v1/status").json()["api"]["tls"] is True
+    assert "CERTIFICATE_VERIFY_FAILED" in fails(
+        lambda: service.get("/healthz", service.tls(service.clients.pem))
+    )
+    fails(lambda: httpx.get(f"http://127.0.0.1:{service.port}/healthz", trust_env=False))
+    old = ssl.create_default_context(cafile=str(service.ours.pem))
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert service.get("/healthz", old).status_code == 200
+
+    first = service.serial()
+    kept = httpx.Client(verify=service.tls(), trust_env=False, base_url=f"https://127.0.0.1:{service.port}")
+    assert kept.get("/healthz").status_code == 200
+    service.ours.write_server(service.certificate, service.key, "127.0.0.1")
+    wait_for(lambda: service.serial() != first, PATIENCE_S)  # by itself
+    assert "certificates read again" in service.log
+    assert kept.get("/healthz").status_code == 200  # what is open stays
+    kept.close()
+
+    second, good = service.serial(), service.certificate.read_bytes()
+    service.certificate.write_text("no certificate")
+    service.signal(signal.SIGHUP)
+    wait_for(lambda: "the certificates were not read again" in service.log, PATIENCE_S)
+    assert service.serial() == second and service.get("/healthz").status_code == 200
+    service.certificate.write_bytes(good)
+
+    service.ours.write_server(service.certificate, service.key, "127.0.0.1")
+    service.signal(signal.SIGHUP)
+    wait_for(lambda: service.serial() != second, PATIENCE_S)
+    assert service.log.count("the certificates were not read again") == 1  # told once, not at each look
+    assert "Traceback" not in service.log
+
+
+def test_with_an_authority_for_clients_each_needs_a_certificate_of_it(service: TlsService) -> None:
+    service.configure(
+        'authentication = "required"',
+        f'client_ca = "{service.clients.pem}"',
+        'client_scopes = { "monitor" = "read" }',
+    )
+    service.start("drops")
+    fails(lambda: service.get("/healthz"))
+    fails(lambda: service.get("/healthz", service.tls(client=service.ours.client("monitor-of-others"))))
+    monitor = service.tls(client=service.clients.client("monitor"))
+    assert service.get("/v1/rules", monitor).status_code == 200
+    other = service.tls(client=service.clients.client("other"))
+    assert service.get("/v1/rules", other).json()["code"] == "authentication_required"
+    text = service.http.post("/v1/tokens", json={"scope": "rules"}).json()["token"]
+    assert service.get("/v1/rules", other, headers={"X-API-Key": text}).status_code == 200
+    url = f"https://127.0.0.1:{service.port}/v1/rules"
+    refused = httpx.post(url, json={}, verify=monitor, trust_env=False)
+    assert (refused.status_code, refused.json()["code"]) == (403, "insufficient_scope")
+    assert "certificate:monitor has the scope read" in refused.json()["detail"]
+
+    body = {"scope": "admin", "name": "short"}
+    text = service.http.post("/v1/tokens", json=body).json()["token"]
+    stream = {"headers": {"Authorization": f"Bearer {text}"}, "timeout": PATIENCE_S}
+    url = f"https://127.0.0.1:{service.port}/v1/capture"
+    with (
+        httpx.Client(verify=other, trust_env=False) as client,
+        client.stream("GET", url, **stream) as captured,  # type: ignore[arg-type]
+    ):
+        assert captured.status_code == 200
+        assert service.http.delete("/v1/tokens/short").status_code == 204
+        for _ in captured.iter_raw():  # what goes on with a token ends with it
+            pass
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda service: service.key.unlink(), "No such file"),
+        (lambda service: service.certificate.write_text("x"), "cannot use the certificates"),
+        (
+            lambda service: service.ours.write_server(service.directory / "x", service.key, "127.0.0.1"),
+            "key values mismatch",
+        ),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(
+    service: TlsService, spoil: Callable[[TlsService], None], words: str
+) -> None:
+    spoil(service)
+    settings = Api(tls_certificate=str(service.certificate), tls_key=str(service.key))
+    with pytest.raises(InvalidInput, match=words) as raised:
+        ServerTls(settings)
+    assert str(service.certificate) in raised.value.detail and raised.value.code == "invalid_certificate"
+
+
+def test_they_end_the_start_with_status_2(service: TlsService) -> None:
+    service.key.unlink()
+    service.launch()
+    assert service.status() == 2
+    assert "cannot use the certificates" in service.log and "Traceback" not in service.log
+    assert "hint: see api.tls_certificate" in service.log
+
+
+def test_an_open_api_is_said_at_the_start(tmp_path: Path) -> None:
+    service = Service(tmp_path)
+    text = service.config.read_text().replace("127.0.0.1:0", "0.0.0.0:0")
+    service.config.write_text(text.replace("[api]\n", '[api]\ninsecure = true\nauthentication = "none"\n'))
+    try:
+        service.start()
+        assert "open to the network without TLS" in service.log
+        assert "open to the network without authentication" in service.log
+        assert service.http.get("/v1/status").json()["api"]["insecure"] is True
+    finally:
+        service.close()
+
+
+def test_a_handshake_that_does_not_come_is_ended(service: TlsService) -> None:
+    service.configure("header_timeout_s = 1")
+    service.start()
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", service.port), PATIENCE_S) as silent:
+        assert silent.recv(100) == b""
+    assert 0.5 < time.monotonic() - began < PATIENCE_S
+    assert service.get("/healthz").status_code == 200
