@@ -25,6 +25,7 @@ from firewall.settings import Api
 
 LEAST_BODY_RATE = 1024  # bytes a second, once the first time is over
 LEAST_A_NETWORK = 8
+MOST_WAITING = 100  # requests that came before the last answer: each costs memory
 _SAY_AFTER_S = 10.0
 
 log = structlog.get_logger(__name__)
@@ -153,6 +154,10 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._head_bytes > self._patience.most_header_bytes:
             self._refuse_head()
+        if len(self.pipeline) >= MOST_WAITING and not self._is_refused:
+            log.info("client does not wait for its answers", client=self._told)
+            self._is_refused = True
+            self._abort()
         if self._is_refused:
             return
         self._begin("body")

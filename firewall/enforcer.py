@@ -83,7 +83,8 @@ class Enforcer(
                     self._store.write_rules([each.handle for each in expired], [])
                     self._audit_rules("rule.expire", expired, [], [])
             with self._store.transaction():
-                self._set_store.delete_expired(now)
+                if gone := self._set_store.delete_expired(now):
+                    self._audit("set.expire", removed=gone)
             slots = self._kernel.start(int(self._store.identity, 16))
             _, come = self._interfaces.gone_and_come()
             protected = {link.name: link.ifindex for link, _ in come}

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.connection import LEAST_A_NETWORK, Connections
+from api.connection import LEAST_A_NETWORK, MOST_WAITING, Connections
 from tests.api.test_server import PATIENCE_S, Service, tcp_port
 from tests.unit.host import wait_for
 
@@ -30,9 +30,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     limits += f"max_connections = {MOST}\nmax_header_bytes = 4096\n"
     made.config.write_text(made.config.read_text().replace("[api]\n", f"[api]\n{limits}"))
     made.start("drops")
-    yield made
-    assert "Traceback" not in made.log, made.log
-    made.close()
+    try:
+        yield made
+        assert "Traceback" not in made.log, made.log
+    finally:
+        made.close()
 
 
 def connected(service: Service, is_unix: bool = False) -> socket.socket:
@@ -164,8 +166,16 @@ def test_answers_that_nobody_reads_hold_no_connection(service: Service) -> None:
     before = service.log.count(DEAF)
     with connected(service) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 150)
+        deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * MOST_WAITING)
         wait_for(lambda: service.log.count(DEAF) > before, 60)
+
+
+def test_requests_that_come_before_their_answers_by_the_thousand_end_the_connection(service: Service) -> None:
+    """Each would wait in memory."""
+    with connected(service) as flood:
+        flood.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 4000)
+        assert answer_of(flood).count(b"HTTP/1.1 200") < 1000
+    wait_for(lambda: "client does not wait for its answers" in service.log, PATIENCE_S)
 
 
 def test_others_are_served_while_some_are_slow_and_the_unix_socket_always_is(service: Service) -> None:
