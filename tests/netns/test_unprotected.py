@@ -118,7 +118,8 @@ def test_where_it_only_reports_everything_is_told_and_nothing_put_back(
     wait_for_a_look()
     take(world)
     wait_until(lambda: not is_ready(world), "it is told", timeout_s=20)
-    assert world.api.get("/v1/status").json()["drift"]
+    # Which may be a moment older, where a look is under way.
+    wait_until(lambda: world.api.get("/v1/status").json()["drift"], "the status tells it", timeout_s=WITHIN_S)
     wait_until(lambda: f"kind={kind}" in world.daemon.log, "the log says so", timeout_s=WITHIN_S)
     assert detected(world, kind) >= 1
     wait_for_a_look()
