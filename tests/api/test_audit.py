@@ -81,6 +81,12 @@ def test_both_ways_of_a_change_are_entered_alike(app: FastAPI) -> None:
         ("PUT", "/v1/interfaces/eth0", {}, "interface.attach"),
         ("POST", "/v1/panic", {"on": True}, "panic.on"),
         ("POST", "/v1/tokens", {"scope": "read"}, "token.create"),
+        ("PUT", "/v1/sets/new", {}, "set.create"),
+        ("PUT", "/v1/sets/there", {"description": "other"}, "set.change"),
+        ("DELETE", "/v1/sets/there", None, "set.delete"),
+        ("POST", "/v1/sets/there/entries", {"entries": ["192.0.2.2"]}, "set.add"),
+        ("PUT", "/v1/sets/there/entries", {"entries": ["192.0.2.2"]}, "set.replace"),
+        ("DELETE", "/v1/sets/there/entries?address=192.0.2.1", None, "set.remove"),
     ],
 )
 def test_every_change_of_the_api_is_entered_for_who_made_it(
@@ -88,11 +94,29 @@ def test_every_change_of_the_api_is_entered_for_who_made_it(
 ) -> None:
     root = from_process(app, 0)
     root("POST", "/v1/rules", json={"id": "a", "mode": "observe"})
+    root("PUT", "/v1/sets/there", json={})
+    root("POST", "/v1/sets/there/entries", json={"entries": ["192.0.2.1"]})
     answer = root(method, path, json=body)
     assert answer.status_code in (200, 201, 204), answer.text
     newest = entries(app)[0]
     assert (newest["action"], newest["actor"], newest["source"]) == (action, "uid:0", "unix:pid=4711")
-    assert newest["request_id"] == answer.headers["x-request-id"] and newest["call"] == f"{method} {path}"
+    assert (
+        newest["request_id"] == answer.headers["x-request-id"]
+        and newest["call"] == f"{method} {path.partition('?')[0]}"
+    )
+
+
+def test_few_entries_of_a_set_are_told_and_many_are_counted(app: FastAPI) -> None:
+    local = from_host(app)
+    local("PUT", "/v1/sets/s", json={})
+    local("POST", "/v1/sets/s/entries", json={"entries": ["192.0.2.1"]})
+    local("PUT", "/v1/sets/s/entries", json={"entries": ["192.0.2.0/28", "2001:db8::1"]})
+    many = [f"10.0.0.{number}" for number in range(100)]
+    local("POST", "/v1/sets/s/entries", json={"entries": many})
+    many_added, replaced = entries(app)[:2]
+    assert (replaced["before"], replaced["after"]) == (["192.0.2.1"], ["192.0.2.0/28", "2001:db8::1"])
+    assert (many_added["before"], many_added["after"]) == (None, None)
+    assert (many_added["summary"]["added"], many_added["summary"]["source"]) == (100, "api")
 
 
 def test_an_imported_list_is_one_entry(app: FastAPI) -> None:

@@ -86,6 +86,19 @@ def test_a_feed_is_made_with_its_set_and_refreshed(api: Outside) -> None:
     assert [each["name"] for each in api("GET", "/v1/feeds").json()["items"]] == ["bad"]
 
 
+def test_feeds_and_what_they_bring_are_in_the_audit(api: Outside) -> None:
+    assert api("POST", "/v1/feeds", feed(api)).status_code == 201
+    assert api("POST", "/v1/feeds/bad/refresh").status_code == 200
+    assert api("DELETE", "/v1/feeds/bad").status_code == 204
+    told = [(each["action"], each["target"]) for each in api("GET", "/v1/audit").json()["items"]]
+    assert {
+        ("feed.add", "bad"),
+        ("set.create", "bad"),
+        ("set.replace", "bad"),
+        ("feed.delete", "bad"),
+    } <= set(told)
+
+
 def test_the_set_of_a_feed_is_the_feeds_alone_until_it_is_gone(api: Outside) -> None:
     api("POST", "/v1/feeds", feed(api))
     api("POST", "/v1/feeds/bad/refresh")

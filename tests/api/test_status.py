@@ -49,7 +49,9 @@ def test_the_service_is_alive_and_ready(api: ApiClient) -> None:
 
 
 def test_a_hook_that_lost_its_program_is_not_ready_and_says_why(tmp_path: Path) -> None:
-    enforcer, kernel = memory_enforcer(tmp_path, {"interfaces": [{"name": "eth0"}]})
+    enforcer, kernel = memory_enforcer(
+        tmp_path, {"service": {"on_drift": "report"}, "interfaces": [{"name": "eth0"}]}
+    )
     with ApiClient(create_app(enforcer)) as api:
         assert api("GET", "/readyz").status_code == 200
         del kernel.hooks["eth0", 1]

@@ -20,7 +20,9 @@ MakeWorld = Callable[..., World]
 def test_the_real_service_survives_and_still_filters(make_world: MakeWorld) -> None:
     world = make_world(start=False, events={"rate": 1000})
     listen = [f"unix:{world.daemon.socket}", "127.0.0.1:9378"]
-    world.daemon.configure({"api": {"listen": listen}, "interfaces": [{"name": "fw0"}]})
+    # The attack makes tokens, and nobody would let it in after the first.
+    open_to_it = {"listen": listen, "authentication": "none"}
+    world.daemon.configure({"api": open_to_it, "interfaces": [{"name": "fw0"}]})
     namespace, process = world.topology.protected, world.start().daemon.pid
     run("ip", "-n", namespace, "link", "set", "lo", "up")
     attack("http://127.0.0.1:9378", SECONDS, world.topology.directory, "ip", "netns", "exec", namespace)

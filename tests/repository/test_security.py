@@ -15,7 +15,8 @@ def names_in(path: str) -> set[str]:
     file = ROOT / path
     if not file.exists():
         return set()
-    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, functions)}
 
 
 def test_each_named_test_exists() -> None:

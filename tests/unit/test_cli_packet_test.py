@@ -118,7 +118,7 @@ def test_a_file_is_sent_as_it_is(service: FakeService, tmp_path: Path) -> None:
     file.write_bytes(b"[1, 2]")
     result = run("test", "--pcap", str(file), "--interface", "eth0", "--limit", "2")
     (request,) = service.requests
-    assert (request.body, request.headers["Content-Type"]) == ([1, 2], "application/vnd.tcpdump.pcap")
+    assert (request.body, request.headers["Content-Type"]) == ("[1, 2]", "application/vnd.tcpdump.pcap")
     assert request.query == {"hook": ["ingress"], "interface": ["eth0"], "limit": ["2"]}
     assert [line.split()[:2] for line in result.stdout.splitlines()[-2:]] == [["1", "pass"], ["2", "pass"]]
     assert "the file holds more" in result.stderr

@@ -40,7 +40,7 @@ def content(host: Host, name: str = "a") -> list[str]:
 def in_kernel(host: Host) -> set[str]:
     return {
         str(parse_prefix(f"{format_address(key.version, key.address)}/{key.length}"))
-        for key in host.kernel.entries
+        for key in list(host.kernel.entries)
     }
 
 
