@@ -238,7 +238,7 @@ class Store:
 
     def try_writing(self) -> None:
         """Raises StoreFailed where nothing can be made durable."""
-        with self.transaction(), _failures("writing the rules"):
+        with self.transaction(), _failures("making the change durable"):
             self._write_meta()
 
     # -- changes
@@ -270,6 +270,8 @@ class Store:
         """What was written is durable when it returns: WAL with synchronous FULL syncs the log before that, and shows
         other connections nothing earlier. Where it raises, rollback() is still to be called."""
         with self.commits.timing(), _failures("making the change durable"):
+            if (self._revision, self.next_handle) != (self._durable_revision, self._durable_handle):
+                self._write_meta()  # once for all changes of the transaction
             self._writer.execute("COMMIT")
         self._durable_revision, self._durable_handle = self._revision, self.next_handle
         self._writing_thread = None
@@ -331,7 +333,6 @@ class Store:
                 self._writer.executemany("DELETE FROM resets WHERE handle = ?", handles)
             self._writer.executemany("INSERT OR IGNORE INTO gone VALUES (?)", of_blocks)
             self._writer.executemany("INSERT OR REPLACE INTO rules VALUES (?,?,?,?,?,?,?,?,?)", rows)
-            self._write_meta()
         return [row[2] for row in rows]
 
     def _write_meta(self) -> None:
@@ -353,7 +354,6 @@ class Store:
                 addresses.tobytes(),
             )
             self._writer.execute("INSERT INTO blocks VALUES (?,?,?,?,?,?,?,?,?,?)", row)
-            self._write_meta()
         self._written_blocks.append(block)
 
     def remove_blocks(self, first_handles: Sequence[int]) -> None:
@@ -369,8 +369,6 @@ class Store:
     def advance_revision(self) -> None:
         """Inside a transaction that changed rules in another way."""
         self._revision += 1
-        with _failures("writing the rules"):
-            self._write_meta()
 
     # -- blocks
 
