@@ -31,6 +31,7 @@ from firewall.resets import Resets
 from firewall.rule_changes import RuleChanges
 from firewall.set_changes import SetChanges
 from firewall.settings import Interface
+from firewall.spare_memory import SpareMemory
 from firewall.store import InterfaceTotal, Store
 from firewall.token_changes import TokenChanges
 
@@ -160,6 +161,7 @@ class Enforcer(
 
     def _watch(self) -> None:
         next_look = next_maps_look = 0.0
+        spare = SpareMemory()
         while not self._stopping.is_set():
             until = min(self._until_next_expiry(), self._until_due())
             happened = self._kernel.wait(self._until_panic_ends(until))
@@ -176,6 +178,7 @@ class Enforcer(
                 steps += [self._look_at_store, self._trim_audit]
                 looks += [self._watched.look_at_some_hooks, self._watched.look_at_pins]
                 next_look = time.monotonic() + _LOOK_S
+                spare.look()
             if time.monotonic() >= next_maps_look:
                 looks.append(self._watched.look_at_maps)
                 next_maps_look = time.monotonic() + _MAPS_LOOK_S
