@@ -12,7 +12,7 @@ import ipaddress
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import structlog
 from starlette.datastructures import Headers
@@ -230,8 +230,13 @@ def _is_of_this_host(scope: Scope) -> bool:
     """Both ends are loopback addresses. A proxy on this host makes everybody look so: then authentication must be
     "required"."""
     ends = (scope.get("client"), scope.get("server"))
+    return all(end and _is_loopback(end[0]) for end in ends)
+
+
+@lru_cache(maxsize=1024)
+def _is_loopback(host: str) -> bool:
     try:
-        return all(end and ipaddress.ip_address(end[0].partition("%")[0]).is_loopback for end in ends)
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Query, Request, Response
@@ -77,19 +78,22 @@ def prefers_dry_run(prefer: str | None) -> bool:
     return any(name.strip().lower() == DRY_RUN for name in names)
 
 
+@lru_cache(maxsize=1024)
+def _plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """As IPv4 where it stands for such an address. Raises ValueError."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address
+
+
 def client_of(scope: Scope) -> Connection | None:
     """None over a Unix socket."""
     client, server = scope.get("client"), scope.get("server")
     if not client or not server or client[1] is None or server[1] is None:
         return None
     try:
-        remote, local = (ipaddress.ip_address(each[0].partition("%")[0]) for each in (client, server))
+        remote, local = _plain(client[0]), _plain(server[0])
     except ValueError:
         return None
-    if isinstance(remote, ipaddress.IPv6Address) and remote.ipv4_mapped:
-        remote = remote.ipv4_mapped
-    if isinstance(local, ipaddress.IPv6Address) and local.ipv4_mapped:
-        local = local.ipv4_mapped
     if remote.version != local.version:
         return None
     return Connection(remote.version, int(local), server[1], int(remote), client[1])

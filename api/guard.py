@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
+from functools import lru_cache
 
 import structlog
 from starlette.datastructures import Headers
@@ -150,6 +151,7 @@ def request_id(scope: Scope) -> str:
     return str(scope.get(_REQUEST_ID, ""))
 
 
+@lru_cache(maxsize=1024)
 def is_local_name(host: str) -> bool:
     """Whether a Host header is an IP address or localhost, with or without a port."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]

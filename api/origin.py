@@ -10,6 +10,8 @@ import secrets
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
 
 from starlette.datastructures import Headers
 
@@ -19,6 +21,7 @@ from firewall.errors import Problem
 
 REQUEST_ID, REASON = "x-request-id", "x-reason"
 MOST_REASON = 500
+_NUMBERS = count(1)
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -34,9 +37,14 @@ ACTING: ContextVar[Acting | None] = ContextVar("acting", default=None)
 
 
 def request_id_of(headers: Headers) -> str:
-    """The client's, if it is one, else a new one."""
+    """The client's, if it is one, else a new one: of this process, and its number."""
     given = headers.get(REQUEST_ID, "")
-    return given if _ID.fullmatch(given) else secrets.token_hex(8)
+    return given if _ID.fullmatch(given) else f"{_process()}{next(_NUMBERS):08x}"
+
+
+@cache
+def _process() -> str:
+    return secrets.token_hex(4)
 
 
 def reason_of(headers: Headers) -> str:
