@@ -380,7 +380,7 @@ MANY_VECTORS = [
 
 def test_policy_tables_grow_or_stay_as_they_were(fresh: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     base(fresh)
-    for owner, step in ((program_set, "load"), (linux, "write_policy")):
+    for owner, step in ((program_set, "assemble"), (linux, "write_policy")):
         before = state(fresh)
         with monkeypatch.context() as patch:
             patch.setattr(owner, step, refuse)
