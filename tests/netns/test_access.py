@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import grp
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -110,7 +111,8 @@ def _asked(command: list[str], **who: Any) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def exposed(request: pytest.FixtureRequest) -> Iterator[Exposed]:
-    with World(Topology.for_test(request.node.nodeid)) as world:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    with World(Topology.for_test(f"{request.node.nodeid}#{worker}")) as world:
         found = Exposed(world)
         found.configure()
         world.start()
