@@ -6,26 +6,15 @@ refuses to change an entry, and to delete one that is still kept (firewall/schem
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from firewall.audit_entry import AuditEntry, Origin
-from firewall.errors import StoreFailed
 from firewall.store import Store
+from firewall.store_failures import failures
 
 _COLUMNS = "at, kind, actor, source, request_id, call, reason, action, target, before, after, summary"
 _INSERT = f"INSERT INTO audit ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
 TRIM_CHUNK = 2000
-
-
-@contextmanager
-def _failures(action: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreFailed(f"{action} failed: {error}", "check the disk and the state directory") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +45,7 @@ class AuditLog:
             entry.at, entry.kind, by.actor, by.source, by.request_id, by.call, by.reason,
             entry.action, entry.target, entry.before, entry.after, entry.summary,
         )  # fmt: skip
-        with _failures("writing the audit"):
+        with failures("writing the audit"):
             number = self._store.connection.execute(_INSERT, row).lastrowid
         assert number is not None
         return number
@@ -65,7 +54,7 @@ class AuditLog:
         """The newest first."""
         clauses, parameters = _conditions(query)
         where = f"WHERE {' AND '.join(clauses)}" if clauses else ""
-        with _failures("reading the audit"):
+        with failures("reading the audit"):
             rows = self._store.connection.execute(
                 f"SELECT id, {_COLUMNS} FROM audit {where} ORDER BY id DESC LIMIT ?", [*parameters, limit]
             ).fetchall()
@@ -74,14 +63,14 @@ class AuditLog:
     def excess(self, kind: str, keep: int) -> int | None:
         """The id up to which entries of a kind are too old to be kept; None where there are none such."""
         query = "SELECT id FROM audit WHERE kind = ? ORDER BY id DESC LIMIT 1 OFFSET ?"
-        with _failures("reading the audit"):
+        with failures("reading the audit"):
             row = self._store.connection.execute(query, (kind, keep)).fetchone()
         return None if row is None else int(row[0])
 
     def trim(self, kind: str, up_to: int) -> int:
         """Deletes the oldest of a kind, not all at once; how many."""
         connection = self._store.connection
-        with _failures("trimming the audit"):
+        with failures("trimming the audit"):
             ids = connection.execute(
                 "SELECT id FROM audit WHERE kind = ? AND id <= ? ORDER BY id LIMIT ?",
                 (kind, up_to, TRIM_CHUNK),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +15,9 @@ import numpy.typing as npt
 
 from firewall.address import BITS, Prefix
 from firewall.address_index import Keys, encode_many, key_columns
-from firewall.errors import StoreFailed
 from firewall.set_keys import SetKeys
 from firewall.store import Store
+from firewall.store_failures import failures
 from firewall.view import EntryQuery
 
 _CHUNK = 32_768
@@ -49,14 +48,6 @@ class StoredEntry:
     updated_at: float | None
 
 
-@contextmanager
-def _failures(action: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreFailed(f"{action} failed: {error}", "check the disk and the state directory") from error
-
-
 class SetStore:
     """Reading may be done from any thread."""
 
@@ -71,18 +62,18 @@ class SetStore:
 
     def sets(self) -> list[StoredSet]:
         """By name."""
-        with _failures("reading the sets"):
+        with failures("reading the sets"):
             rows = self._connection.execute(f"SELECT {_COLUMNS} FROM sets ORDER BY name").fetchall()
         return [StoredSet(*row) for row in rows]
 
     def by_name(self, name: str) -> StoredSet | None:
-        with _failures("reading the sets"):
+        with failures("reading the sets"):
             query = f"SELECT {_COLUMNS} FROM sets WHERE name = ?"
             row = self._connection.execute(query, (name,)).fetchone()
         return None if row is None else StoredSet(*row)
 
     def create(self, name: str, description: str, source: str, now: float) -> StoredSet:
-        with _failures("writing the set"):
+        with failures("writing the set"):
             row = self._connection.execute(
                 "INSERT INTO sets (name, description, source, created_at, updated_at) VALUES (?,?,?,?,?)",
                 (name, description, source, now, now),
@@ -91,18 +82,18 @@ class SetStore:
         return StoredSet(row.lastrowid, name, description, source, now, now)
 
     def describe(self, number: int, description: str, source: str, now: float) -> None:
-        with _failures("writing the set"):
+        with failures("writing the set"):
             self._connection.execute(
                 "UPDATE sets SET description = ?, source = ?, updated_at = ? WHERE number = ?",
                 (description, source, now, number),
             )
 
     def note_update(self, number: int, now: float) -> None:
-        with _failures("writing the set"):
+        with failures("writing the set"):
             self._connection.execute("UPDATE sets SET updated_at = ? WHERE number = ?", (now, number))
 
     def delete(self, number: int) -> None:
-        with _failures("deleting the set"):
+        with failures("deleting the set"):
             for table in ("set_entries", "sets"):
                 self._connection.execute(f"DELETE FROM {table} WHERE number = ?", (number,))
 
@@ -119,7 +110,7 @@ class SetStore:
 
     def _keys(self, clause: str, parameters: Sequence[object]) -> SetKeys:
         found = []
-        with _failures("reading the sets"):
+        with failures("reading the sets"):
             for version in BITS:
                 query = f"SELECT group_concat(hex(key), '') FROM {clause} AND length(key) = {_WIDTH[version]}"
                 text = self._connection.execute(query, parameters).fetchone()[0]
@@ -131,7 +122,7 @@ class SetStore:
     ) -> None:
         """Entries that are not there yet, all alike."""
         values = {"number": number, "expires_at": expires_at, "comment": comment, "now": now}
-        with _failures("writing the entries"):
+        with failures("writing the entries"):
             for version in BITS:
                 for part in _parts(version, come.of(version)):
                     self._connection.execute(
@@ -151,7 +142,7 @@ class SetStore:
     ) -> None:
         """Entries that are not there yet."""
         rows = zip(_blobs(version, keys), expires_at, comments, strict=True)
-        with _failures("writing the entries"):
+        with failures("writing the entries"):
             self._connection.executemany(
                 "INSERT INTO set_entries VALUES (?,?,?,?,?,NULL)",
                 ((number, key, until, comment, now) for key, until, comment in rows),
@@ -170,7 +161,7 @@ class SetStore:
         """Of entries that are there: how many were others. `keep_comments`: where there is none now."""
         rows = zip(_blobs(version, keys), expires_at, comments, strict=True)
         comment = "coalesce(:comment, comment)" if keep_comments else ":comment"
-        with _failures("writing the entries"):
+        with failures("writing the entries"):
             return self._connection.executemany(
                 f"UPDATE set_entries SET expires_at = :until, comment = {comment}, updated_at = :now"
                 " WHERE number = :number AND key = :key"
@@ -182,7 +173,7 @@ class SetStore:
             ).rowcount
 
     def delete_entries(self, number: int, gone: SetKeys) -> None:
-        with _failures("deleting the entries"):
+        with failures("deleting the entries"):
             for version in BITS:
                 for part in _parts(version, gone.of(version)):
                     self._connection.execute(
@@ -193,7 +184,7 @@ class SetStore:
 
     def delete_all_but(self, number: int, kept: SetKeys) -> None:
         """Where few stay: costs a fifth of deleting each of the others."""
-        with _failures("deleting the entries"):
+        with failures("deleting the entries"):
             keys = [blob for version in BITS for blob in _blobs(version, kept.of(version))]
             rows = [
                 row
@@ -213,12 +204,12 @@ class SetStore:
             "SELECT EXISTS (SELECT 1 FROM set_entries WHERE number = ?"
             " AND (expires_at IS NOT NULL OR comment IS NOT NULL))"
         )
-        with _failures("reading the sets"):
+        with failures("reading the sets"):
             return bool(self._connection.execute(query, (number,)).fetchone()[0])
 
     def page(self, number: int, query: EntryQuery, offset: int, limit: int) -> list[StoredEntry]:
         where, parameters = _conditions(number, query)
-        with _failures("reading the sets"):
+        with failures("reading the sets"):
             rows = self._connection.execute(
                 f"SELECT key, expires_at, comment, created_at, updated_at FROM set_entries WHERE {where}"
                 " ORDER BY key LIMIT ? OFFSET ?",
@@ -228,7 +219,7 @@ class SetStore:
 
     def count(self, number: int, query: EntryQuery) -> int:
         where, parameters = _conditions(number, query)
-        with _failures("reading the sets"):
+        with failures("reading the sets"):
             row = self._connection.execute(
                 f"SELECT count(*) FROM set_entries WHERE {where}", parameters
             ).fetchone()
@@ -242,7 +233,7 @@ class SetStore:
         )
         connection = self._store.own_connection()
         try:
-            with _failures("reading the sets"):
+            with failures("reading the sets"):
                 for key, *rest in connection.execute(query, (number,)):
                     yield StoredEntry(_prefix(key), *rest)
         finally:
@@ -253,7 +244,7 @@ class SetStore:
     def expired(self, now: float, limit: int) -> dict[int, SetKeys]:
         """By set, the first whose time has come."""
         query = "SELECT number, key FROM set_entries WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
-        with _failures("reading the sets"):
+        with failures("reading the sets"):
             rows = self._connection.execute(query, (now, limit)).fetchall()
         blobs: dict[int, dict[int, list[bytes]]] = {}
         for number, key in rows:
@@ -264,12 +255,12 @@ class SetStore:
         }
 
     def delete_expired(self, now: float) -> int:
-        with _failures("deleting the entries"):
+        with failures("deleting the entries"):
             query = "DELETE FROM set_entries WHERE expires_at <= ?"
             return self._connection.execute(query, (now,)).rowcount
 
     def next_expiry(self) -> float | None:
-        with _failures("reading the sets"):
+        with failures("reading the sets"):
             row = self._connection.execute(
                 "SELECT min(expires_at) FROM set_entries WHERE expires_at IS NOT NULL"
             ).fetchone()

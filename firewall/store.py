@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from firewall.audit_entry import AuditEntry
 from firewall.errors import FirewallError, StoreFailed
 from firewall.hits import Hits, Reset
 from firewall.rule import Rule, rank_of, rule_from_fields
+from firewall.store_failures import failures
 from firewall.timings import Timings
 from firewall.view import RuleQuery
 
@@ -142,12 +144,7 @@ class TransactionLost(StoreFailed):
     """The database gave up the transaction as a whole, as it does where the disk is full or broken."""
 
 
-@contextmanager
-def _failures(action: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreFailed(f"{action} failed: {error}", _DISK_HINT) from error
+_failures = partial(failures, hint=_DISK_HINT)
 
 
 class Store:

@@ -6,27 +6,17 @@ That one was ever made is remembered: revoking the last one must not open the AP
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 
 from firewall.commit import Commits
-from firewall.errors import AlreadyExists, Conflict, NotFound, Problem, StoreFailed
+from firewall.errors import AlreadyExists, Conflict, NotFound, Problem
 from firewall.rule import format_time
+from firewall.store_failures import failures
 from firewall.tokens import NewToken, Token, Tokens, digest_of, new_text
 
 MOST_TOKENS = 1000
 _EVER = "tokens_ever"
 _COLUMNS = "name, public_id, digest, scope, created_at, created_by, expires_at"
-
-
-@contextmanager
-def _failures(action: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreFailed(f"{action} failed: {error}", "check the disk and the state directory") from error
 
 
 class TokenChanges(Commits):
@@ -49,7 +39,7 @@ class TokenChanges(Commits):
                 raise Conflict(f"there are {MOST_TOKENS:,} tokens already", hint, code="too_many_tokens")
             by = self._origin.actor if self._origin else "service"
             token = Token(name, public_id, digest_of(text), scope, self._clock(), by, expires_at)
-            with self._store.transaction(), _failures("writing the token"):
+            with self._store.transaction(), failures("writing the token"):
                 row = tuple(getattr(token, column) for column in _COLUMNS.split(", "))
                 self._store.connection.execute("INSERT INTO tokens VALUES (?,?,?,?,?,?,?)", row)
                 self._store.connection.execute("INSERT OR IGNORE INTO meta VALUES (?, 1)", (_EVER,))
@@ -73,21 +63,21 @@ class TokenChanges(Commits):
             if token is None:
                 hint = "GET /v1/tokens lists them"
                 raise NotFound(f"there is no token {name!r}", hint, code="token_not_found")
-            with self._store.transaction(), _failures("revoking the token"):
+            with self._store.transaction(), failures("revoking the token"):
                 self._store.connection.execute("DELETE FROM tokens WHERE name = ?", (name,))
                 self._audit("token.revoke", name, _fields(token))
             self.tokens = Tokens(each for each in self.tokens.all() if each.name != name)
 
     @cached_property
     def tokens(self) -> Tokens:
-        with _failures("reading the tokens"):
+        with failures("reading the tokens"):
             rows = self._store.connection.execute(f"SELECT {_COLUMNS} FROM tokens").fetchall()
         return Tokens(Token(*row) for row in rows)
 
     @cached_property
     def has_had_tokens(self) -> bool:
         """Whether there is a token, or was."""
-        with _failures("reading the tokens"):
+        with failures("reading the tokens"):
             row = self._store.connection.execute("SELECT 1 FROM meta WHERE key = ?", (_EVER,)).fetchone()
         return row is not None
 

@@ -65,3 +65,16 @@ def answer(status: int, body: bytes = b"", **headers: str) -> Handler:
     told = {"Content-Length": str(len(body)), "Connection": "close", **names}
     head = "".join(f"{name}: {value}\r\n" for name, value in told.items())
     return raw(f"HTTP/1.1 {status} Word\r\n{head}\r\n".encode() + body)
+
+
+def with_server(test: Callable[[ListServer], Awaitable[None]]) -> Callable[[], None]:
+    """As a test without arguments: pytest knows no coroutines."""
+
+    def run() -> None:
+        async def live() -> None:
+            async with ListServer() as server, asyncio.timeout(30):
+                await test(server)
+
+        asyncio.run(live())
+
+    return run

@@ -16,7 +16,7 @@ from feeds.feed import Around
 from firewall.address import parse_prefix
 from firewall.errors import table_full
 from firewall.settings import CrowdSec
-from tests.unit.list_server import ListServer, Request, answer
+from tests.unit.list_server import ListServer, Request, answer, with_server
 from tests.unit.memory_sets import MemorySets, rows
 
 NOW = 1_800_000_000.0
@@ -143,13 +143,7 @@ class Bench:
 
 
 def with_api(test: Callable[[Bench], Awaitable[None]]) -> Callable[[], None]:
-    def run() -> None:
-        async def live() -> None:
-            async with ListServer() as server, asyncio.timeout(30):
-                await test(Bench(server))
-
-        asyncio.run(live())
-
+    run = with_server(lambda server: test(Bench(server)))
     run.__name__ = test.__name__
     return run
 

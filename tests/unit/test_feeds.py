@@ -21,7 +21,7 @@ from firewall.address import BITS, parse_prefix
 from firewall.errors import Conflict, NotFound, table_full
 from firewall.kernel.own_addresses import own_addresses
 from firewall.settings import Feed
-from tests.unit.list_server import ListServer, Request, answer, raw
+from tests.unit.list_server import ListServer, Request, answer, raw, with_server
 from tests.unit.memory_sets import MemorySets
 
 MANY = "".join(f"198.51.{i // 256}.{i % 256}\n" for i in range(1000)).encode()
@@ -43,16 +43,8 @@ class Bench:
         return FollowedFeed(wanted, "config", state or FeedState(), self.around)
 
 
-def with_server(test: Callable[[Bench], Awaitable[None]]) -> Callable[[], None]:
-    """As a test without arguments: pytest knows no coroutines."""
-
-    def run() -> None:
-        async def live() -> None:
-            async with ListServer() as server, asyncio.timeout(30):
-                await test(Bench(server))
-
-        asyncio.run(live())
-
+def with_bench(test: Callable[[Bench], Awaitable[None]]) -> Callable[[], None]:
+    run = with_server(lambda server: test(Bench(server)))
     run.__name__ = test.__name__
     return run
 
@@ -64,7 +56,7 @@ async def refused(feed: FollowedFeed, force: bool = False) -> FeedFailed:
     return caught.value
 
 
-@with_server
+@with_bench
 async def test_a_list_goes_into_its_set_with_the_feed_as_its_source(bench: Bench) -> None:
     bench.server.answers["/list"] = answer(200, GOOD)
     feed = bench.feed(set="bad")
@@ -76,7 +68,7 @@ async def test_a_list_goes_into_its_set_with_the_feed_as_its_source(bench: Bench
     assert bench.server.requests[0].headers["user-agent"] == "ebpf-fw/test"
 
 
-@with_server
+@with_bench
 async def test_an_unchanged_list_is_not_sent_again(bench: Bench) -> None:
     async def conditional(request: Request, writer: asyncio.StreamWriter) -> None:
         same = request.headers.get("if-none-match") == '"v1"'
@@ -99,7 +91,7 @@ async def test_an_unchanged_list_is_not_sent_again(bench: Bench) -> None:
     assert await other.refresh() is not None
 
 
-@with_server
+@with_bench
 async def test_a_304_that_nobody_asked_for_is_no_list(bench: Bench) -> None:
     bench.server.answers["/list"] = answer(304)
     assert (await refused(bench.feed())).reason == "http_status"
@@ -135,7 +127,7 @@ BROKEN = {
 }  # fmt: skip
 
 
-@with_server
+@with_bench
 async def test_what_is_broken_never_empties_the_set(bench: Bench) -> None:
     bench.server.answers["/list"] = answer(200, GOOD)
     feed = bench.feed(max_bytes=10_000)
@@ -152,7 +144,7 @@ async def test_what_is_broken_never_empties_the_set(bench: Bench) -> None:
     assert (feed.state.failures, feed.state.error_reason) == (0, "")
 
 
-@with_server
+@with_bench
 async def test_a_slow_server_is_left_in_time(bench: Bench) -> None:
     gone = asyncio.Event()
 
@@ -171,13 +163,13 @@ async def test_a_slow_server_is_left_in_time(bench: Bench) -> None:
     await gone.wait()
 
 
-@with_server
+@with_bench
 async def test_nobody_listens(bench: Bench) -> None:
     feed = FollowedFeed(Feed(name="f", url="http://127.0.0.1:1/x"), "config", FeedState(), bench.around)
     assert (await refused(feed)).reason == "unreachable"
 
 
-@with_server
+@with_bench
 async def test_redirects_are_followed_so_far(bench: Bench) -> None:
     for hop in range(MOST_REDIRECTS):
         bench.server.answers[f"/{hop}"] = answer(301, location=f"/{hop + 1}")
@@ -189,7 +181,7 @@ async def test_redirects_are_followed_so_far(bench: Bench) -> None:
     assert (await refused(bench.feed("/0"))).reason == "redirect"
 
 
-@with_server
+@with_bench
 async def test_packed_lists_are_unpacked(bench: Bench) -> None:
     for body, headers in (
         (gzip.compress(GOOD), {"content_encoding": "gzip"}),
@@ -204,7 +196,7 @@ async def test_packed_lists_are_unpacked(bench: Bench) -> None:
         assert bench.sets.addresses("f") == GOOD_TEXT
 
 
-@with_server
+@with_bench
 async def test_a_list_that_shrank_is_taken_only_by_force(bench: Bench) -> None:
     bench.server.answers["/list"] = answer(200, MANY)
     feed = bench.feed()
@@ -223,13 +215,13 @@ async def test_a_list_that_shrank_is_taken_only_by_force(bench: Bench) -> None:
     await feed.refresh()
 
 
-@with_server
+@with_bench
 async def test_force_takes_no_broken_list(bench: Bench) -> None:
     bench.server.answers["/list"] = answer(200, b"")
     assert (await refused(bench.feed(), force=True)).reason == "empty"
 
 
-@with_server
+@with_bench
 async def test_networks_of_ones_own_are_left_out_and_told(bench: Bench) -> None:
     own = parse_prefix("192.0.2.1")
     text = (
@@ -255,7 +247,7 @@ def test_own_addresses_are_those_of_the_host() -> None:
     assert not any(parse_prefix("127.0.0.0/8").covers(each) for each in mine)
 
 
-@with_server
+@with_bench
 async def test_what_the_firewall_refuses_is_told_and_tried_again(bench: Bench) -> None:
     bench.server.answers["/list"] = answer(200, GOOD)
     bench.sets.failing = table_full("address4", 10, 11, "bpf.max_addresses", "addresses")
@@ -266,7 +258,7 @@ async def test_what_the_firewall_refuses_is_told_and_tried_again(bench: Bench) -
     await feed.refresh()
 
 
-@with_server
+@with_bench
 async def test_failures_are_tried_again_later_and_later(bench: Bench) -> None:
     bench.server.answers["/list"] = answer(503, retry_after="3000")
     feed = bench.feed(refresh="1h")
@@ -280,7 +272,7 @@ async def test_failures_are_tried_again_later_and_later(bench: Bench) -> None:
     assert [round(wait) for wait in waits[1:8]] == [60, 120, 240, 480, 960, 1920, 3600]
 
 
-@with_server
+@with_bench
 async def test_a_preview_changes_nothing_and_says_what_would(bench: Bench) -> None:
     bench.server.answers["/list"] = answer(200, GOOD + b"junk\n")
     feed = bench.feed()
