@@ -8,6 +8,7 @@ the enforcer stops.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import time
@@ -244,11 +245,19 @@ async def _start(running: Running) -> bool:
     except Exception:
         log.exception("cannot start")
         return False
+    _forget_what_lasts()
     running.phase = "running"
     for reason in await _tell_readiness(running):
         log.warning("not ready", reason=reason)
     log.info("started", seconds=round(time.monotonic() - began, 3))
     return True
+
+
+def _forget_what_lasts() -> None:
+    """What a start made lives as long as the process. A full collection that looked at it would hold everyone for some
+    50 ms."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _begin_outside(running: Running, configuration: Configuration) -> None:

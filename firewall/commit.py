@@ -75,7 +75,7 @@ class Commits(Cautious):
 
     def together(self, calls: Iterable[Callable[[], object]]) -> list[Outcome]:
         """Calls methods of this object that change something, in order. Answered when all of them are durable."""
-        with self._lock:
+        with self._lock, self._store.changing():
             group = self._group = _Group()
             try:
                 for call in calls:

@@ -212,7 +212,10 @@ class Kernel(Protocol):
         of the rule before."""
 
     def settle(self) -> None:
-        """Finishes what a change left for later."""
+        """Finishes what a change left for later, when no packet needs it any more."""
+
+    def tidy(self) -> None:
+        """settle(), if no packet needs to be waited for; else another time will do."""
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         """By key, in order; NO_HITS where there is no such entry."""

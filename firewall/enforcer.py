@@ -168,7 +168,7 @@ class Enforcer(
             if self._stopping.is_set():
                 return
             is_time = time.monotonic() >= next_look
-            steps = [self._mend, self._kernel.settle, self._end_panic_in_time]
+            steps = [self._mend, self._kernel.tidy, self._end_panic_in_time]
             steps += [self._roll_back_overdue, self._expire, self._expire_entries]
             if happened or is_time:
                 steps.append(partial(self._following.follow, happened))

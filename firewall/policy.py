@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -72,12 +73,12 @@ class Policy:
     def address_vector(self, number: int) -> Words:
         return _row([(first, each.vectors) for first, each in self.classes], number)
 
-    @property
+    @cached_property
     def line_count(self) -> int:
         """Elements that the classes of addresses need."""
         return 1 + sum(int(each.lines.sum()) for _, each in self.classes)
 
-    @property
+    @cached_property
     def interval_count(self) -> int:
         """Elements that the larger of the two arrays of intervals needs."""
         return max(

@@ -130,11 +130,7 @@ class Ruleset:
         )
         gone = {each.handle for each in removed if is_policy(each)}
         come = [each for each in added if is_policy(each)]
-        again = {
-            handle
-            for handle, each in self.policy_rules.items()
-            if deltas and any(name in deltas for name in each.rule.sets)
-        }
+        again = self._naming(deltas) if deltas else set()
         if not gone and not come and not again:
             return self._without_policy(addresses, sets)
         return self._plan_policy(addresses, gone, come, interfaces, sets, again)
@@ -215,8 +211,15 @@ class Ruleset:
 
     def users_of(self, name: str) -> set[int]:
         """Handles of the rules that name a set."""
-        of_policy = {handle for handle, each in self.policy_rules.items() if name in each.rule.sets}
-        return self.addresses.layers.handles_of(name) | of_policy
+        return self.addresses.layers.handles_of(name) | self._naming({name})
+
+    def _naming(self, names: Collection[str]) -> set[int]:
+        """Handles of the policy rules that name one of these sets."""
+        return {
+            handle
+            for handle, each in self.policy_rules.items()
+            if any(name in names for name in each.rule.sets)
+        }
 
     def forget_set(self, name: str) -> None:
         """Which no rule names."""

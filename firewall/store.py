@@ -175,6 +175,7 @@ class Store:
             self._revision = self._durable_revision = int(str(self._meta("revision")))
             self.next_handle = self._durable_handle = int(str(self._meta("next_handle")))
             self._writing_thread: int | None = None
+            self._changing_thread: int | None = None
             self._to_tell: list[tuple[int, AuditEntry]] = []
             self._blocks = self._load_blocks()  # what readers see: a block is there once it is durable
             self._written_blocks: list[Block] = []
@@ -196,12 +197,22 @@ class Store:
     def _reader(self) -> sqlite3.Connection:
         """A connection of the calling thread, so that reading never waits for the writer. Inside a transaction the
         thread that writes sees what it wrote; no other does before it is durable."""
-        if self._is_writing:
+        if threading.get_ident() in (self._writing_thread, self._changing_thread):
             return self._writer
         if not hasattr(self._readers, "connection"):
             self._readers.connection = self._connect()
         connection: sqlite3.Connection = self._readers.connection
         return connection
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around changes, by the one thread that may make some. It reads by the connection that writes, whose cache
+        knows what was written; that of another connection is worth nothing after each transaction."""
+        self._changing_thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._changing_thread = None
 
     @property
     def connection(self) -> sqlite3.Connection:

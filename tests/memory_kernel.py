@@ -126,6 +126,9 @@ class MemoryKernel:
     def release(self) -> LeftOver:
         return LeftOver()
 
+    def tidy(self) -> None:
+        self.settle()
+
     def settle(self) -> None:
         pass
 

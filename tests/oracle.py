@@ -273,7 +273,7 @@ def icmp_matches(asked: list[str | int], icmp: tuple[int, int] | None) -> bool:
 def asked_flags(rule: Rule) -> tuple[set[str], set[str]] | None:
     """The flags that must be set and those that must be clear, or None where the rule asks for neither."""
     asked = rule.get("tcp_flags") or {}
-    must_be_set, must_be_clear = set(asked.get("set", [])), set(asked.get("unset", []))
+    must_be_set, must_be_clear = set(asked.get("set") or ()), set(asked.get("unset") or ())
     return (must_be_set, must_be_clear) if must_be_set or must_be_clear else None
 
 

@@ -84,6 +84,11 @@ class KernelDatapath:
     def is_settled(self) -> bool:
         return self._unsettled is None and self._cut_off is None
 
+    @property
+    def settles_at_once(self) -> bool:
+        """Whether settle() would not wait for packets."""
+        return self._unsettled is None or self._grace.has_passed
+
     def _wait(self) -> None:
         """Until no packet is left that is being judged now."""
         self._grace.wait()

@@ -38,6 +38,11 @@ class GracePeriod:
         """Of the programs that run now: finish() waits for them."""
         self._begun = self._waiter.submit(self._wait)
 
+    @property
+    def has_passed(self) -> bool:
+        """Whether finish() would not wait."""
+        return self._begun is not None and self._begun.done()
+
     def finish(self) -> None:
         """For those of the last begin(), and where that failed or never was, those that run now."""
         begun, self._begun = self._begun, None

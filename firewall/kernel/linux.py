@@ -264,6 +264,10 @@ class LinuxKernel:
                 self._datapath.settle()
         self._datapath.free_rows()
 
+    def tidy(self) -> None:
+        if self._datapath.settles_at_once:
+            self.settle()
+
     @contextmanager
     def _noting_writes(self, change: Change | None = None) -> Iterator[None]:
         """For the audit; without a change, or where one fails, anything may be written."""
@@ -358,7 +362,7 @@ class LinuxKernel:
         program_set.pin_again(self._pins(), self._set)
 
     def audit(self, expected: Expected) -> list[str]:
-        self.settle()
+        self.tidy()
         return self._audit.look(self._set.maps, expected)
 
     def restore(self) -> None:

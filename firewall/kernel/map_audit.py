@@ -64,7 +64,8 @@ class MapAudit:
             self._sums.clear()
 
     def look(self, maps: PinnedMaps, expected: Expected) -> list[str]:
-        """What is not as we left it, in words. All changes have settled."""
+        """What is not as we left it, in words. What the last change left for later may be there: nothing looks at it,
+        and it is nobody's entry any more."""
         found = []
         if self._control is not None and _control(maps) != self._control:
             found.append("the control words were changed")

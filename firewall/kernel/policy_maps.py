@@ -21,6 +21,7 @@ _HOOKS = C["HOOK_COUNT"]
 _AT_ONCE = 1 << 20  # of the index
 _NUMBER = np.dtype([("vector", "<u4")])
 Lines = npt.NDArray[Any]
+_BITS_OF_BYTE = np.array([each.bit_count() for each in range(256)], np.uint8)
 
 
 def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tuple[int, int]) -> None:
@@ -85,15 +86,15 @@ def packed(classes: Classes, summary_words: int) -> tuple[Words, Lines]:
     """As bpf/layout.h says (struct line), one class after the other; and the place of each one's first word."""
     is_own = classes.is_own
     header = summary_words + 1
-    counts = is_own.sum(axis=1)
+    summaries = np.zeros((len(classes), summary_words * 8), np.uint8)
+    bits = np.packbits(is_own, axis=1, bitorder="little")
+    summaries[:, : bits.shape[1]] = bits
+    by_summary = _BITS_OF_BYTE[summaries].reshape(len(classes), summary_words, 8).sum(axis=2, dtype=np.int64)
+    counts = by_summary.sum(axis=1)
     sizes = -(-(counts + header) // C["LINE_WORDS"]) * C["LINE_WORDS"]
     begins = np.cumsum(sizes) - sizes
     words = np.zeros(int(sizes.sum()), np.uint64)
-    padded = np.zeros((len(classes), summary_words * 64), np.bool_)
-    padded[:, : is_own.shape[1]] = is_own
-    summaries = np.packbits(padded, axis=1, bitorder="little").view("<u8")
-    words[begins[:, None] + np.arange(summary_words)] = summaries
-    by_summary = padded.reshape(len(classes), summary_words, 64).sum(axis=2)
+    words[begins[:, None] + np.arange(summary_words)] = summaries.view("<u8")
     places = np.cumsum(by_summary, axis=1) - by_summary + header
     words[begins + summary_words] = (places << np.arange(summary_words) * 16).sum(axis=1).astype(np.uint64)
     rows = np.repeat(np.arange(len(classes)), counts)

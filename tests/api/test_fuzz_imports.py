@@ -120,7 +120,14 @@ def read_list(text: str) -> tuple[list[Network], list[int]]:
 
 
 def rules_of(api: ApiClient) -> list[Rule]:
-    return list(api("GET", "/v1/ruleset").json()["rules"])
+    """Once those are gone that had expired when they came."""
+    deadline = time.monotonic() + 10
+    while True:
+        rules: list[Rule] = api("GET", "/v1/ruleset").json()["rules"]
+        if not any(str(rule["expires_at"]).startswith("2020-") for rule in rules):
+            return rules
+        assert time.monotonic() < deadline, rules
+        time.sleep(0.01)
 
 
 def networks_of(rules: list[Rule]) -> list[str]:
@@ -295,6 +302,11 @@ def read_for_a_set(line: str) -> list[Network]:
     return [ip_network(text, strict=False)]
 
 
+def text_of(lines: list[str]) -> list[str]:
+    """Without what some editors put before the first one."""
+    return [lines[0].removeprefix("\ufeff"), *lines[1:]]
+
+
 def entry_texts(api: ApiClient) -> list[str]:
     page = api("GET", "/v1/sets/fuzzed/entries?page_size=1000").json()
     assert page["total_pages"] <= 1
@@ -326,7 +338,7 @@ def test_a_list_for_a_set_gives_what_an_independent_reading_gives(api: ApiClient
         where = f"seed {number}: {text!r}"
         expected: list[Network] = []
         bad = []
-        for line, content in enumerate(lines, 1):
+        for line, content in enumerate(text_of(lines), 1):
             try:
                 expected += read_for_a_set(content)
             except ValueError:
@@ -334,7 +346,7 @@ def test_a_list_for_a_set_gives_what_an_independent_reading_gives(api: ApiClient
         query = {"mode": "replace", "format": "plain", "allow_empty": "true"}
         answer = api("POST", "/v1/sets/fuzzed/import", content=text.encode(), params=query)
         if bad and not expected:
-            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_list"), where
+            assert (answer.status_code, answer.json().get("code")) == (422, "invalid_list"), where
             continue
         if "\0" in text:
             assert answer.status_code == 422, where

@@ -20,6 +20,7 @@ from firewall.errors import KernelRefused, StoreFailed, TableFull
 from firewall.kernel import bpf, linux, program_set
 from firewall.kernel import maps as firewall_maps
 from firewall.kernel.bpf import Map
+from firewall.kernel.grace import GracePeriod
 from firewall.layout import HOOKS
 from firewall.store import Store
 from tests import oracle
@@ -217,6 +218,25 @@ def test_settling_that_fails_is_made_up_for(firewall: Loaded, sabotage: Sabotage
         sabotage.repair()
         assert verdicts(firewall) == expected_verdicts(stored(firewall))
         assert_exact(firewall)
+
+
+def test_tidying_waits_for_no_packet(firewall: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a look at the maps, which finds nothing wrong in what the change left for later."""
+    base(firewall)
+    firewall.batch(NEW, ["net", "host", "host6"])
+    datapath = firewall.kernel._datapath
+    with monkeypatch.context() as patch:
+        patch.setattr(GracePeriod, "has_passed", False)
+        patch.setattr(GracePeriod, "finish", None)  # nobody may wait
+        firewall.kernel.tidy()
+        firewall.enforcer._watched.look_at_maps()
+    assert not datapath.is_settled
+    assert firewall.enforcer._watched.details() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(GracePeriod, "has_passed", True)
+        firewall.kernel.tidy()
+    assert datapath.is_settled
+    assert_exact(firewall)
 
 
 # --- one moment --------------------------------------------------------------------------------------------

@@ -271,7 +271,8 @@ def test_readers_see_the_state_before_while_a_change_is_written(path: Path, stor
         thread.join(5)
         return found.pop()
 
-    with store.transaction():
+    with store.changing(), store.transaction():
+        assert handles(list(store.all())) == [1]
         store.write_rules([1], [record(2)])
         assert in_another_thread() == [1]
         assert handles(list(store.all())) == [2], "the thread that writes sees what it wrote"
