@@ -6,12 +6,15 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.app import create_app
+from feeds.crowdsec import Progress
+from feeds.decisions import Decisions
 from firewall.hits import Hits
 from tests.api.client import ApiClient
 from tests.memory_kernel import memory_enforcer
@@ -40,6 +43,11 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         assert api("POST", "/v1/rules", rule).status_code == 201
         (entry,) = kernel.entries.values()
         kernel.hits[entry.handle] = Hits(1, 100, 1.0)
+        assert api("PUT", "/v1/sets/bad").status_code == 201
+        state = SimpleNamespace(entries=1, failures=0, last_success=1.0, refusals={})
+        feed = SimpleNamespace(feed=SimpleNamespace(name="bad"), state=state)
+        bouncer = SimpleNamespace(progress=Progress(last_pull=1.0), decisions=Decisions())
+        app.state.running.feeds, app.state.running.crowdsec = SimpleNamespace(all=lambda: [feed]), bouncer
         for family in text_string_to_metric_families(api("GET", "/metrics").text):
             for sample in family.samples:
                 found.setdefault(sample.name, set()).update(sample.labels)
