@@ -25,7 +25,8 @@ from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, PREFIX4
 
 QUESTION = "bulk"
 MILLION = 1_000_000
-ADDRESS_MAPS = ("address4", "address_filter", "address_front")
+ROWS = ("address_front", "address_rows0", "address_rows1")
+ADDRESS_MAPS = ("address4", "address_filter", *ROWS)
 
 
 def run(world: World, plan: Plan) -> Answers:
@@ -75,9 +76,11 @@ def _assert_in_kernel(service: Service, hosts: Addresses4) -> None:
     entries = Map.pinned(service.pin_root / "maps" / "address4")
     found = sum(len(keys) for keys, _ in entries.dump(PREFIX4, ADDRESS_ENTRY))
     entries.close()
-    front = Map.pinned(service.pin_root / "maps" / "address_front")
-    found += int(np.count_nonzero(front.mapped(FRONT_ROW)["key"]))
-    front.close()
+    for name in ROWS:
+        table = Map.pinned(service.pin_root / "maps" / name)
+        rows = table.info.max_entries * table.info.value_size // FRONT_ROW.itemsize
+        found += int(np.count_nonzero(table.mapped_part(FRONT_ROW, 0, rows)["key"]))
+        table.close()
     assert found == MILLION, f"{found} entries"
     assert all(_drops(host) for host in hosts[:: MILLION // 100])
 

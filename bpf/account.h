@@ -33,7 +33,7 @@ static __always_inline void count_address_rule(const struct decision *decision, 
 	__u32 zero = 0;
 	void *entries;
 
-	if (decision->best & FRONT_ROWS) {
+	if (decision->best & IN_FRONT) {
 		front = address_front.lookup(&row);
 		if (front)
 			count_entry(&front->entry, packet->length);
@@ -41,9 +41,7 @@ static __always_inline void count_address_rule(const struct decision *decision, 
 		count_entry(decision->last, packet->length);
 	} else if (packet->family == FAMILY_IPV4) {
 		key4(&small, scope, address[0], length);
-		entries = address4_maps.lookup(&zero);
-		if (entries)
-			count_entry(bpf_map_lookup_elem(entries, &small), packet->length);
+		count_entry(entry_again(decision->room, &small), packet->length);
 	} else {
 		key6(&large, scope, address, length);
 		entries = address6_maps.lookup(&zero);

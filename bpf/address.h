@@ -67,12 +67,40 @@ static __always_inline __u64 near(const struct filter_search *search, __u64 hash
 	return lengths & (filter_bits(search, index) | ~longer);
 }
 
+/*
+ * The entry of a prefix in the rows of a large table, NULL where it has none there. All keys of the bucket are read and
+ * compared by arithmetic, so that no load waits for another one.
+ */
+static __always_inline struct address_entry *row_entry(__u64 rows, __u64 number, __u32 *index)
+{
+	__u64 one, two, three, four, way, found;
+	struct row_bucket *bucket;
+	void *array;
+
+	*index = rows % ROWS_SLOTS;
+	array = rows_maps.lookup(index);
+	if (!array)
+		return NULL;
+	*index = (hash4(number) >> 32) * (rows / ROWS_SLOTS) >> 32;
+	bucket = bpf_map_lookup_elem(array, index);
+	if (!bucket)
+		return NULL;
+	one = is_zero(bucket->row[0].key ^ number);
+	two = is_zero(bucket->row[1].key ^ number);
+	three = is_zero(bucket->row[2].key ^ number);
+	four = is_zero(bucket->row[3].key ^ number);
+	if (!(one | two | three | four))
+		return NULL;
+	way = (two | four) | (three | four) << 1;
+	return &bucket->row[way & (ROW_WAYS - 1)].entry;
+}
+
 /* Best address rule of one IPv4 list. */
 static __always_inline void best_address4(struct decision *best, struct control *control, __u64 epoch, __u32 scope,
 					  __u32 network_order)
 {
 	__u64 lengths = control->lengths4[scope], size, address = bpf_ntohl(network_order), network, length;
-	__u64 number, row;
+	__u64 number, row, rows;
 	struct filter_search search = search_of(best, control);
 	struct address_entry *entry;
 	struct front_row *front;
@@ -91,12 +119,23 @@ static __always_inline void best_address4(struct decision *best, struct control 
 		if (!may_hold(&search, hash4(number)))
 			continue;
 		length = size == 1 ? 32 : 32 - lowest_bit(size);
-		row = hash4(number) >> FRONT_SHIFT;
-		search.room->index = row;
-		front = address_front.lookup(&search.room->index);
-		if (front && front->key == number) {
-			better(best, &front->entry, epoch, place_of(scope, length, FRONT_ROWS | row));
-			continue;
+		/* Volatile: else clang makes two loops of this one, and the verifier goes through both. */
+		rows = *(volatile __u64 *)&control->rows;
+		search.room->rows = rows;
+		if (rows) {
+			entry = row_entry(rows, number, &search.room->index);
+			if (entry) {
+				better(best, entry, epoch, place_of(scope, length, IN_ROWS));
+				continue;
+			}
+		} else {
+			row = hash4(number) >> FRONT_SHIFT;
+			search.room->index = row;
+			front = address_front.lookup(&search.room->index);
+			if (front && front->key == number) {
+				better(best, &front->entry, epoch, place_of(scope, length, IN_FRONT | row));
+				continue;
+			}
 		}
 		entries = address4_maps.lookup(search.zero);
 		if (!entries)
@@ -112,6 +151,22 @@ static __always_inline void best_address4(struct decision *best, struct control 
 		best->last = entry;
 		best->room->last_place = place_of(scope, length, 0);
 	}
+}
+
+/* An IPv4 entry that is not in the front, looked up once more by its key. */
+static __always_inline struct address_entry *entry_again(struct workspace *room, struct prefix4 *key)
+{
+	__u64 number = number4(key->scope, bpf_ntohl(key->address), 1ULL << ((32 - key->length) & 63));
+	struct address_entry *entry = NULL;
+	__u32 zero = 0;
+	void *entries;
+
+	if (room->rows)
+		entry = row_entry(room->rows, number, &room->index);
+	if (entry)
+		return entry;
+	entries = address4_maps.lookup(&zero);
+	return entries ? bpf_map_lookup_elem(entries, key) : NULL;
 }
 
 /* The same for lengths of one of an IPv6 list's words: 0; 1..64, of the upper half; 65..128, of the lower. */

@@ -22,18 +22,20 @@ struct decision {
 /*
  * The best address rule so far:
  *
- *   bit   59 ... 28   27 ... 20   19 ... 12       11 ... 0
- *         rank        scope       prefix length   row of the front | FRONT_ROWS, 0: it is in the hash map
+ *   bit   60 ... 29   28 ... 21   20 ... 13       12 ... 0
+ *         rank        scope       prefix length   row of the front | IN_FRONT, IN_ROWS, 0: it is in the hash map
  *
  * The bits below the rank say where the entry is: its place.
  */
-#define BEST_RANK_SHIFT 28
-#define BEST_SCOPE_SHIFT 20
-#define BEST_LENGTH_SHIFT 12
+#define BEST_RANK_SHIFT 29
+#define BEST_SCOPE_SHIFT 21
+#define BEST_LENGTH_SHIFT 13
+#define IN_ROWS (2 * FRONT_ROWS)
+#define IN_FRONT FRONT_ROWS
 #define BEST_PLACE ((1 << BEST_RANK_SHIFT) - 1)
 #define BEST_NONE ((__u64)RANK_NONE << BEST_RANK_SHIFT)
 
-/* `row`: | FRONT_ROWS, or 0. */
+/* `row`: of the front | IN_FRONT, IN_ROWS or 0. */
 static __always_inline __u64 place_of(__u64 scope, __u64 length, __u64 row)
 {
 	return scope << BEST_SCOPE_SHIFT | length << BEST_LENGTH_SHIFT | row;

@@ -60,6 +60,15 @@ static __always_inline __u64 if_negative(__s64 x)
 	return mask;
 }
 
+/* 1 or 0, without a branch. */
+static __always_inline __u64 is_zero(__u64 x)
+{
+	__u64 zero = ~(x | -x) >> 63;
+
+	asm volatile("" : "+r"(zero));
+	return zero;
+}
+
 /* The two halves get min(length, 64) and the rest. */
 static __always_inline void key6(struct prefix6 *key, __u32 scope, const __u32 *address, __u64 length)
 {

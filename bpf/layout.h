@@ -134,7 +134,21 @@ struct filter_word {
 struct front_row {
 	__u64 key;
 	struct address_entry entry;
-	__u64 unused[2]; /* a row is a cache line */
+	__u64 packets_before; /* of the entry's counters, what another rule's prefix or place had counted: the service's alone */
+	__u64 bytes_before;
+};
+
+/*
+ * The rows of a large IPv4 table, which stand in the place of the front: as many buckets as the entries need. An entry
+ * stands in one of the rows of the bucket that the upper half of its prefix's hash names, (half * buckets) >> 32, or in
+ * the hash map behind. `control.rows` says which of the two arrays in rows_maps is in use and how many buckets
+ * it has; 0: the front is in use.
+ */
+#define ROW_WAYS 4
+#define ROWS_SLOTS 2
+
+struct row_bucket {
+	struct front_row row[ROW_WAYS];
 };
 
 /* The live words. `epoch` is what a packet reads once; its lowest bit chooses the policy generation. */
@@ -186,6 +200,7 @@ struct control {
 	__u64 program;	    /* fingerprint of the program text and its capacities */
 	__u64 layout;	    /* fingerprint of layout.h and maps.h */
 	__u64 owner;	    /* whose rules these are: the service's database */
+	__u64 rows;	    /* buckets << 1 | number of the array */
 	struct report_limit report_limits[2]; /* by stream */
 };
 
@@ -465,8 +480,9 @@ LAYOUT_SIZE(struct prefix4, 8);
 LAYOUT_SIZE(struct prefix6, 20);
 LAYOUT_SIZE(struct address_entry, 40);
 LAYOUT_SIZE(struct front_row, 64);
+LAYOUT_SIZE(struct row_bucket, 256);
 LAYOUT_SIZE(struct report_limit, 16);
-LAYOUT_SIZE(struct control, 208);
+LAYOUT_SIZE(struct control, 216);
 LAYOUT_SIZE(struct span, 8);
 LAYOUT_SIZE(struct policy, 56);
 LAYOUT_SIZE(struct line, 64);

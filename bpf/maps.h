@@ -29,9 +29,11 @@ BPF_F_TABLE("array", __u32, struct control, control_map, 1, BPF_F_MMAPABLE);
 #define BPF_ANNOTATE_KV_PAIR(name, key, value)
 BPF_TABLE("hash", struct prefix4, struct address_entry, address4_kind, 1);
 BPF_TABLE("hash", struct prefix6, struct address_entry, address6_kind, 1);
+BPF_F_TABLE("array", __u32, struct row_bucket, rows_kind, 1, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
 #pragma pop_macro("BPF_ANNOTATE_KV_PAIR")
 BPF_F_TABLE("array_of_maps$address4_kind", __u32, __u32, address4_maps, 1, 0);
 BPF_F_TABLE("array_of_maps$address6_kind", __u32, __u32, address6_maps, 1, 0);
+BPF_F_TABLE("array_of_maps$rows_kind", __u32, __u32, rows_maps, ROWS_SLOTS, 0);
 
 /* What stands before them: which prefixes they may hold. */
 BPF_F_TABLE("array", __u32, struct filter_word, address_filter, FILTER_WORDS + FILTER_WORDS / 4, BPF_F_MMAPABLE);
@@ -95,6 +97,7 @@ struct outcome {
 struct workspace {
 	struct packet packet;
 	__u64 last_place; /* of the IPv4 entry that was found last in the hash map: as in struct decision */
+	__u64 rows;	  /* control.rows, for whoever looks once more */
 	struct prefix6 key;
 	__u32 index;
 	__u32 scope; /* for observe.h: of the policy that judged it, the rank that won, and bits of rules to report */

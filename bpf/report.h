@@ -88,15 +88,13 @@ static __always_inline __u32 address_handle(struct workspace *room)
 	struct prefix6 large;
 	void *entries;
 
-	if (best & FRONT_ROWS) {
+	if (best & IN_FRONT) {
 		front = address_front.lookup(&row);
 		return front ? front->entry.handle : 0;
 	}
 	if (room->packet.family == FAMILY_IPV4) {
 		key4(&small, scope, address[0], length);
-		entries = address4_maps.lookup(&zero);
-		if (entries)
-			entry = bpf_map_lookup_elem(entries, &small);
+		entry = entry_again(room, &small);
 	} else {
 		key6(&large, scope, address, length);
 		entries = address6_maps.lookup(&zero);

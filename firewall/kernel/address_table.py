@@ -1,124 +1,228 @@
-"""An address table of the kernel: one family's entries behind the filter, in a hash map and, of IPv4, in the front.
+"""An address table of the kernel: a family's entries behind the filter, in a hash map and, of IPv4, in rows before it.
 
-Owns that every write and delete tells the filter, in which of the two an entry stands, and growth: a larger map is
-filled beside and put in the place of the present one, while the programs stay.
+Owns that every write and delete tells the filter, in which of the two an entry stands, and growth: larger rows or a
+larger map are filled beside and put in the place of the present ones, while the programs stay.
 
-Packets look into the front first. So an entry that comes with few others may be put there, where a row is free; written
-again it goes over to the hash map and leaves its row after that: at every moment packets meet the one or the other,
-whole. Whose process ends in between leaves both, and mend() takes away the one that no packet has met.
+Packets look into the rows first. An entry that comes is put there where a row is free, and stays where it is as long as
+it is there, whatever is written. Small tables have the front, an array that programs read without a call; a table of
+more than FRONT_ENTRIES has rows of its own, three for two entries.
+
+An entry stands in one place alone, but while rows grow: then it is still in the old place as well, until _tidy() takes
+it away. Whose process ends before leaves both; packets meet the one in the rows, and mend() takes the other away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from firewall.datapath import Key
 from firewall.errors import FirewallError
 from firewall.kernel.address_filter import AddressFilter
-from firewall.kernel.address_front import AddressFront, Mask
+from firewall.kernel.address_rows import (
+    WAYS,
+    AddressRows,
+    Mask,
+    Numbers,
+    front_of,
+    prefixes_of,
+    rows_in_use,
+)
 from firewall.kernel.bpf import Map, Records
-from firewall.kernel.keys import PREFIX, key_bytes
+from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import PinnedMaps
-from firewall.layout import ADDRESS_ENTRY
+from firewall.layout import ADDRESS_ENTRY, LAYOUT, PREFIX4, C
+from firewall.presence import numbers4
 
-# The front serves lists that are small, or grow by a few; of a large one it could hold no share worth a look.
-FEW = 1024
+FRONT_ENTRIES = 1024
+ROW_BUCKET = LAYOUT.structs["row_bucket"]
+FEWEST_BUCKETS = 1024
+_NO_ROWS = 1  # bucket
+_FEW_LOOKUPS = 64
+_PART = 1 << 16  # entries that are written at once
+# One entry in so many, at most, finds its bucket full: 8% at three rows for two entries, 11% at four for three.
+_BEHIND_ROWS = 8
 
 
 class AddressTable:
     """Of one IP version. Not thread-safe: one writer."""
 
-    def __init__(self, maps: PinnedMaps, version: int, before: AddressFilter) -> None:
+    def __init__(
+        self, maps: PinnedMaps, version: int, before: AddressFilter, wait: Callable[[], None]
+    ) -> None:
+        """`wait`: until no packet is left that was being judged, and then calls passed()."""
         self._maps = maps
         self._version = version
         self._filter = before
-        self._front = AddressFront(maps) if version == 4 else None
+        self._wait = wait
+        self._rows = rows_in_use(maps) if version == 4 else None
         self._name = f"address{version}"
+        self._most_behind: int | None = None  # entries in the hash map of IPv4, at most
+        self._pins: Path | None = None
+        self._is_tidy = True
 
     @property
     def _map(self) -> Map:
         return self._maps[self._name]
 
-    def write(self, keys: Records, values: Records) -> None:
+    # -- entries
+
+    def write(self, keys: Records, values: Records, goes_on: Mask | None = None) -> None:
+        """Entries, each key once. `goes_on`: of those that are there, whose hits go on; else they begin with those of
+        their values."""
         self._filter.mark(self._version, keys)
-        if self._front is None:
+        if self._rows is None:
             self._map.update_batch(keys, values)
             return
-        if len(keys) > FEW:
-            self._map.update_batch(keys, values)
-            self._front.clear(keys)
-            return
-        fresh = self._fresh(self._front, keys)
-        self._map.update_batch(keys[~fresh], values[~fresh])
-        self._front.clear(keys[~fresh])
-        self._front.put(keys[fresh], values[fresh])
+        numbers = numbers4(keys)
+        places = self._rows.find(numbers)
+        here = places >= 0
+        if here.any():
+            goes_on = np.zeros(len(keys), np.bool_) if goes_on is None else goes_on
+            epoch = int(self._maps.control["epoch"])
+            self._rows.rewrite(places[here], values[here], goes_on[here], epoch, self._wait)
+        rest = np.flatnonzero(~here)
+        behind = self._behind(keys[rest], numbers[rest])
+        for begin in range(0, len(rest), _PART):
+            part = slice(begin, begin + _PART)
+            some = rest[part]
+            self._write_elsewhere(self._rows, keys[some], numbers[some], values[some], behind[part])
 
-    def _fresh(self, front: AddressFront, keys: Records) -> Mask:
-        """Those that the front takes. One that stands in the hash map stays there, or there were two of it."""
-        takes = front.takes(keys)
-        takes[takes] = [self._map.lookup(key.tobytes()) is None for key in keys[takes]]
-        return takes
+    def _write_elsewhere(
+        self, rows: AddressRows, keys: Records, numbers: Numbers, values: Records, behind: Mask
+    ) -> None:
+        """Entries that stand in no row. One that stands in the hash map stays there, or there were two of it."""
+        taken = np.zeros(len(keys), np.bool_)
+        taken[~behind] = rows.put(numbers[~behind], values[~behind])
+        if not taken.all():
+            self._make_room(int(np.count_nonzero(~taken & ~behind)))
+            self._map.update_batch(keys[~taken], values[~taken])
 
-    def write_one(self, key: Key, value: bytes) -> None:
-        self._filter.mark_one(key)
-        record = key_bytes(key)
-        if self._front is None:
-            self._map.update(record, value)
-        elif self._map.lookup(record) is not None or not self._front.put_one(key, value):
-            self._map.update(record, value)
-            self._front.clear_one(key)
+    def _behind(self, keys: Records, numbers: Numbers) -> Mask:
+        """Which of the entries stand in the hash map."""
+        if len(keys) <= _FEW_LOOKUPS:
+            return np.array([self._map.lookup(key.tobytes()) is not None for key in keys], np.bool_)
+        return np.isin(numbers, self._numbers_behind())
+
+    def _numbers_behind(self) -> Numbers:
+        found = [numbers4(keys) for keys, _ in self._map.dump(PREFIX4, ADDRESS_ENTRY)]
+        numbers = np.concatenate([np.zeros(0, np.uint64), *found])
+        self._most_behind = len(numbers)
+        return numbers
 
     def delete(self, keys: Records) -> None:
         """Keys that are not there are passed over."""
-        self._map.delete_batch(keys)
-        if self._front is not None:
-            self._front.clear(keys)
+        if self._rows is None:
+            self._map.delete_batch(keys)
+        else:
+            places = self._rows.find(numbers4(keys))
+            self._map.delete_batch(keys[places < 0])
+            self._rows.clear(places[places >= 0])
         if self._filter.leave(len(keys)):
             with suppress(FirewallError):  # a bit too many costs a probe
                 self._filter.renew()
 
     def lookup(self, key: bytes) -> bytes | None:
-        found = None if self._front is None else self._front.lookup(key)
-        return self._map.lookup(key) if found is None else found
+        if self._rows is not None:
+            places = self._rows.find(numbers4(np.frombuffer(key, PREFIX4)))
+            if places[0] >= 0:
+                return self._rows.values(places).tobytes()
+        return self._map.lookup(key)
 
     def lookup_many(self, keys: Records) -> tuple[npt.NDArray[np.bool_], Records]:
-        found, values = self._map.lookup_many(keys, ADDRESS_ENTRY)
-        values = values[:, 0]
-        if self._front is not None:
-            here, entries = self._front.values(keys)
-            found, values[here] = found | here, entries[here]
+        """Which are there, and a value for each."""
+        if self._rows is None:
+            found, copies = self._map.lookup_many(keys, ADDRESS_ENTRY)
+            return found, copies[:, 0]
+        places = self._rows.find(numbers4(keys))
+        here = places >= 0
+        found, values = here.copy(), np.zeros(len(keys), ADDRESS_ENTRY)
+        values[here] = self._rows.values(places[here])
+        found[~here], copies = self._map.lookup_many(keys[~here], ADDRESS_ENTRY)
+        values[~here] = copies[:, 0]
         return found, values
 
     def dump(self) -> Iterator[tuple[Records, Records]]:
         yield from self._map.dump(PREFIX[self._version], ADDRESS_ENTRY)
-        if self._front is not None:
-            yield from self._front.dump()
+        if self._rows is not None:
+            yield from self._rows.dump()
 
-    def mend(self) -> None:
-        """Makes every entry stand in one place alone, whatever there was."""
-        if self._front is not None:
-            self._front.clear_unmet()
-            for keys, _ in self._front.dump():
-                self._map.delete_batch(keys)
+    # -- rows
+
+    def let_go(self) -> None:
+        """Of memory that a change of many had at hand."""
+        if self._rows is not None:
+            self._rows.let_go()
 
     @property
     def has_left_rows(self) -> bool:
-        """Whether entries were taken from the front that packets may still read."""
-        return self._front is not None and self._front.has_left_rows
+        """Whether entries were taken from rows that packets may still read."""
+        return self._rows is not None and self._rows.has_left
 
     def passed(self) -> None:
         """Call when no packet is left that was being judged."""
-        if self._front is not None:
-            self._front.passed()
+        if self._rows is not None:
+            self._rows.passed()
+
+    def mend(self) -> None:
+        """Makes every entry stand in one place alone, whatever there was."""
+        if self._rows is not None:
+            live = self._maps.live_rows
+            if live is not None:
+                self._maps.use_rows(*live)
+            self._rows.clear_unmet()
+            self._wait()
+            self._tidy(self._rows)
+
+    def _tidy(self, rows: AddressRows) -> None:
+        """Takes away what rows have and no packet meets any more: from the hash map, the front, the other array."""
+        behind = self._numbers_behind()
+        both = behind[rows.find(behind) >= 0]
+        if len(both):
+            self._map.delete_batch(prefixes_of(both))
+            self._most_behind = len(behind) - len(both)
+        live = self._maps.live_rows
+        if live is not None:
+            front_of(self._maps).clear_all()
+        for slot in range(C["ROWS_SLOTS"]):
+            is_live = live is not None and live[0] == slot
+            if not is_live and self._pins is not None and self._maps.rows(slot).info.max_entries > _NO_ROWS:
+                self._maps.replace_rows(slot, no_rows(slot), self._pins)
+        self._is_tidy = True
+
+    # -- room
 
     def reserve(self, entries: int, pins: Path) -> None:
         """Makes room for so many; `pins`: below which the maps are pinned. Raises KernelRefused and leaves all as it
         was for packets."""
+        self._pins = pins
+        if self._rows is None:
+            self._grow_map(entries, pins)
+            return
+        if not self._is_tidy:
+            self._wait()
+            self._tidy(self._rows)
+        live = self._maps.live_rows
+        if entries > (FRONT_ENTRIES if live is None else _room_of(live[1])):
+            self._grow_rows(self._rows, _buckets_for(entries), pins)
+            live = self._maps.live_rows
+        self._grow_map(entries if live is None else entries // _BEHIND_ROWS, pins)
+
+    def _make_room(self, more: int) -> None:
+        """For entries that find no row: of addresses that stand apart by a step which the hash makes little of, there
+        are more than reserve() thinks."""
+        have = self._map.info.max_entries
+        if self._most_behind is None or _room_for(self._most_behind + more, have) > have:
+            self._numbers_behind()
+        self._most_behind = (self._most_behind or 0) + more
+        if self._pins is not None:
+            self._grow_map(self._most_behind, self._pins)
+
+    def _grow_map(self, entries: int, pins: Path) -> None:
         have = self._map.info.max_entries
         room = _room_for(entries, have)
         if room == have:
@@ -131,6 +235,90 @@ class AddressTable:
             larger.close()
             raise
         self._maps.replace_addresses(self._version, larger, pins)
+
+    def _grow_rows(self, old: AddressRows, buckets: int, pins: Path) -> None:
+        """Fills larger rows with all entries and leads packets there by one store. What they counted meanwhile in the
+        old places follows."""
+        live = self._maps.live_rows
+        slot = 0 if live is None else 1 - live[0]
+        self._is_tidy = False
+        try:
+            self._maps.replace_rows(slot, new_rows(slot, buckets), pins)
+            rows = AddressRows(buckets, WAYS, table=self._maps.rows(slot))
+            behind = self._fill_from_map(old, rows)
+            counted = self._fill_from_rows(old, rows)
+        except BaseException:
+            with suppress(FirewallError):  # the next change tidies up
+                self._tidy(old)
+            raise
+        self._maps.use_rows(slot, buckets)
+        self._rows = rows
+        self._wait()
+        for (numbers, _, now), before in zip(old.content(), counted, strict=True):
+            _follow(rows, numbers, before, now)
+        if len(behind):
+            found, now = self._map.lookup_many(prefixes_of(behind.numbers), ADDRESS_ENTRY)
+            _follow(rows, behind.numbers[found], behind.values[found], now[found, 0])
+        self._tidy(rows)
+
+    def _fill_from_map(self, old: AddressRows, rows: AddressRows) -> _Moved:
+        """Those that found a row."""
+        parts = [_Moved(np.zeros(0, np.uint64), np.zeros(0, ADDRESS_ENTRY))]
+        for keys, values in self._map.dump(PREFIX4, ADDRESS_ENTRY):
+            numbers = numbers4(keys)
+            alone = old.find(numbers) < 0
+            numbers, values = numbers[alone], values[alone]
+            taken = rows.put(numbers, values)
+            parts.append(_Moved(numbers[taken], values[taken]))
+        return _Moved(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def _fill_from_rows(self, old: AddressRows, rows: AddressRows) -> list[Records]:
+        """All of them: those that find no row go into the hash map. Answers them in parts, as they were."""
+        parts = []
+        for numbers, _, values in old.content():
+            taken = rows.put(numbers, values)
+            if not taken.all():
+                self._make_room(int(np.count_nonzero(~taken)))
+                self._map.update_batch(prefixes_of(numbers[~taken]), values[~taken])
+            parts.append(values)
+        return parts
+
+
+class _Moved(NamedTuple):
+    numbers: Numbers
+    values: Records
+
+
+def _follow(rows: AddressRows, numbers: Numbers, before: Records, now: Records) -> None:
+    """Adds what the old places of entries counted after they were copied."""
+    differs = now["packets"] != before["packets"]
+    places = rows.find(numbers[differs])
+    here = places >= 0
+    packets, size = (
+        now[field][differs][here] - before[field][differs][here] for field in ("packets", "bytes")
+    )
+    rows.add_hits(places[here], packets, size)
+
+
+def new_rows(slot: int, buckets: int) -> Map:
+    return Map.inner_array(f"address_rows{slot}", ROW_BUCKET, buckets)
+
+
+def no_rows(slot: int) -> Map:
+    """What stands where no rows are in use."""
+    return new_rows(slot, _NO_ROWS)
+
+
+def _buckets_for(entries: int) -> int:
+    """At three rows for two entries, or up to a quarter more: then growth has fewer steps."""
+    wanted = max(FEWEST_BUCKETS, -(-entries * 3 // (2 * WAYS)))
+    step = 1 << (wanted.bit_length() - 3)
+    return -(-wanted // step) * step
+
+
+def _room_of(buckets: int) -> int:
+    """Entries for which these rows are enough: four rows for three."""
+    return buckets * WAYS * 3 // 4
 
 
 def _room_for(entries: int, have: int) -> int:

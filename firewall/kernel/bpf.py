@@ -52,7 +52,8 @@ MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 _libc = ctypes.CDLL(None, use_errno=True)
 Records = npt.NDArray[np.void]
 Layout = np.dtype[np.void]
-_MAP_TYPE_HASH = 1
+_MAP_TYPE_HASH, _MAP_TYPE_ARRAY = 1, 2
+_BPF_F_MMAPABLE, _BPF_F_INNER_MAP = 1 << 10, 1 << 12
 
 
 def call(command: int, attr: bytes, action: str, allowed: tuple[int, ...] = ()) -> tuple[int, bytes]:
@@ -256,6 +257,12 @@ class Map:
         return cls(create_map(name, _MAP_TYPE_HASH, key.itemsize, value.itemsize, entries))
 
     @classmethod
+    def inner_array(cls, name: str, value: Layout, entries: int) -> Map:
+        """A new array to be mapped, of a size that others of its map of maps need not have."""
+        flags = _BPF_F_MMAPABLE | _BPF_F_INNER_MAP
+        return cls(create_map(name, _MAP_TYPE_ARRAY, 4, value.itemsize, entries, flags))
+
+    @classmethod
     def by_id(cls, map_id: int) -> Map:
         return cls(call(MAP_GET_FD_BY_ID, struct.pack("=III", map_id, 0, 0), f"opening map {map_id}")[0])
 
@@ -382,6 +389,13 @@ class Map:
         if stride != dtype.itemsize:
             raise ValueError(f"{self.info.name}: elements of {dtype.itemsize} bytes stand {stride} apart")
         return np.frombuffer(shared, dtype, count=self.info.max_entries)
+
+    def mapped_part(self, dtype: Layout, first: int, end: int) -> Records:
+        """The same of a part of it, for as long as somebody has what this answers. `dtype`: of parts of an element that
+        follow one another without a gap; `first`, `end` count these."""
+        begin = first * dtype.itemsize // mmap.PAGESIZE * mmap.PAGESIZE
+        shared = mmap.mmap(self.fd, end * dtype.itemsize - begin, offset=begin)
+        return np.frombuffer(shared, dtype, count=end - first, offset=first * dtype.itemsize - begin)
 
 
 def try_offload(ifindex: int, device: str) -> None:

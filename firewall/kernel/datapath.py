@@ -8,10 +8,11 @@ of them is left (settle).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from firewall.datapath import Change, Edit, Entries, Entry, Image, Key, Occupanc
 from firewall.errors import FirewallError
 from firewall.hits import NO_HITS, Hits
 from firewall.kernel.address_filter import AddressFilter
+from firewall.kernel.address_rows import Mask
 from firewall.kernel.address_table import AddressTable
 from firewall.kernel.bpf import Records
 from firewall.kernel.clock import tick_to_wall, wall_to_tick
@@ -41,6 +43,8 @@ from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
 
 VERSIONS = (4, 6)
 _FEW_LOOKUPS = 65_536
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Hit(NamedTuple):
@@ -51,6 +55,21 @@ class Hit(NamedTuple):
 
     def only(self, mask: npt.NDArray[np.bool_]) -> Hit:
         return Hit(self.rows[mask], self.records[mask])
+
+
+def _lets_go(
+    method: Callable[Concatenate[KernelDatapath, P], T],
+) -> Callable[Concatenate[KernelDatapath, P], T]:
+    """Of memory that tables mapped for what they were asked."""
+
+    @wraps(method)
+    def wrapped(self: KernelDatapath, /, *arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return method(self, *arguments, **named)
+        finally:
+            self._let_go()
+
+    return wrapped
 
 
 # The entries of a change's keys as they were before it, by key.
@@ -69,7 +88,9 @@ class KernelDatapath:
         self.options = options
         self._grace = GracePeriod()
         self._filter = AddressFilter(maps, self._all_keys, self._wait)
-        self._tables = {version: AddressTable(maps, version, self._filter) for version in VERSIONS}
+        self._tables = {
+            version: AddressTable(maps, version, self._filter, self._wait) for version in VERSIONS
+        }
         self._unsettled: Change | None = None
         self._cut_off: tuple[Change, Present, Many] | None = None
         self._epoch_word = maps.arrays["control_map"].view("<u8")
@@ -99,13 +120,18 @@ class KernelDatapath:
             table.passed()
 
     def free_rows(self) -> None:
-        """Makes rows of the front that entries left free for others."""
+        """Makes rows that entries left free for others."""
         if any(table.has_left_rows for table in self._tables.values()):
             self._wait()
+
+    def _let_go(self) -> None:
+        for table in self._tables.values():
+            table.let_go()
 
     def close(self) -> None:
         self._grace.close()
 
+    @_lets_go
     def reserve(self, entries: Mapping[int, int], pins: Path) -> None:
         """Room for so many address entries by IP version; `pins`: below which the maps are pinned."""
         self.settle()
@@ -120,6 +146,7 @@ class KernelDatapath:
 
     # -- changes
 
+    @_lets_go
     def apply(self, change: Change) -> dict[int, Hits]:
         """Returns the hits of entries that went, or went over to another rule, by the handle of the rule before."""
         self.settle()
@@ -152,16 +179,14 @@ class KernelDatapath:
 
     def _write_one(self, key: Key, entry: Entry, before: np.void | None) -> None:
         """`before`: the entry that there was, whose hits go on."""
-        value = np.zeros((), ADDRESS_ENTRY)
+        values = np.zeros(1, ADDRESS_ENTRY)
         if before is not None:
-            value[()] = before
-        value["since"], value["rank"], value["old_rank"], value["handle"] = (
-            0,
-            entry.rank,
-            entry.rank,
-            entry.handle,
+            values[0] = before
+        values["since"], values["handle"] = 0, entry.handle
+        values["rank"] = values["old_rank"] = entry.rank
+        self._tables[key.version].write(
+            key_records(key.version, [key]), values, np.array([before is not None])
         )
-        self._tables[key.version].write_one(key, value.tobytes())
 
     def _apply_at_once(self, change: Change, present: Present, many: Many = ((), ())) -> None:
         """`many`: what had been hit of the entries that go, and that change, by the million."""
@@ -177,8 +202,8 @@ class KernelDatapath:
             for (old, new), found in zip(change.changed, many[1], strict=True):
                 values = many_entry_records(new, epoch)
                 values["old_rank"] = old.ranks
-                goes_on = found.only(old.handles[found.rows] == new.handles[found.rows])
-                self._write_counted(new, values, goes_on)
+                is_same = old.handles == new.handles
+                self._write_counted(new, values, found.only(is_same[found.rows]), is_same)
             if change.policy is not None:
                 write_policy(self.maps, epoch & 1, change.policy, self.options)
         except BaseException:
@@ -214,6 +239,7 @@ class KernelDatapath:
         """Until none is left that is being judged now."""
         self._grace.wait()
 
+    @_lets_go
     def settle(self) -> None:
         """Waits until no packet of the old epoch is left, then clears away what only those could need."""
         self._take_back()
@@ -228,13 +254,15 @@ class KernelDatapath:
             self._tables[each.version].delete(entries_key_records(each))
         self._unsettled = None
 
-    def _write_counted(self, entries: Entries, values: Records, hit: Hit) -> None:
-        """Values of entries, of which some had been hit and go on counting."""
+    def _write_counted(
+        self, entries: Entries, values: Records, hit: Hit, goes_on: Mask | None = None
+    ) -> None:
+        """Values of entries, of which some had been hit and go on counting. `goes_on`: as for AddressTable.write()."""
         for field in ("packets", "bytes", "last_hit"):
             values[field][hit.rows] = hit.records[field]
         if not values["since"].any():
             values["old_rank"] = values["rank"]
-        self._tables[entries.version].write(entries_key_records(entries), values)
+        self._tables[entries.version].write(entries_key_records(entries), values, goes_on)
 
     def _hit(self, many: Sequence[Entries]) -> list[Hit]:
         """Of each of some parts, the entries that were hit. Where they are many, all of the table is read: that costs
@@ -263,6 +291,7 @@ class KernelDatapath:
                 records.append(values[was_hit])
         return np.concatenate(keys), np.concatenate(records)
 
+    @_lets_go
     def hits_of(self, entries: Sequence[Entries]) -> dict[int, Hits]:
         """By handle, of those that were hit."""
         return _sum({}, zip(entries, self._hit(entries), strict=True))
@@ -274,11 +303,12 @@ class KernelDatapath:
                 continue
             old = [edit.old for edit in mine] if before else None
             values = entry_records([edit.new for edit in mine], since, old)
+            goes_on = np.array([edit.key in present and not _goes_over(edit) for edit in mine], np.bool_)
             for at, edit in enumerate(mine):
-                if edit.key in present and not _goes_over(edit):
+                if goes_on[at]:
                     for field in ("packets", "bytes", "last_hit"):
                         values[field][at] = present[edit.key][field]
-            self._tables[version].write(key_records(version, [edit.key for edit in mine]), values)
+            self._tables[version].write(key_records(version, [edit.key for edit in mine]), values, goes_on)
 
     def _delete(self, edits: Sequence[Edit]) -> None:
         for version in VERSIONS:
@@ -288,6 +318,7 @@ class KernelDatapath:
 
     # -- the whole content
 
+    @_lets_go
     def reconcile(self, image: Image) -> None:
         """Makes the maps hold just this. What packets meet goes from the one to the other at one moment."""
         self.settle()
@@ -333,7 +364,7 @@ class KernelDatapath:
                 table.delete(keys[is_new])
                 stays = waits & ~is_new
                 values["rank"][stays], values["since"][stays] = values["old_rank"][stays], 0
-                table.write(keys[stays], values[stays])
+                table.write(keys[stays], values[stays], np.ones(np.count_nonzero(stays), np.bool_))
 
     def _dump(self, version: int) -> tuple[Entries, Entries]:
         """The entries that packets meet now, and those that none meets: left by a change that was cut off."""
@@ -349,6 +380,7 @@ class KernelDatapath:
         is_dead = everything.ranks == RANK_NONE
         return everything.only(~is_dead), everything.only(is_dead)
 
+    @_lets_go
     def ingress_entries(self) -> dict[Key, Entry]:
         """The address rules that packets meet at ingress now."""
         self.settle()
@@ -363,11 +395,13 @@ class KernelDatapath:
         value = self._tables[key.version].lookup(key_bytes(key))
         return None if value is None else np.frombuffer(value, ADDRESS_ENTRY)[0]
 
+    @_lets_go
     def entry_handle(self, key: Key) -> int | None:
         """Of the rule that a prefix's entry stands for now, in the table itself."""
         entry = self._entry(key)
         return None if entry is None else int(entry["handle"])
 
+    @_lets_go
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         hits = [NO_HITS] * len(keys)
         for version in VERSIONS:
@@ -389,6 +423,7 @@ class KernelDatapath:
                 parts.append(values["handle"][(values["packets"] != 0) & (values["last_hit"] >= tick)])
         return np.concatenate(parts)
 
+    @_lets_go
     def all_address_hits(self) -> dict[int, Hits]:
         hits: dict[int, Hits] = {}
         for version in VERSIONS:

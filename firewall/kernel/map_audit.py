@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from firewall.address_index import Keys, no_entries
 from firewall.datapath import Entries, Expected
-from firewall.kernel.address_front import AddressFront
-from firewall.kernel.bpf import Map, Records
+from firewall.kernel.address_rows import rows_in_use
+from firewall.kernel.bpf import Records
 from firewall.kernel.keys import PREFIX, encoded_keys, entries_key_records
 from firewall.kernel.maps import PinnedMaps
-from firewall.layout import ADDRESS_ENTRY, RANK_NONE
-from firewall.presence import marks
+from firewall.layout import ADDRESS_ENTRY, RANK_NONE, C
+from firewall.presence import marks, numbers4
 
 # Looked at every time, because they are small and decide much; of the large ones one at each look.
 _SMALL = ("policy_heads", "policy_rules", "policy_protocol")
@@ -40,7 +40,7 @@ Numbers = npt.NDArray[np.uint32]
 class _Pass:
     """A walk over one address table, over several looks. `changes`: of ours that there had been at its start."""
 
-    table: Map
+    tables: list[int]
     parts: Iterator[tuple[Records, Records]]
     changes: int
     seen: list[Keys] = field(default_factory=list)
@@ -75,6 +75,12 @@ class MapAudit:
             if maps[f"address{version}_maps"].lookup(bytes(4))
             != maps[f"address{version}"].info.id.to_bytes(4, "little")
         ]
+        found += [
+            "rows_maps leads to other rows"
+            for slot in range(C["ROWS_SLOTS"])
+            if maps["rows_maps"].lookup(slot.to_bytes(4, "little"))
+            != maps.rows(slot).info.id.to_bytes(4, "little")
+        ]
         found += [f"{name} was changed" for name in self._names() if self._differs(maps, name)]
         for version in VERSIONS:
             found += self._entries(maps, version, expected)
@@ -107,11 +113,11 @@ class MapAudit:
         return int.from_bytes((self._control or bytes(8))[:8], "little")
 
     def _entries(self, maps: PinnedMaps, version: int, expected: Expected) -> list[str]:
-        table = maps[f"address{version}"]
+        tables = _tables(maps, version)
         walk = self._passes.get(version)
-        if walk is None or walk.table is not table:
+        if walk is None or walk.tables != tables:
             parts = _parts(maps, version)
-            walk = self._passes[version] = _Pass(table, parts, self._changes)
+            walk = self._passes[version] = _Pass(tables, parts, self._changes)
         looked_at = 0
         for part in walk.parts:
             stray = self._strays(version, part, walk, expected)
@@ -148,13 +154,21 @@ class MapAudit:
 def _parts(maps: PinnedMaps, version: int) -> Iterator[tuple[Records, Records]]:
     yield from maps[f"address{version}"].dump(PREFIX[version], ADDRESS_ENTRY, _ENTRIES_A_LOOK)
     if version == 4:
-        yield from AddressFront(maps).dump()
+        yield from rows_in_use(maps).dump(_ENTRIES_A_LOOK)
 
 
 def _are_there(maps: PinnedMaps, version: int, keys: Records) -> npt.NDArray[np.bool_]:
     table = maps[f"address{version}"]
     there = np.array([table.lookup(key.tobytes()) is not None for key in keys], np.bool_)
-    return there | AddressFront(maps).holds(keys) if version == 4 else there
+    return there | (rows_in_use(maps).find(numbers4(keys)) >= 0) if version == 4 else there
+
+
+def _tables(maps: PinnedMaps, version: int) -> list[int]:
+    """Ids of the maps that hold a family's entries."""
+    names = [f"address{version}"]
+    if version == 4:
+        names += [f"address_rows{slot}" for slot in range(C["ROWS_SLOTS"])]
+    return [maps[name].info.id for name in names]
 
 
 def _count_strays(version: int, keys: Keys, ranks: Numbers, handles: Numbers, expected: Expected) -> int:

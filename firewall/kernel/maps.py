@@ -12,13 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.kernel.bpf import Map, pin
-from firewall.layout import CONTROL, FRONT_ROW, INTERFACE_SLOT, LAYOUT, POLICY, POLICY_RULE
+from firewall.layout import CONTROL, FRONT_ROW, INTERFACE_SLOT, LAYOUT, POLICY, POLICY_RULE, C
 
 HASHES = (
     "address4_maps",
     "address6_maps",
+    "rows_maps",
     "address4",
     "address6",
+    "address_rows0",
+    "address_rows1",
     "policy_iface",
     "policy_search",
     "policy_counters",
@@ -79,24 +82,47 @@ class PinnedMaps:
 
     def replace_addresses(self, version: int, entries: Map, pins: Path) -> None:
         """Puts a filled table in the place of the present one; packets meet the one or the other, whole."""
-        name = f"address{version}"
+        self._replace(f"address{version}", entries, f"address{version}_maps", 0, pins)
+
+    def _replace(self, name: str, fresh: Map, outer: str, slot: int, pins: Path) -> None:
         beside = pins / "maps" / f"{name}_new"
         beside.unlink(missing_ok=True)
-        pin(entries.fd, beside)
-        self._point_at(version, entries)
+        pin(fresh.fd, beside)
+        self._point_at(outer, slot, fresh)
         beside.rename(pins / "maps" / name)
         old = self.maps.get(name)
-        self.maps[name] = entries
+        self.maps[name] = fresh
         if old is not None:
             old.close()
 
     def point_at_addresses(self) -> None:
         """Makes the programs use the pinned tables, also where a crash came between the steps of a replacement."""
         for version in (4, 6):
-            self._point_at(version, self.maps[f"address{version}"])
+            self._point_at(f"address{version}_maps", 0, self.maps[f"address{version}"])
+        for slot in range(C["ROWS_SLOTS"]):
+            self._point_at("rows_maps", slot, self.rows(slot))
 
-    def _point_at(self, version: int, entries: Map) -> None:
-        self.maps[f"address{version}_maps"].update(bytes(4), entries.fd.to_bytes(4, "little"))
+    def _point_at(self, outer: str, slot: int, inner: Map) -> None:
+        self.maps[outer].update(slot.to_bytes(4, "little"), inner.fd.to_bytes(4, "little"))
+
+    # -- rows of large IPv4 tables
+
+    @property
+    def live_rows(self) -> tuple[int, int] | None:
+        """Which of the two arrays packets look into, and how many buckets it has; None: the front."""
+        word = int(self.control["rows"])
+        slot = word % C["ROWS_SLOTS"]
+        return (slot, self.rows(slot).info.max_entries) if word else None
+
+    def use_rows(self, slot: int, buckets: int) -> None:
+        self.control["rows"] = buckets * C["ROWS_SLOTS"] + slot
+
+    def rows(self, slot: int) -> Map:
+        return self.maps[f"address_rows{slot}"]
+
+    def replace_rows(self, slot: int, fresh: Map, pins: Path) -> None:
+        """Of the two arrays the one that no packet looks into."""
+        self._replace(f"address_rows{slot}", fresh, "rows_maps", slot, pins)
 
     def __getitem__(self, name: str) -> Map:
         return self.maps[name]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from firewall.errors import FirewallError, KernelRefused
 from firewall.kernel import bpf, bpffs
+from firewall.kernel.address_table import no_rows
 from firewall.kernel.assembly import assemble
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import KEPT, PinnedMaps
@@ -32,7 +33,7 @@ from firewall.kernel.source import (
     layout_fingerprint,
     program_fingerprint,
 )
-from firewall.layout import ADDRESS_ENTRY
+from firewall.layout import ADDRESS_ENTRY, C
 
 INITIAL_ADDRESSES = 16384
 
@@ -119,6 +120,11 @@ def recover(pin_root: Path, program: int) -> None:
         inner_id = outer.lookup(bytes(4)) if outer else None
         if inner_id is not None:
             found[f"address{version}"] = bpf.Map.by_id(int.from_bytes(inner_id, "little"))
+    outer = found.get("rows_maps")
+    for slot in range(C["ROWS_SLOTS"]):
+        inner_id = outer.lookup(slot.to_bytes(4, "little")) if outer else None
+        if inner_id is not None:
+            found[f"address_rows{slot}"] = bpf.Map.by_id(int.from_bytes(inner_id, "little"))
     for name, each in found.items():
         if name in KEPT:
             bpf.pin(each.fd, pin_root / "maps" / name)
@@ -176,6 +182,13 @@ def _ensure_addresses(beside: Path) -> None:
             bpf.pin(entries.fd, path)
             entries.close()
             outer.close()
+    for slot in range(C["ROWS_SLOTS"]):
+        path = beside / "maps" / f"address_rows{slot}"
+        if not path.exists():
+            outer_path = beside / "maps" / "rows_maps"
+            with closing(no_rows(slot)) as rows, closing(bpf.Map.pinned(outer_path)) as outer:
+                outer.update(slot.to_bytes(4, "little"), rows.fd.to_bytes(4, "little"))
+                bpf.pin(rows.fd, path)
 
 
 def missing_pins(pins: Path, current: ProgramSet) -> list[str]:

@@ -18,7 +18,7 @@ from firewall.addresses import address_keys
 from firewall.datapath import Key
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import PinnedMaps
-from firewall.layout import ADDRESS_ENTRY, HOOKS, INTERFACE_KEY, RANK_NONE, C
+from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, HOOKS, INTERFACE_KEY, RANK_NONE, C
 from firewall.policy import HookPolicy, Policy, PolicyRule, compile_columns
 from firewall.policy_columns import rule_columns
 from firewall.store import Record
@@ -26,6 +26,7 @@ from tests.datapath.loaded import Loaded
 
 NUMBER = np.dtype([("vector", "<u4")])
 SIDES = C["SIDE_COUNT"]
+FRONT_ROWS = C["FRONT_ROWS"]
 
 
 class Entry(NamedTuple):
@@ -47,7 +48,7 @@ def keys_of(version: int, records: npt.NDArray[np.void]) -> list[Key]:
     ]
 
 
-def behind_front(loaded: Loaded) -> set[Key]:
+def behind(loaded: Loaded) -> set[Key]:
     """The keys that the hash maps hold."""
     return {
         key
@@ -58,21 +59,38 @@ def behind_front(loaded: Loaded) -> set[Key]:
 
 
 def raw_entries(loaded: Loaded) -> dict[Key, np.void]:
-    """By what packets meet: they look into the front first."""
+    """By what packets meet: they look into rows first."""
     found: dict[Key, np.void] = {}
     for version, dtype in PREFIX.items():
         for keys, values in loaded.kernel._set.maps[f"address{version}"].dump(dtype, ADDRESS_ENTRY):
             found |= dict(zip(keys_of(version, keys), values, strict=True))
-    return found | front_entries(loaded)
+    return found | in_rows(loaded)
 
 
-def front_entries(loaded: Loaded) -> dict[Key, np.void]:
-    """Those that stand in the front; each stands in the row where packets look for it."""
-    found = {}
-    for place, row in enumerate(loaded.kernel._set.maps.arrays["address_front"]):
+def in_rows(loaded: Loaded) -> dict[Key, np.void]:
+    """Those that stand in rows, with their own hits; each stands where packets look for it."""
+    maps = loaded.kernel._set.maps
+    word = int(maps.control["rows"])
+    if not word:
+        return rows_of(maps.arrays["address_front"], FRONT_ROWS, 1)
+    assert not maps.arrays["address_front"]["key"].any(), "nobody looks into the front"
+    table, buckets = maps[f"address_rows{word & 1}"], word >> 1
+    assert table.info.max_entries == buckets
+    assert maps[f"address_rows{~word & 1}"].info.max_entries == 1, "nobody looks into the other rows"
+    return rows_of(table.mapped_part(FRONT_ROW, 0, 4 * buckets), buckets, 4)
+
+
+def rows_of(rows: npt.NDArray[np.void], buckets: int, ways: int) -> dict[Key, np.void]:
+    found: dict[Key, np.void] = {}
+    for place, row in enumerate(rows):
         if number := int(row["key"]):
-            assert times(number) >> 53 == place
-            found[key_of(number)] = row["entry"].copy()
+            key = key_of(number)
+            assert bucket_of(key, buckets) == place // ways
+            assert key not in found, "two rows for one prefix"
+            entry = row["entry"].copy()
+            for field in ("packets", "bytes"):
+                entry[field] = int(entry[field]) - int(row[f"{field}_before"]) & (1 << 64) - 1
+            found[key] = entry
     return found
 
 
@@ -86,8 +104,8 @@ def number_of(key: Key) -> int:
     return key.scope << 34 | key.address << 1 | 1 << (32 - key.length)
 
 
-def row_of(key: Key) -> int:
-    return times(number_of(key)) >> 53
+def bucket_of(key: Key, buckets: int = FRONT_ROWS) -> int:
+    return (times(number_of(key)) >> 32) * buckets >> 32
 
 
 def visible_entries(loaded: Loaded) -> dict[Key, Entry]:
@@ -151,7 +169,7 @@ def assert_exact(loaded: Loaded) -> None:
     maps, epoch = loaded.kernel._set.maps, loaded.kernel._datapath.epoch
     raw, wanted = raw_entries(loaded), wanted_entries(with_entries(records, stored_sets(loaded)))
     assert {key: (int(each["rank"]), int(each["handle"])) for key, each in raw.items()} == wanted
-    assert behind_front(loaded).isdisjoint(front_entries(loaded)), "entries stand in two places"
+    assert behind(loaded).isdisjoint(in_rows(loaded)), "entries stand in two places"
     assert all(each["since"] <= epoch for each in raw.values()), "an entry waits for an epoch to come"
     assert_filter_complete(loaded)
     assert control_words(maps) == wanted_control_words(wanted)

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from firewall.address_list import parse_list
-from firewall.kernel import program_set
+from firewall.kernel import address_table, program_set
 from tests.datapath.contents import assert_exact
 from tests.datapath.loaded import Loaded, to_rule
 
@@ -34,6 +34,7 @@ FIREWALL = str(Path(__file__).parents[2] / "firewall")
 CHANGES_A_LIFE = 8
 MOST_LINES = 4000
 FIRST_TABLE = 64  # entries
+FRONT, BUCKETS = 16, 4  # entries that the front has at most, buckets of the first rows after it
 State = list[str]
 
 
@@ -146,6 +147,7 @@ def live(directory: Path, seed: int, allowed: list[State], say: TextIO) -> None:
     """One life: check what is left, change, die."""
     chance = random.Random(seed)
     program_set.INITIAL_ADDRESSES = FIRST_TABLE
+    address_table.FRONT_ENTRIES, address_table.FEWEST_BUCKETS = FRONT, BUCKETS
     root = directory / "bpf" / "root"
     if chance.random() < 0.1:
         shutil.rmtree(root, ignore_errors=True)

@@ -67,14 +67,16 @@ def entries(world: World) -> dict[int, set[bytes]]:
             }
         table.close()
         found[version] = rows
-    table = bpf.Map.pinned(world.daemon.pin_root / "maps/address_front")
-    front = table.mapped(FRONT_ROW)
-    in_use = front[front["key"] != 0]
-    found[4] |= {
-        key.tobytes() + int(rank).to_bytes(4, "big")
-        for key, rank in zip(in_use["key"], in_use["entry"]["rank"], strict=True)
-    }
-    table.close()
+    for name in ("address_front", "address_rows0", "address_rows1"):
+        table = bpf.Map.pinned(world.daemon.pin_root / "maps" / name)
+        count = table.info.max_entries * table.info.value_size // FRONT_ROW.itemsize
+        front = table.mapped_part(FRONT_ROW, 0, count)
+        in_use = front[front["key"] != 0]
+        found[4] |= {
+            key.tobytes() + int(rank).to_bytes(4, "big")
+            for key, rank in zip(in_use["key"], in_use["entry"]["rank"], strict=True)
+        }
+        table.close()
     return found
 
 

@@ -65,16 +65,19 @@ def addresses_in_maps(world: World) -> set[str]:
         entries.close()
     numbers = (int(number) for some in found for number in some)
     behind = {str(ipaddress.ip_address(number.to_bytes(4, "little"))) for number in numbers}
-    return behind | addresses_in_front(world)
+    return behind | addresses_in_rows(world)
 
 
-def addresses_in_front(world: World) -> set[str]:
-    front = Map.pinned(world.daemon.pin_root / "maps" / "address_front")
-    try:
-        keys = front.mapped(FRONT_ROW)["key"]
-        return {str(ipaddress.ip_address(key_of(int(key)).address)) for key in keys[keys != 0]}
-    finally:
-        front.close()
+def addresses_in_rows(world: World) -> set[str]:
+    """The front's and those of a large table: whatever holds none is empty."""
+    found = set()
+    for name in ("address_front", "address_rows0", "address_rows1"):
+        table = Map.pinned(world.daemon.pin_root / "maps" / name)
+        rows = table.info.max_entries * table.info.value_size // FRONT_ROW.itemsize
+        keys = table.mapped_part(FRONT_ROW, 0, rows)["key"]
+        found |= {str(ipaddress.ip_address(key_of(int(key)).address)) for key in keys[keys != 0]}
+        table.close()
+    return found
 
 
 def ids_in_service(world: World) -> dict[str, str]:

@@ -159,27 +159,32 @@ def _block_and_unblock(enforcer: Enforcer, family: int) -> dict[str, int]:
 
 
 def grow_addresses() -> dict[str, Any]:
-    """More addresses than the first table holds: a larger one, in its place under the same programs."""
+    """More addresses than the front holds: rows of their own, then larger ones, under the same programs."""
     name, frame = next(
         (name, frame) for name, dropped, frame in _frames() if not dropped and "neighbour" in name
     )
     enforcer = build_enforcer("addresses")
     try:
         fd = bpf.get(PIN_ROOT / "addresses/programs/fw_xdp_ethernet")
-        before = bpf.map_info(bpf.get(PIN_ROOT / "addresses/maps/address4")).max_entries
+        before = _address_room()
         assert bpf.test_run(fd, bytes.fromhex(frame))[0] != XDP_DROP, f"{name} is dropped without a rule"
         # The frame is from 203.0.113.8.
-        add(
-            enforcer,
-            id="list",
-            sources=["203.0.113.8", *(f"10.{n >> 8 & 255}.{n & 255}.1" for n in range(before))],
-        )
-        after = bpf.map_info(bpf.get(PIN_ROOT / "addresses/maps/address4")).max_entries
-        assert after > before, (before, after)
+        listed = ["203.0.113.8", *(f"10.{n >> 8 & 255}.{n & 255}.1" for n in range(20_000))]
+        add(enforcer, id="few", sources=listed[1:3000])
+        between = _address_room()
+        add(enforcer, id="list", sources=listed)
+        after = _address_room()
+        assert before < between < after, (before, between, after)
         assert bpf.test_run(fd, bytes.fromhex(frame))[0] == XDP_DROP, f"{name} passes"
         return {"before": before, "after": after}
     finally:
         enforcer.stop()
+
+
+def _address_room() -> int:
+    """Buckets of the rows of IPv4."""
+    pins = PIN_ROOT / "addresses/maps"
+    return sum(bpf.map_info(bpf.get(pins / f"address_rows{slot}")).max_entries for slot in (0, 1))
 
 
 def grow_policy() -> dict[str, Any]:

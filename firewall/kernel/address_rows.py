@@ -1,0 +1,282 @@
+"""Rows of a cache line that IPv4 entries stand in: the front of small tables, and what large ones have in its place
+(bpf/layout.h, struct front_row and row_bucket).
+
+Owns which row an entry may take and when, and in what order a row's words are written. A row's key is stored after its
+entry and cleared before the row is anything else's. Packets may still read and count in the entry of a row that was
+cleared, so it is taken again only after all of them are gone. An entry that is written again stays in its row: its
+ranks change in place, and its counters run on. What they had counted for somebody else stands in `packets_before` and
+`bytes_before`.
+
+Whether an entry stands here or in the hash map is address_table.py's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from firewall.kernel.bpf import Layout, Map, Records
+from firewall.kernel.maps import PinnedMaps
+from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, PREFIX4, C
+from firewall.presence import hashes4
+
+Numbers = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]  # numbers of rows; NOWHERE for none
+Mask = npt.NDArray[np.bool_]
+
+NOWHERE = -1
+WAYS = C["ROW_WAYS"]
+_U64 = np.uint64
+_HALF = _U64(32)
+_SCOPE_SHIFT = _U64(34)
+_NUMBERS_END = _U64(C["ADDRESS_SCOPE_COUNT"]) << _SCOPE_SHIFT
+_PREFIX_BITS = _U64((1 << 33) - 1)
+_UNUSED_BIT = _U64(1 << 33)
+_BOTH = _U64(1 << 32 | 1)
+_WINDOW = 4096  # rows of a large array that are mapped alone
+_PART = 1 << 16  # rows that are read at once
+# `rank` and `old_rank` of a row as one word.
+_RANKS_AT = FRONT_ROW.fields["entry"][1] + ADDRESS_ENTRY.fields["rank"][1]  # type: ignore[index]
+_RANKS: Layout = np.dtype(
+    {"names": ["both"], "formats": ["<u8"], "offsets": [_RANKS_AT], "itemsize": FRONT_ROW.itemsize}
+)
+
+
+class Rows:
+    """Views of all rows or of some that follow one another; `first`: the number of the first."""
+
+    def __init__(self, rows: Records, first: int = 0) -> None:
+        self.rows = rows
+        self.first = first
+        self.keys: Numbers = rows["key"]
+        self.entries: Records = rows["entry"]
+        self.ranks: Numbers = rows.view(_RANKS)["both"]
+
+    def hits_at(self, at: Places) -> Records:
+        """Entries as they are, with what they counted as their own."""
+        entries = self.entries[at]
+        for field in ("packets", "bytes"):
+            entries[field] -= self.rows[f"{field}_before"][at]
+        return entries
+
+
+class AddressRows:
+    """Of one array. Not thread-safe: one writer. A new process may take cleared rows at once: its start took longer
+    than a packet."""
+
+    def __init__(
+        self, buckets: int, ways: int, rows: Records | None = None, table: Map | None = None
+    ) -> None:
+        """`rows`: mapped for good; else `table` is mapped where it is needed, since what is mapped counts as memory of
+        this process."""
+        self.buckets = buckets
+        self._ways = ways
+        self._table = table
+        self._fixed = Rows(rows) if rows is not None else None
+        self._whole = self._fixed
+        self._is_left = np.zeros(buckets * ways, np.bool_)
+        self.has_left = False
+
+    # -- memory
+
+    def let_go(self) -> None:
+        """Of what was mapped for a change of many."""
+        self._whole = self._fixed
+
+    def _all(self) -> Rows:
+        if self._whole is None:
+            assert self._table is not None
+            self._whole = Rows(self._table.mapped_part(FRONT_ROW, 0, len(self._is_left)))
+        return self._whole
+
+    def _view(self, rows: Places) -> Rows:
+        """With these rows in it, and the buckets that begin with them."""
+        if self._whole is not None or not len(rows):
+            return self._all()
+        first, end = int(rows.min()), min(int(rows.max()) + self._ways, len(self._is_left))
+        return self._all() if end - first > _WINDOW else self._part(first, end)
+
+    def _part(self, first: int, end: int) -> Rows:
+        if self._whole is not None:
+            return Rows(self._whole.rows[first:end], first)
+        assert self._table is not None
+        return Rows(self._table.mapped_part(FRONT_ROW, first, end), first)
+
+    # -- where
+
+    def _buckets_of(self, numbers: Numbers) -> Places:
+        return (((hashes4(numbers) >> _HALF) * _U64(self.buckets)) >> _HALF).astype(np.int64)
+
+    def find(self, numbers: Numbers) -> Places:
+        """Of each prefix (presence.numbers4) the row that packets meet, or NOWHERE."""
+        begin = self._buckets_of(numbers) * self._ways
+        places = np.full(len(numbers), NOWHERE, np.int64)
+        if not len(numbers):
+            return places
+        view = self._view(begin)
+        for way in reversed(range(self._ways)):
+            is_here = view.keys[begin + (way - view.first)] == numbers
+            places[is_here] = begin[is_here] + way
+        return places
+
+    # -- entries that come and go
+
+    def put(self, numbers: Numbers, values: Records) -> Mask:
+        """Prefixes that are nowhere yet, each once. Answers which were taken: those that a row was free for."""
+        taken = np.zeros(len(numbers), np.bool_)
+        if not len(numbers):
+            return taken
+        begin = self._buckets_of(numbers) * self._ways
+        order = np.argsort(begin, kind="stable")
+        begin = begin[order]
+        view = self._view(begin)
+        free = np.stack(
+            [
+                (view.keys[begin + (way - view.first)] == 0) & ~self._is_left[begin + way]
+                for way in range(self._ways)
+            ],
+            axis=1,
+        )
+        nth_of_bucket = np.arange(len(begin)) - np.searchsorted(begin, begin)
+        nth_free = np.cumsum(free, axis=1, dtype=np.int8)
+        has_room = nth_free[:, -1] > nth_of_bucket
+        way = np.argmax(free & (nth_free == (nth_of_bucket + 1)[:, None]), axis=1)
+        at = (begin + way)[has_room] - view.first
+        chosen = order[has_room]
+        view.entries[at] = values[chosen]
+        view.rows["packets_before"][at] = 0
+        view.rows["bytes_before"][at] = 0
+        view.keys[at] = numbers[chosen]
+        taken[chosen] = True
+        return taken
+
+    def clear(self, places: Places) -> None:
+        if len(places):
+            view = self._view(places)
+            view.keys[places - view.first] = 0
+            self._is_left[places] = True
+            self.has_left = True
+
+    def passed(self) -> None:
+        """No packet is left that could read a row which was cleared before."""
+        if self.has_left:
+            self._is_left[:] = False
+            self.has_left = False
+
+    # -- entries that change
+
+    def rewrite(
+        self, places: Places, values: Records, goes_on: Mask, epoch: int, wait: Callable[[], None]
+    ) -> None:
+        """Other values for entries that stand here, each once. Those whose `since` is an epoch to come are seen as they
+        are until then, others at once. `goes_on`: whose hits go on; the others have from now those of their values.
+        `wait`: until no packet is left that is being judged.
+
+        At every moment a packet that reads the words of an entry in whatever order finds the rank before or the one
+        after; if it reads some of them before a store and some after, too."""
+        view = self._view(places)
+        at = places - view.first
+        comes = values["since"] > epoch
+        self._change_now(view, at[~comes], values[~comes], epoch, wait)
+        self._change_then(view, at[comes], values[comes], epoch, wait)
+        view.entries["handle"][at] = values["handle"]
+        anew, begins = at[~goes_on], values[~goes_on]
+        for field in ("packets", "bytes"):
+            view.rows[f"{field}_before"][anew] = view.entries[field][anew] - begins[field]
+
+    def _change_now(
+        self, view: Rows, at: Places, values: Records, epoch: int, wait: Callable[[], None]
+    ) -> None:
+        """One word has both ranks, so `since` says nothing from then on."""
+        if not len(at):
+            return
+        view.ranks[at] = values["rank"].astype(np.uint64) * _BOTH
+        waiting = at[view.entries["since"][at] > epoch]
+        if len(waiting):
+            wait()
+            view.entries["since"][waiting] = 0
+
+    def _change_then(
+        self, view: Rows, at: Places, values: Records, epoch: int, wait: Callable[[], None]
+    ) -> None:
+        """Both ranks become what is seen now; then `since` may go to the epoch to come; then nobody reads `rank`."""
+        if not len(at):
+            return
+        entries = view.entries[at]
+        seen = np.where(entries["since"] > epoch, entries["old_rank"], entries["rank"])
+        view.ranks[at] = seen.astype(np.uint64) * _BOTH
+        wait()
+        view.entries["since"][at] = values["since"]
+        wait()
+        view.entries["rank"][at] = values["rank"]
+
+    def add_hits(self, places: Places, packets: Numbers, size: Numbers) -> None:
+        """Hits that were counted elsewhere for these entries. Programs count on meanwhile."""
+        view = self._view(places)
+        at = places - view.first
+        view.rows["packets_before"][at] -= packets
+        view.rows["bytes_before"][at] -= size
+
+    # -- reading
+
+    def values(self, places: Places) -> Records:
+        """Entries, with their own hits."""
+        view = self._view(places)
+        return view.hits_at(places - view.first)
+
+    def dump(self, part: int = _PART) -> Iterator[tuple[Records, Records]]:
+        """As Map.dump()."""
+        for numbers, _, values in self.content(part):
+            yield prefixes_of(numbers), values
+
+    def content(self, part: int = _PART) -> Iterator[tuple[Numbers, Places, Records]]:
+        """Prefixes, where they stand, their entries: those that packets meet."""
+        for first in range(0, len(self._is_left), part):
+            view = self._part(first, min(first + part, len(self._is_left)))
+            at = np.flatnonzero(self._is_met(view))
+            if len(at):
+                yield view.keys[at], at + first, view.hits_at(at)
+
+    def clear_unmet(self) -> None:
+        """Rows with a key that no packet looks for there, or meets before: others wrote them."""
+        view = self._all()
+        self.clear(np.flatnonzero((view.keys != 0) & ~self._is_met(view)))
+
+    def clear_all(self) -> None:
+        self.clear(np.flatnonzero(self._all().keys != 0))
+
+    def _is_met(self, view: Rows) -> Mask:
+        """`view`: of whole buckets."""
+        keys = view.keys.copy()
+        is_number = (keys < _NUMBERS_END) & (keys & _PREFIX_BITS != 0) & (keys & _UNUSED_BIT == 0)
+        bucket = (np.arange(len(keys)) + view.first) // self._ways
+        is_met = np.asarray(is_number & (self._buckets_of(keys) == bucket))
+        ways = keys.reshape(-1, self._ways)
+        for way in range(1, self._ways):
+            is_met[way :: self._ways] &= ~(ways[:, :way] == ways[:, way, None]).any(axis=1)
+        return is_met
+
+
+def front_of(maps: PinnedMaps) -> AddressRows:
+    return AddressRows(C["FRONT_ROWS"], 1, maps.arrays["address_front"])
+
+
+def rows_in_use(maps: PinnedMaps) -> AddressRows:
+    """Those that packets look into, by what the control words say."""
+    live = maps.live_rows
+    if live is None:
+        return front_of(maps)
+    slot, buckets = live
+    return AddressRows(buckets, WAYS, table=maps.rows(slot))
+
+
+def prefixes_of(numbers: Numbers) -> Records:
+    """Numbers back to struct prefix4. The lowest bit set says the length."""
+    records = np.zeros(len(numbers), PREFIX4)
+    _, lowest = np.frexp((numbers & (~numbers + _U64(1))).astype(np.float64))
+    network = (numbers & (numbers - _U64(1)) & _PREFIX_BITS) >> _U64(1)
+    records["scope"], records["length"] = numbers >> _SCOPE_SHIFT, 33 - lowest
+    records["address"] = network.astype(">u4").view("<u4")
+    return records
