@@ -12,11 +12,13 @@ Whether an entry stands here or in the hash map is address_table.py's to say.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
+from firewall.datapath import Key
 from firewall.kernel.bpf import Layout, Map, Records
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, PREFIX4, C
@@ -35,7 +37,9 @@ _NUMBERS_END = _U64(C["ADDRESS_SCOPE_COUNT"]) << _SCOPE_SHIFT
 _PREFIX_BITS = _U64((1 << 33) - 1)
 _UNUSED_BIT = _U64(1 << 33)
 _BOTH = _U64(1 << 32 | 1)
+_ALL = (1 << 64) - 1
 _WINDOW = 4096  # rows of a large array that are mapped alone
+_PAGE = mmap.PAGESIZE // FRONT_ROW.itemsize
 _PART = 1 << 16  # rows that are read at once
 # `rank` and `old_rank` of a row as one word.
 _RANKS_AT = FRONT_ROW.fields["entry"][1] + ADDRESS_ENTRY.fields["rank"][1]  # type: ignore[index]
@@ -76,6 +80,7 @@ class AddressRows:
         self._table = table
         self._fixed = Rows(rows) if rows is not None else None
         self._whole = self._fixed
+        self._window: Rows | None = None  # those that were asked for last
         self._is_left = np.zeros(buckets * ways, np.bool_)
         self.has_left = False
 
@@ -83,7 +88,7 @@ class AddressRows:
 
     def let_go(self) -> None:
         """Of what was mapped for a change of many."""
-        self._whole = self._fixed
+        self._whole, self._window = self._fixed, None
 
     def _all(self) -> Rows:
         if self._whole is None:
@@ -99,10 +104,16 @@ class AddressRows:
         return self._all() if end - first > _WINDOW else self._part(first, end)
 
     def _part(self, first: int, end: int) -> Rows:
+        """At least these."""
         if self._whole is not None:
-            return Rows(self._whole.rows[first:end], first)
-        assert self._table is not None
-        return Rows(self._table.mapped_part(FRONT_ROW, first, end), first)
+            return self._whole
+        window = self._window
+        if window is None or first < window.first or end > window.first + len(window.rows):
+            assert self._table is not None
+            begin = first // _PAGE * _PAGE
+            past = min(-(-end // _PAGE) * _PAGE, len(self._is_left))
+            window = self._window = Rows(self._table.mapped_part(FRONT_ROW, begin, past), begin)
+        return window
 
     # -- where
 
@@ -165,6 +176,32 @@ class AddressRows:
             self._is_left[:] = False
             self.has_left = False
 
+    # -- one alone: whole numbers cost a tenth of arrays of one
+
+    def _bucket_of(self, number: int) -> tuple[Rows, int, list[int]]:
+        """Rows with its bucket in them, where that begins, and the keys there."""
+        begin = ((number * C["FILTER_MULTIPLIER"] & _ALL) >> 32) * self.buckets >> 32
+        begin *= self._ways
+        view = self._part(begin, begin + self._ways)
+        at = begin - view.first
+        return view, begin, view.keys[at : at + self._ways].tolist()
+
+    def find_one(self, number: int) -> int:
+        _, begin, keys = self._bucket_of(number)
+        return begin + keys.index(number) if number in keys else NOWHERE
+
+    def put_one(self, number: int, value: bytes) -> bool:
+        """A prefix that is nowhere yet. False where no row is free for it."""
+        view, begin, keys = self._bucket_of(number)
+        for place, key in enumerate(keys, begin):
+            if not key and not self._is_left[place]:
+                row = view.rows[place - view.first]
+                row["entry"] = np.frombuffer(value, ADDRESS_ENTRY)[0]
+                row["packets_before"] = row["bytes_before"] = 0
+                view.keys[place - view.first] = number
+                return True
+        return False
+
     # -- entries that change
 
     def rewrite(
@@ -204,8 +241,8 @@ class AddressRows:
         """Both ranks become what is seen now; then `since` may go to the epoch to come; then nobody reads `rank`."""
         if not len(at):
             return
-        entries = view.entries[at]
-        seen = np.where(entries["since"] > epoch, entries["old_rank"], entries["rank"])
+        waits = view.entries["since"][at] > epoch
+        seen = np.where(waits, view.entries["old_rank"][at], view.entries["rank"][at])
         view.ranks[at] = seen.astype(np.uint64) * _BOTH
         wait()
         view.entries["since"][at] = values["since"]
@@ -234,24 +271,25 @@ class AddressRows:
     def content(self, part: int = _PART) -> Iterator[tuple[Numbers, Places, Records]]:
         """Prefixes, where they stand, their entries: those that packets meet."""
         for first in range(0, len(self._is_left), part):
-            view = self._part(first, min(first + part, len(self._is_left)))
-            at = np.flatnonzero(self._is_met(view))
+            end = min(first + part, len(self._is_left))
+            view = self._part(first, end)
+            some = slice(first - view.first, end - view.first)
+            at = np.flatnonzero(self._is_met(view.keys[some].copy(), first))
             if len(at):
-                yield view.keys[at], at + first, view.hits_at(at)
+                yield view.keys[some][at], at + first, view.hits_at(at + some.start)
 
     def clear_unmet(self) -> None:
         """Rows with a key that no packet looks for there, or meets before: others wrote them."""
-        view = self._all()
-        self.clear(np.flatnonzero((view.keys != 0) & ~self._is_met(view)))
+        keys = self._all().keys.copy()
+        self.clear(np.flatnonzero((keys != 0) & ~self._is_met(keys, 0)))
 
     def clear_all(self) -> None:
         self.clear(np.flatnonzero(self._all().keys != 0))
 
-    def _is_met(self, view: Rows) -> Mask:
-        """`view`: of whole buckets."""
-        keys = view.keys.copy()
+    def _is_met(self, keys: Numbers, first: int) -> Mask:
+        """Of the keys of whole buckets, those that packets look for there."""
         is_number = (keys < _NUMBERS_END) & (keys & _PREFIX_BITS != 0) & (keys & _UNUSED_BIT == 0)
-        bucket = (np.arange(len(keys)) + view.first) // self._ways
+        bucket = (np.arange(len(keys)) + first) // self._ways
         is_met = np.asarray(is_number & (self._buckets_of(keys) == bucket))
         ways = keys.reshape(-1, self._ways)
         for way in range(1, self._ways):
@@ -270,6 +308,11 @@ def rows_in_use(maps: PinnedMaps) -> AddressRows:
         return front_of(maps)
     slot, buckets = live
     return AddressRows(buckets, WAYS, table=maps.rows(slot))
+
+
+def number_of(key: Key) -> int:
+    """As presence.numbers4(), of one."""
+    return key.scope << 34 | key.address << 1 | 1 << (32 - key.length)
 
 
 def prefixes_of(numbers: Numbers) -> Records:

@@ -21,19 +21,22 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from firewall.datapath import Key
 from firewall.errors import FirewallError
 from firewall.kernel.address_filter import AddressFilter
 from firewall.kernel.address_rows import (
+    NOWHERE,
     WAYS,
     AddressRows,
     Mask,
     Numbers,
     front_of,
+    number_of,
     prefixes_of,
     rows_in_use,
 )
 from firewall.kernel.bpf import Map, Records
-from firewall.kernel.keys import PREFIX
+from firewall.kernel.keys import PREFIX, key_bytes
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import ADDRESS_ENTRY, LAYOUT, PREFIX4, C
 from firewall.presence import numbers4
@@ -92,6 +95,25 @@ class AddressTable:
             some = rest[part]
             self._write_elsewhere(self._rows, keys[some], numbers[some], values[some], behind[part])
 
+    def write_one(self, key: Key, value: bytes, goes_on: bool) -> None:
+        """The same for one."""
+        self._filter.mark_one(key)
+        record = key_bytes(key)
+        if self._rows is None:
+            self._map.update(record, value)
+            return
+        number = number_of(key)
+        place = self._rows.find_one(number)
+        if place >= 0:
+            values, epoch = np.frombuffer(value, ADDRESS_ENTRY), int(self._maps.control["epoch"])
+            self._rows.rewrite(np.array([place]), values, np.array([goes_on]), epoch, self._wait)
+            return
+        is_behind = self._map.lookup(record) is not None
+        if is_behind or not self._rows.put_one(number, value):
+            if not is_behind:
+                self._make_room(1)
+            self._map.update(record, value)
+
     def _write_elsewhere(
         self, rows: AddressRows, keys: Records, numbers: Numbers, values: Records, behind: Mask
     ) -> None:
@@ -122,16 +144,27 @@ class AddressTable:
             places = self._rows.find(numbers4(keys))
             self._map.delete_batch(keys[places < 0])
             self._rows.clear(places[places >= 0])
-        if self._filter.leave(len(keys)):
+        self._left(len(keys))
+
+    def delete_one(self, key: Key) -> None:
+        place = NOWHERE if self._rows is None else self._rows.find_one(number_of(key))
+        if self._rows is not None and place >= 0:
+            self._rows.clear(np.array([place]))
+        else:
+            self._map.delete(key_bytes(key))
+        self._left(1)
+
+    def _left(self, count: int) -> None:
+        if self._filter.leave(count):
             with suppress(FirewallError):  # a bit too many costs a probe
                 self._filter.renew()
 
-    def lookup(self, key: bytes) -> bytes | None:
+    def lookup(self, key: Key) -> bytes | None:
         if self._rows is not None:
-            places = self._rows.find(numbers4(np.frombuffer(key, PREFIX4)))
-            if places[0] >= 0:
-                return self._rows.values(places).tobytes()
-        return self._map.lookup(key)
+            place = self._rows.find_one(number_of(key))
+            if place >= 0:
+                return self._rows.values(np.array([place])).tobytes()
+        return self._map.lookup(key_bytes(key))
 
     def lookup_many(self, keys: Records) -> tuple[npt.NDArray[np.bool_], Records]:
         """Which are there, and a value for each."""

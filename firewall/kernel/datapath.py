@@ -32,7 +32,6 @@ from firewall.kernel.keys import (
     encoded_keys,
     entries_key_records,
     entry_records,
-    key_bytes,
     key_records,
     many_entry_records,
 )
@@ -171,7 +170,7 @@ class KernelDatapath:
         """A single edit is seen whole by itself."""
         for edit in change.edits:
             if edit.new is None:
-                self._delete([edit])
+                self._tables[edit.key.version].delete_one(edit.key)
             else:
                 self._write_one(edit.key, edit.new, None if _goes_over(edit) else present.get(edit.key))
         if change.after != change.before:
@@ -179,14 +178,16 @@ class KernelDatapath:
 
     def _write_one(self, key: Key, entry: Entry, before: np.void | None) -> None:
         """`before`: the entry that there was, whose hits go on."""
-        values = np.zeros(1, ADDRESS_ENTRY)
+        value = np.zeros((), ADDRESS_ENTRY)
         if before is not None:
-            values[0] = before
-        values["since"], values["handle"] = 0, entry.handle
-        values["rank"] = values["old_rank"] = entry.rank
-        self._tables[key.version].write(
-            key_records(key.version, [key]), values, np.array([before is not None])
+            value[()] = before
+        value["since"], value["rank"], value["old_rank"], value["handle"] = (
+            0,
+            entry.rank,
+            entry.rank,
+            entry.handle,
         )
+        self._tables[key.version].write_one(key, value.tobytes(), before is not None)
 
     def _apply_at_once(self, change: Change, present: Present, many: Many = ((), ())) -> None:
         """`many`: what had been hit of the entries that go, and that change, by the million."""
@@ -392,7 +393,7 @@ class KernelDatapath:
     # -- hits
 
     def _entry(self, key: Key) -> np.void | None:
-        value = self._tables[key.version].lookup(key_bytes(key))
+        value = self._tables[key.version].lookup(key)
         return None if value is None else np.frombuffer(value, ADDRESS_ENTRY)[0]
 
     @_lets_go
