@@ -197,7 +197,7 @@ def test_a_batch_over_front_and_hash_map_happens_at_one_moment(firewall: Loaded)
     seen = firewall.counted_since_last()
     assert {verdict for _, verdict, _ in seen} == {"drop"}, seen
     assert sum(packets for packets, _ in seen.values()) > 10_000
-    assert host(one) in was_in_front & was_behind
+    assert host(one) in was_in_front and host(other) in was_behind
     assert_exact(firewall)
 
 
