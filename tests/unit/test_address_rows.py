@@ -118,9 +118,7 @@ def seen(words: Words, epoch: int) -> int:
     return rank if epoch >= since else old_rank
 
 
-def watched(
-    rows: AddressRows, memory: npt.NDArray[np.void], change: Callable[[Callable[[], None]], None]
-) -> list[Words]:
+def watched(memory: npt.NDArray[np.void], change: Callable[[Callable[[], None]], None]) -> list[Words]:
     """The words of the first entry before a change, whenever it waits for packets, and after it."""
     states: list[Words] = []
 
