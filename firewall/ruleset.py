@@ -110,9 +110,11 @@ class Ruleset:
         arriving: Sequence[Entries] = (),
         leaving: Sequence[Entries] = (),
         deltas: Mapping[str, SetDelta] | None = None,
+        at_once: bool = True,
     ) -> RulesetPlan:
         """A record that is in both changed. `interfaces`: ifindex by name of what is protected. `arriving` and
-        `leaving`: address rules by the million. `deltas`: by name, of sets that change.
+        `leaving`: address rules by the million. `deltas`: by name, of sets that change. `at_once`: as in Change, where
+        the policy stays as it is.
 
         Raises TableFull where there are more policy rules than a vector has bits for.
         """
@@ -136,11 +138,13 @@ class Ruleset:
             if deltas and any(name in deltas for name in each.rule.sets)
         }
         if not gone and not come and not again:
-            return self._without_policy(addresses, sets)
+            return self._without_policy(addresses, sets, at_once)
         return self._plan_policy(addresses, gone, come, interfaces, sets, again)
 
-    def _without_policy(self, addresses: AddressPlan, sets: Sets | None = None) -> RulesetPlan:
-        change = self.addresses.change(addresses, None, None)
+    def _without_policy(
+        self, addresses: AddressPlan, sets: Sets | None = None, at_once: bool = True
+    ) -> RulesetPlan:
+        change = self.addresses.change(addresses, None, None, at_once=at_once)
         return RulesetPlan(addresses, change, None, None, None, (), (), self.sets if sets is None else sets)
 
     def _plan_policy(
