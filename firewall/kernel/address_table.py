@@ -67,6 +67,7 @@ class AddressTable:
         self._most_behind: int | None = None  # entries in the hash map of IPv4, at most
         self._pins: Path | None = None
         self._is_tidy = True
+        self.moves = 0  # times that entries went to other places
 
     @property
     def _map(self) -> Map:
@@ -74,10 +75,13 @@ class AddressTable:
 
     # -- entries
 
-    def write(self, keys: Records, values: Records, goes_on: Mask | None = None) -> None:
+    def write(
+        self, keys: Records, values: Records, goes_on: Mask | None = None, are_there: bool = False
+    ) -> None:
         """Entries, each key once. `goes_on`: of those that are there, whose hits go on; else they begin with those of
-        their values."""
-        self._filter.mark(self._version, keys)
+        their values. `are_there`: all of them, so that the filter has their bits."""
+        if not are_there:
+            self._filter.mark(self._version, keys)
         if self._rows is None:
             self._map.update_batch(keys, values)
             return
@@ -144,7 +148,7 @@ class AddressTable:
             places = self._rows.find(numbers4(keys))
             self._map.delete_batch(keys[places < 0])
             self._rows.clear(places[places >= 0])
-        self._left(len(keys))
+        self._filter.leave(len(keys))
 
     def delete_one(self, key: Key) -> None:
         place = NOWHERE if self._rows is None else self._rows.find_one(number_of(key))
@@ -152,12 +156,7 @@ class AddressTable:
             self._rows.clear(np.array([place]))
         else:
             self._map.delete(key_bytes(key))
-        self._left(1)
-
-    def _left(self, count: int) -> None:
-        if self._filter.leave(count):
-            with suppress(FirewallError):  # a bit too many costs a probe
-                self._filter.renew()
+        self._filter.leave(1)
 
     def lookup(self, key: Key) -> bytes | None:
         if self._rows is not None:
@@ -267,7 +266,13 @@ class AddressTable:
         except BaseException:
             larger.close()
             raise
+        self._moved()
         self._maps.replace_addresses(self._version, larger, pins)
+
+    def _moved(self) -> None:
+        """Whoever walks over the entries may not meet those that move: it begins again."""
+        self._filter.forget_renewal()
+        self.moves += 1
 
     def _grow_rows(self, old: AddressRows, buckets: int, pins: Path) -> None:
         """Fills larger rows with all entries and leads packets there by one store. What they counted meanwhile in the
@@ -275,6 +280,7 @@ class AddressTable:
         live = self._maps.live_rows
         slot = 0 if live is None else 1 - live[0]
         self._is_tidy = False
+        self._moved()
         try:
             self._maps.replace_rows(slot, new_rows(slot, buckets), pins)
             rows = AddressRows(buckets, WAYS, table=self._maps.rows(slot))
