@@ -98,8 +98,8 @@ class AddressRows:
 
     def _view(self, rows: Places) -> Rows:
         """With these rows in it, and the buckets that begin with them."""
-        if self._whole is not None or not len(rows):
-            return self._all()
+        if not len(rows):
+            return self._part(0, self._ways)
         first, end = int(rows.min()), min(int(rows.max()) + self._ways, len(self._is_left))
         return self._all() if end - first > _WINDOW else self._part(first, end)
 

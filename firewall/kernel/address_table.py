@@ -45,7 +45,7 @@ FRONT_ENTRIES = 1024
 ROW_BUCKET = LAYOUT.structs["row_bucket"]
 FEWEST_BUCKETS = 1024
 _NO_ROWS = 1  # bucket
-_FEW_LOOKUPS = 64
+_FEW_LOOKUPS = 128
 _PART = 1 << 16  # entries that are written at once
 # One entry in so many, at most, finds its bucket full: 8% at three rows for two entries, 11% at four for three.
 _BEHIND_ROWS = 8
@@ -170,10 +170,16 @@ class AddressTable:
         if self._rows is None:
             found, copies = self._map.lookup_many(keys, ADDRESS_ENTRY)
             return found, copies[:, 0]
-        places = self._rows.find(numbers4(keys))
-        here = places >= 0
-        found, values = here.copy(), np.zeros(len(keys), ADDRESS_ENTRY)
-        values[here] = self._rows.values(places[here])
+        numbers, values = numbers4(keys), np.zeros(len(keys), ADDRESS_ENTRY)
+        found = np.zeros(len(keys), np.bool_)
+        # All of a large array is mapped for many keys, but a page for each of a few.
+        step = 1 if len(keys) <= _FEW_LOOKUPS else len(keys)
+        for begin in range(0, len(keys), step):
+            part = slice(begin, begin + step)
+            places = self._rows.find(numbers[part])
+            found[part] = places >= 0
+            values[part][places >= 0] = self._rows.values(places[places >= 0])
+        here = found.copy()
         found[~here], copies = self._map.lookup_many(keys[~here], ADDRESS_ENTRY)
         values[~here] = copies[:, 0]
         return found, values
@@ -227,6 +233,10 @@ class AddressTable:
         self._is_tidy = True
 
     # -- room
+
+    def pinned_below(self, pins: Path) -> None:
+        """From now on."""
+        self._pins = pins
 
     def reserve(self, entries: int, pins: Path) -> None:
         """Makes room for so many; `pins`: below which the maps are pinned. Raises KernelRefused and leaves all as it
@@ -295,47 +305,54 @@ class AddressTable:
         self._wait()
         for (numbers, _, now), before in zip(old.content(), counted, strict=True):
             _follow(rows, numbers, before, now)
-        if len(behind):
-            found, now = self._map.lookup_many(prefixes_of(behind.numbers), ADDRESS_ENTRY)
-            _follow(rows, behind.numbers[found], behind.values[found], now[found, 0])
+        found, now = self._map.lookup_many(prefixes_of(behind.numbers), ADDRESS_ENTRY)
+        hits = {field: behind.hits[field][found] for field in _COUNTERS}
+        _follow(rows, behind.numbers[found], hits, now[found, 0])
         self._tidy(rows)
 
     def _fill_from_map(self, old: AddressRows, rows: AddressRows) -> _Moved:
         """Those that found a row."""
-        parts = [_Moved(np.zeros(0, np.uint64), np.zeros(0, ADDRESS_ENTRY))]
+        parts = [_Moved(np.zeros(0, np.uint64), _hits_of(np.zeros(0, ADDRESS_ENTRY)))]
         for keys, values in self._map.dump(PREFIX4, ADDRESS_ENTRY):
             numbers = numbers4(keys)
             alone = old.find(numbers) < 0
             numbers, values = numbers[alone], values[alone]
             taken = rows.put(numbers, values)
-            parts.append(_Moved(numbers[taken], values[taken]))
-        return _Moved(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+            parts.append(_Moved(numbers[taken], _hits_of(values[taken])))
+        hits = {field: np.concatenate([part.hits[field] for part in parts]) for field in _COUNTERS}
+        return _Moved(np.concatenate([part.numbers for part in parts]), hits)
 
-    def _fill_from_rows(self, old: AddressRows, rows: AddressRows) -> list[Records]:
-        """All of them: those that find no row go into the hash map. Answers them in parts, as they were."""
+    def _fill_from_rows(self, old: AddressRows, rows: AddressRows) -> list[_Hits]:
+        """All of them: those that find no row go into the hash map. Answers in parts what they had counted."""
         parts = []
         for numbers, _, values in old.content():
             taken = rows.put(numbers, values)
             if not taken.all():
                 self._make_room(int(np.count_nonzero(~taken)))
                 self._map.update_batch(prefixes_of(numbers[~taken]), values[~taken])
-            parts.append(values)
+            parts.append(_hits_of(values))
         return parts
+
+
+_COUNTERS = ("packets", "bytes")
+_Hits = dict[str, Numbers]  # a column each of _COUNTERS
 
 
 class _Moved(NamedTuple):
     numbers: Numbers
-    values: Records
+    hits: _Hits
 
 
-def _follow(rows: AddressRows, numbers: Numbers, before: Records, now: Records) -> None:
+def _hits_of(values: Records) -> _Hits:
+    return {field: values[field].copy() for field in _COUNTERS}
+
+
+def _follow(rows: AddressRows, numbers: Numbers, before: _Hits, now: Records) -> None:
     """Adds what the old places of entries counted after they were copied."""
     differs = now["packets"] != before["packets"]
     places = rows.find(numbers[differs])
     here = places >= 0
-    packets, size = (
-        now[field][differs][here] - before[field][differs][here] for field in ("packets", "bytes")
-    )
+    packets, size = (now[field][differs][here] - before[field][differs][here] for field in _COUNTERS)
     rows.add_hits(places[here], packets, size)
 
 

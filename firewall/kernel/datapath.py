@@ -157,6 +157,11 @@ class KernelDatapath:
             self._tables[version].reserve(wanted, pins)
         self._filter.reserve(sum(entries.values()))
 
+    def pinned_below(self, pins: Path) -> None:
+        """The maps are pinned there from now on."""
+        for table in self._tables.values():
+            table.pinned_below(pins)
+
     def _all_keys(self) -> Iterator[tuple[int, Records]]:
         for version, table in self._tables.items():
             for keys, _ in table.dump():

@@ -146,6 +146,7 @@ class LinuxKernel:
         self._set, self._programs = chosen, chosen.programs
         self._capacities = capacities
         self._datapath = KernelDatapath(chosen.maps, self._options)
+        self._datapath.pinned_below(self._pins())
         self._own_maps |= {each.info.id for each in chosen.maps.maps.values()}
 
     def _build(self, capacities: Capacities, keep: Mapping[str, int]) -> None:
@@ -217,6 +218,7 @@ class LinuxKernel:
         if not self._is_promoted:
             program_set.promote(self._pin_root)
             self._is_promoted = True
+            self._datapath.pinned_below(self._pin_root)
         return left
 
     def report_source(self) -> KernelReports:

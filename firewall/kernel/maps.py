@@ -86,10 +86,14 @@ class PinnedMaps:
 
     def _replace(self, name: str, fresh: Map, outer: str, slot: int, pins: Path) -> None:
         beside = pins / "maps" / f"{name}_new"
-        beside.unlink(missing_ok=True)
-        pin(fresh.fd, beside)
-        self._point_at(outer, slot, fresh)
-        beside.rename(pins / "maps" / name)
+        try:
+            beside.unlink(missing_ok=True)
+            pin(fresh.fd, beside)
+            self._point_at(outer, slot, fresh)
+            beside.rename(pins / "maps" / name)
+        except BaseException:
+            fresh.close()
+            raise
         old = self.maps.get(name)
         self.maps[name] = fresh
         if old is not None:
