@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,9 +18,11 @@ from firewall.addresses import AddressPlan, AddressTables, PlannedAddresses
 from firewall.datapath import Change, Entries
 from firewall.errors import table_full
 from firewall.layout import C
+from firewall.named_sets import NO_COUNTERS, Counters, CountingSet, before_start
 from firewall.policy import Policy, PolicyRule, compile_columns, policy_words
 from firewall.policy_columns import RuleColumns, rule_columns
-from firewall.set_keys import SetDelta, SetKeys
+from firewall.policy_splice import spliced, with_sets
+from firewall.set_keys import SetDelta, SetKeys, windows_of
 from firewall.store import Record
 
 Sets = Mapping[str, SetKeys]
@@ -28,7 +30,8 @@ Sets = Mapping[str, SetKeys]
 
 @dataclass(frozen=True)
 class RulesetPlan:
-    """`policy_rules` and `policy` None: the policy stays as it is. `sets`: by name, after it."""
+    """`policy_rules` and `policy` None: the policy stays as it is. `sets`: by name, after it. `fresh_entries`: counters
+    of entries of sets that start at 0."""
 
     addresses: AddressPlan
     change: Change
@@ -36,6 +39,7 @@ class RulesetPlan:
     columns: RuleColumns | None
     policy: Policy | None
     fresh_slots: tuple[int, ...]
+    fresh_entries: Counters
     freed_slots: tuple[int, ...]
     sets: Sets
 
@@ -57,15 +61,19 @@ class Ruleset:
     """Enabled rules, compiled. `slots`: counters for policy rules there are, two for each rule that has room, so
     that one change can put others in the place of all. `sets`: what is in each, by name."""
 
-    def __init__(self, slots: int, used_slots: Mapping[int, int]) -> None:
-        """`used_slots`: by handle, those that already count."""
+    def __init__(
+        self, slots: int, used_slots: Mapping[int, int], counting: Mapping[int, CountingSet] | None = None
+    ) -> None:
+        """`used_slots`: by handle, those that already count. `counting`: the same of sets, by hashed name."""
         self.addresses = AddressTables()
         self.policy_rules: dict[int, PolicyRule] = {}
         self.sets: Sets = {}
         self._columns = rule_columns(())
-        self.policy = compile_columns(self._columns, {})
+        self._counting = dict(counting or {})
+        self.policy = compile_columns(self._columns, {}, before_start(self._counting))
         self._known_slots = dict(used_slots)
         self._slots = slots
+        self.fresh_entries = NO_COUNTERS  # of the last load
         self.held_rules = 0  # policy rules that went and may come back: their room is kept
         taken = set(used_slots.values())
         self._free_slots = deque(slot for slot in range(slots) if slot not in taken)
@@ -135,13 +143,15 @@ class Ruleset:
         again = self._naming(deltas) if deltas else set()
         if not gone and not come and not again:
             return self._without_policy(addresses, sets, at_once)
-        return self._plan_policy(addresses, gone, come, interfaces, sets, again)
+        return self._plan_policy(addresses, gone, come, interfaces, sets, again, deltas)
 
     def _without_policy(
         self, addresses: AddressPlan, sets: Sets | None = None, at_once: bool = True
     ) -> RulesetPlan:
         change = self.addresses.change(addresses, None, None, at_once=at_once)
-        return RulesetPlan(addresses, change, None, None, None, (), (), self.sets if sets is None else sets)
+        return RulesetPlan(
+            addresses, change, None, None, None, (), NO_COUNTERS, (), self.sets if sets is None else sets
+        )
 
     def _plan_policy(
         self,
@@ -151,8 +161,9 @@ class Ruleset:
         interfaces: Mapping[str, int],
         sets: Sets,
         again: Collection[int] = (),
+        deltas: Mapping[str, SetDelta] | None = None,
     ) -> RulesetPlan:
-        """`again`: handles of rules that stay, and whose addresses are others."""
+        """`again`: handles of rules that stay, and whose addresses are others; `deltas`: what changed of these."""
         rules = dict(self.policy_rules)
         for handle in gone:
             rules.pop(handle, None)
@@ -175,12 +186,26 @@ class Ruleset:
                 fresh.append(slot)
             rules[record.handle] = PolicyRule(record.rule, record.handle, slot)
         made = {record.handle for record in come} | (set(again) & rules.keys())
-        columns = self._columns.changed(made | gone, (rules[handle] for handle in made), sets)
-        policy = compile_columns(columns, interfaces)
-        self._check_words(policy)
+        if not come and not gone and deltas and all(each.is_small for each in deltas.values()):
+            windows = {version: windows_of(version, deltas.values()) for version in BITS}
+            columns = with_sets(self._columns, (rules[handle] for handle in made), sets, windows)
+            policy = spliced(self.policy, columns, made, windows)
+        else:
+            columns = self._columns.changed(made | gone, (rules[handle] for handle in made), sets)
+            policy = None
         freed = tuple(self.policy_rules[handle].slot for handle in gone if handle not in rules)
-        change = self.addresses.change(addresses, self.policy, policy, tuple(fresh))
-        return RulesetPlan(addresses, change, rules, columns, policy, tuple(fresh), freed, sets)
+        come_slots = [(rules[record.handle].slot, record.rule) for record in come]
+        named, fresh_entries = self.policy.named.changed(
+            {*freed, *(slot for slot, _ in come_slots)}, come_slots, sets, self._counting
+        )
+        policy = replace(policy, named=named) if policy else compile_columns(columns, interfaces, named)
+        self._check_words(policy)
+        change = self.addresses.change(
+            addresses, self.policy, policy, tuple(fresh), fresh_entries=fresh_entries
+        )
+        return RulesetPlan(
+            addresses, change, rules, columns, policy, tuple(fresh), fresh_entries, freed, sets
+        )
 
     def _check_words(self, policy: Policy) -> None:
         """Rules that enforce and rules that observe fill words of their own, so both kinds together may need one word
@@ -249,7 +274,8 @@ class Ruleset:
         never_drop: Sequence[Prefix] = (),
         sets: Sets | None = None,
     ) -> tuple[int, ...]:
-        """Everything that is stored, at the start. Answers the slots whose counters must start at 0."""
+        """Everything that is stored, at the start. Answers the slots whose counters must start at 0; `fresh_entries`
+        has those of entries of sets."""
         self.sets = sets or {}
         self.addresses.commit(self.addresses.plan_spared((), never_drop))
         for entries in imported:
@@ -259,4 +285,7 @@ class Ruleset:
         self._known_slots.clear()  # also what a change counted that never became durable
         used = {each.slot for each in self.policy_rules.values()}
         self._free_slots = deque(slot for slot in range(self._slots) if slot not in used)
+        self._counting.clear()
+        self.policy = replace(self.policy, named=self.policy.named.loaded())
+        self.fresh_entries = plan.fresh_entries
         return plan.fresh_slots

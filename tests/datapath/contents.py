@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from firewall.address import Prefix
+from firewall.address import BITS, Prefix
 from firewall.addresses import address_keys
 from firewall.datapath import Key
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, HOOKS, INTERFACE_KEY, RANK_NONE, C
+from firewall.named_sets import hashed_name
 from firewall.policy import HookPolicy, Policy, PolicyRule, compile_columns
 from firewall.policy_columns import rule_columns
 from firewall.store import Record
@@ -174,6 +175,77 @@ def assert_exact(loaded: Loaded) -> None:
     assert_filter_complete(loaded)
     assert control_words(maps) == wanted_control_words(wanted)
     assert list(policy_differences(loaded, wanted_policy(loaded, records))) == []
+    assert counting_prefixes(loaded) == wanted_prefixes(loaded, records)
+
+
+Prefixes = dict[tuple[int, int], dict[int, list[tuple[int, int]]]]  # by rule and side, by hashed name
+
+
+def counting_prefixes(loaded: Loaded) -> Prefixes:
+    """Address and length of what counts for each rule of the policy that names sets, as the maps lead to it; no two
+    entries share a counter."""
+    maps, generation = loaded.kernel._set.maps, loaded.kernel._datapath.epoch & 1
+    room = maps.vectors["word"].shape[1] * 64
+    found: Prefixes = {}
+    counters: dict[int, tuple[int, int, int]] = {}
+    spans = maps.arrays["policy_sets_of"].reshape(2, -1)[generation]
+    for hook in range(len(HOOKS)):
+        scope = generation * len(HOOKS) + hook
+        words = int(maps.arrays["policy_heads"]["words"][scope])
+        for rule in maps.arrays["policy_rules"][scope * room :][: words * 64]:
+            if not int(rule["handle"]) or not int(rule["slot"]) & C["RULE_NAMES_SETS"]:
+                continue
+            first, count = spans[int(rule["slot"]) & ~C["RULE_NAMES_SETS"]].tolist()
+            for named in maps.arrays["policy_named"][first : first + count]:
+                name, prefixes = int(named["name"]), list(read_prefixes(maps, named))
+                found.setdefault((int(rule["handle"]), int(named["side"])), {})[name] = [
+                    each[:2] for each in prefixes
+                ]
+                for address, length, counter in prefixes:
+                    assert counters.setdefault(counter, (name, address, length)) == (name, address, length)
+    return found
+
+
+def read_prefixes(maps: PinnedMaps, named: np.void) -> Iterator[tuple[int, int, int]]:
+    """Address, length and counter, as bpf/layout.h says (struct named_set)."""
+    first, count = named["prefixes4"].tolist()
+    for start, counter in maps.arrays["policy_set4"][first : first + count].tolist():
+        yield start, counter & 63, counter >> 6
+    first, count = named["prefixes6"].tolist()
+    for (high, low), counter in maps.arrays["policy_set6"][first : first + count].tolist():
+        yield int(high) << 64 | int(low), counter & 255, counter >> 8
+
+
+def wanted_prefixes(loaded: Loaded, records: Iterable[Record]) -> Prefixes:
+    wanted: Prefixes = {}
+    sets = {name: outermost(entries) for name, entries in stored_sets(loaded).items()}
+    for record in records:
+        rule = record.rule
+        if rule.enabled and not rule.is_addresses_only:
+            for side, names in enumerate((rule.source_sets, rule.destination_sets)):
+                for name in names:
+                    wanted.setdefault((record.handle, side), {})[hashed_name(name)] = sets[name]
+    return wanted
+
+
+def outermost(entries: Sequence[Prefix]) -> list[tuple[int, int]]:
+    """Those that lie in no other, sorted, IPv4 first."""
+    shortest = {
+        version: min((e.length for e in entries if e.version == version), default=0) for version in BITS
+    }
+    known = set(entries)
+    found = []
+    for each in entries:
+        bits = BITS[each.version]
+        around = (
+            Prefix(each.version, each.address >> bits - length << bits - length, length)
+            for length in range(shortest[each.version], each.length)
+        )
+        if not any(one in known for one in around):
+            found.append(each)
+    return [
+        (each.address, each.length) for each in sorted(found, key=lambda each: (each.version, each.address))
+    ]
 
 
 def assert_filter_complete(loaded: Loaded) -> None:
@@ -283,19 +355,28 @@ def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[st
 
 
 def class_differences(policy: Policy, maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[str]:
-    """Vectors of addresses, interval by interval."""
+    """Vectors of addresses, interval by interval; neighbours of one vector are one, for where they are divided depends
+    on history."""
     room = maps.vectors["word"].shape[1]
     for version in (4, 6):
-        for side, (_, lines) in enumerate(written_intervals(maps, scope, version)):
+        for side, (starts, lines) in enumerate(written_intervals(maps, scope, version)):
             anywhere = maps.arrays["policy_heads"]["anywhere"][scope, (version == 6) * SIDES + side]
-            for number, line in set(
-                zip(image.intervals(version)[side].classes.tolist(), lines.tolist(), strict=True)
-            ):
-                wanted = np.zeros(room, np.uint64)
+            found = {line: class_vector(maps, line, int(anywhere)).tobytes() for line in set(lines.tolist())}
+            intervals = image.intervals(version)[side]
+            wanted = {}
+            for number in set(intervals.classes.tolist()):
                 known = policy.address_vector(number)
-                wanted[: len(known)] = known
-                if not np.array_equal(wanted, class_vector(maps, int(line), int(anywhere))):
-                    yield f"policy_ranges{version}, side {side}, class {number}"
+                wanted[number] = np.append(known, np.zeros(room - len(known), np.uint64)).tobytes()
+            asked = [int.from_bytes(each, "big") for each in big_endian(intervals.starts)]
+            if merged(asked, [wanted[each] for each in intervals.classes.tolist()]) != merged(
+                starts, [found[each] for each in lines.tolist()]
+            ):
+                yield f"policy_ranges{version}, side {side}"
+
+
+def merged(starts: Sequence[int], vectors: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    pairs = list(zip(starts, vectors, strict=True))
+    return [pair for at, pair in enumerate(pairs) if not at or pairs[at - 1][1] != pair[1]]
 
 
 def class_vector(maps: PinnedMaps, line: int, anywhere: int) -> npt.NDArray[np.uint64]:
@@ -341,12 +422,6 @@ def plain_values(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tu
     yield "words", image.words, int(head["words"])
     yield "enforcing", image.enforcing, int(head["enforcing"])
     yield "observes", image.observes, bool(head["options"] & C["OPTION_OBSERVE"])
-    for version in (4, 6):
-        for side, (starts, _) in enumerate(written_intervals(maps, scope, version)):
-            wanted = [
-                int.from_bytes(each, "big") for each in big_endian(image.intervals(version)[side].starts)
-            ]
-            yield f"policy_ranges{version}, side {side}", wanted, starts
     words = maps.vectors["word"]
     holds = np.zeros((len(words), maps.vectors["summary"].shape[1] * 64), np.bool_)
     holds[:, : words.shape[1]] = words != 0
