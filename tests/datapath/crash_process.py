@@ -192,7 +192,7 @@ def live(directory: Path, seed: int, allowed: list[State], say: TextIO) -> None:
     program_set.INITIAL_ADDRESSES = FIRST_TABLE
     address_table.FRONT_ENTRIES, address_table.FEWEST_BUCKETS = FRONT, BUCKETS
     addresses._FEW = chance.choice((0, 256))
-    set_changes._TAKEN_OUT_AT_ONCE = set_changes._DELETED_AT_ONCE = 16
+    set_changes._EXPIRE_AT_ONCE = 16
     root = directory / "bpf" / "root"
     if chance.random() < 0.1:
         shutil.rmtree(root, ignore_errors=True)
