@@ -30,6 +30,7 @@ from api.listeners import tcp_addresses
 from api.log import fields_of
 from api.reload import Configuration
 from api.running import Running
+from api.slow_start import Work, ask_for_time
 from api.systemd import ending, filters_stay, leaves_nobody, notify, reloading
 from api.tls import LOOK_S, ServerTls
 from api.watchdog import beat
@@ -236,15 +237,18 @@ async def _reload_when_told(
 
 async def _start(running: Running) -> bool:
     notify("STATUS=compiling programs and filling maps")
-    began = time.monotonic()
+    began, work = time.monotonic(), Work()
+    asking = asyncio.create_task(ask_for_time(work, notify))
     try:
-        await asyncio.to_thread(running.enforcer.start)
+        await asyncio.to_thread(work.of, running.enforcer.start)
     except FirewallError as error:
         log.error("cannot start", **fields_of(error))
         return False
     except Exception:
         log.exception("cannot start")
         return False
+    finally:
+        asking.cancel()
     _forget_what_lasts()
     running.phase = "running"
     for reason in await _tell_readiness(running):
