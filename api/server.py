@@ -112,7 +112,7 @@ def run(enforcer: Enforcer, configuration: Configuration, sockets: Sequence[sock
     settings = configuration.settings.api
     tls = ServerTls(settings) if settings.has_tls else None
     enforcer.listens_on(tcp_addresses(sockets))
-    app = create_app(enforcer, phase="starting", settings=settings)
+    app = create_app(enforcer, phase="starting", settings=settings, tls=tls)
     for warning in warnings_of(settings):
         log.warning(warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -207,6 +207,7 @@ async def _guard(running: Running, configuration: Configuration) -> None:
 async def _look_at_certificates(tls: ServerTls) -> None:
     """Takes newer ones by itself."""
     while True:
+        tls.warn(time.time())
         await asyncio.sleep(LOOK_S)
         await asyncio.to_thread(tls.reload)
 
