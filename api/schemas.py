@@ -544,6 +544,7 @@ class TokenState(Document):
     created_by: str = Field(description="As `actor` in the audit.")
     expires_at: Time | None
     expired: bool
+    last_used: Time | None = Field(description="By a request, to the minute. Null: never.")
 
 
 class NewTokenState(TokenState):

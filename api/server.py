@@ -38,6 +38,7 @@ from api.wiring import DATABASE
 from firewall.enforcer import Enforcer
 from firewall.errors import FirewallError
 from firewall.settings import Api
+from firewall.tokens import USED_WITHIN_S
 
 GRACE_S = 5
 _SLOW_S = 1.0  # between looks at connections that take long
@@ -151,6 +152,7 @@ async def _live(
             _guard(running, configuration),
             server.look_at_connections(),
             _enter_denied(running, app.state.access),
+            _save_uses_of_tokens(running),
             *(() if tls is None else (_look_at_certificates(tls),)),
         )
     ]
@@ -221,6 +223,16 @@ async def _enter_denied(running: Running, access: Access) -> None:
                 await running.change(running.enforcer.enter_denied, denied)
             except FirewallError as error:
                 log.error("denied accesses were not entered", count=len(denied), **fields_of(error))
+
+
+async def _save_uses_of_tokens(running: Running) -> None:
+    while True:
+        await asyncio.sleep(USED_WITHIN_S)
+        if running.phase == "running" and running.enforcer.uses_to_save():
+            try:
+                await running.change(running.enforcer.save_uses)
+            except FirewallError as error:
+                log.error("when tokens were used was not written", **fields_of(error))
 
 
 async def _reload_when_told(
