@@ -1,9 +1,9 @@
 """Bearer tokens: what one is, and whether a text is one that was made here.
 
 Owns their form, the check, and when they were used. A token is `efw_`, a public id by which it is found, and 256
-random bits. Only its SHA-256 is kept: a text with so much chance in it cannot be guessed from a digest, however fast that
-is to compute, so a slow password hash would cost time at every request and gain nothing (docs/adr/0017). Knows no store
-and no HTTP.
+random bits. Only its SHA-256 is kept: a text with so much chance in it cannot be guessed from a digest, however fast
+that is to compute, so a slow password hash would cost time at every request and gain nothing (docs/adr/0017). Knows no
+store and no HTTP.
 """
 
 from __future__ import annotations
