@@ -10,6 +10,7 @@ from __future__ import annotations
 import grp
 import ipaddress
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -24,9 +25,11 @@ from api.guard import is_unix_socket, request_id
 from api.origin import ACTING, Acting, reason_of
 from api.peer import PEER, Peer, Process
 from api.permissions import ADMIN, OPEN, needed, suffices
+from api.tls import ServerTls
 from firewall.audit_entry import Origin
 from firewall.enforcer import Enforcer
 from firewall.errors import NotAuthenticated
+from firewall.rule import format_time
 from firewall.settings import Api
 from firewall.tokens import Token
 
@@ -53,9 +56,10 @@ ANONYMOUS = Identity("anonymous", ADMIN)
 class Access:
     """Used on the event loop alone."""
 
-    def __init__(self, firewall: Enforcer, settings: Api) -> None:
+    def __init__(self, firewall: Enforcer, settings: Api, tls: ServerTls | None = None) -> None:
         self._firewall = firewall
         self._settings = settings
+        self._tls = tls
         self._group = group_number(settings.socket_group)
         self.attempts = Attempts()
 
@@ -67,15 +71,17 @@ class Access:
 
     def state(self) -> dict[str, object]:
         """For the status."""
-        settings = self._settings
+        settings, tls = self._settings, self._tls
+        expires_at = tls.expires_at if tls else None
         return {
             "listen": settings.listen,
             "tls": settings.has_tls,
+            "tls_expires_at": None if expires_at is None else format_time(expires_at),
             "client_certificates": bool(settings.client_ca),
             "authentication": settings.authentication,
             "credentials_needed": self.is_asked_for,
             "insecure": settings.insecure,
-            "warnings": warnings_of(settings),
+            "warnings": [*warnings_of(settings), *(tls.warnings(time.time()) if tls else ())],
         }
 
     def admit(self, scope: Scope, headers: Headers) -> Acting:

@@ -38,6 +38,7 @@ from api.guard import Guard
 from api.measured import Measured
 from api.running import Phase, Running
 from api.short_way import ShortWay
+from api.tls import ServerTls
 from api.wiring import version
 from firewall.enforcer import Enforcer
 from firewall.settings import Api
@@ -48,6 +49,7 @@ def create_app(
     *,
     phase: Phase = "running",
     settings: Api | None = None,
+    tls: ServerTls | None = None,
     most_body_bytes: int | None = None,
 ) -> FastAPI:
     """`phase`: "starting" where the enforcer has still to be started. `most_body_bytes`: instead of what the settings
@@ -64,7 +66,7 @@ def create_app(
     )
     app.state.running = Running(enforcer, phase)
     app.state.settings = settings
-    app.state.access = Access(enforcer, settings)
+    app.state.access = Access(enforcer, settings, tls)
     app.state.metrics = metrics.registry_of(app.state.running)
     for part in (
         imports,

@@ -517,11 +517,14 @@ class ApiState(Document):
 
     listen: list[str]
     tls: bool
+    tls_expires_at: Time | None = Field(
+        description="When the certificate expires, or the first one of its chain."
+    )
     client_certificates: bool = Field(description="Whether TLS clients need one.")
     authentication: Literal["auto", "required", "none"]
     credentials_needed: bool = Field(description="Whether a TCP client on a loopback address needs them now.")
     insecure: bool = Field(description="The config says insecure = true.")
-    warnings: list[str] = Field(description="What is open that need not be.")
+    warnings: list[str] = Field(description="What is open that need not be, or expires soon.")
 
 
 TokenName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", examples=["ci"])]
@@ -541,6 +544,7 @@ class TokenState(Document):
     created_by: str = Field(description="As `actor` in the audit.")
     expires_at: Time | None
     expired: bool
+    last_used: Time | None = Field(description="By a request, to the minute. Null: never.")
 
 
 class NewTokenState(TokenState):

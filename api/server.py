@@ -30,6 +30,7 @@ from api.listeners import tcp_addresses
 from api.log import fields_of
 from api.reload import Configuration
 from api.running import Running
+from api.slow_start import Work, ask_for_time
 from api.systemd import ending, filters_stay, leaves_nobody, notify, reloading
 from api.tls import LOOK_S, ServerTls
 from api.watchdog import beat
@@ -37,6 +38,7 @@ from api.wiring import DATABASE
 from firewall.enforcer import Enforcer
 from firewall.errors import FirewallError
 from firewall.settings import Api
+from firewall.tokens import USED_WITHIN_S
 
 GRACE_S = 5
 _SLOW_S = 1.0  # between looks at connections that take long
@@ -111,7 +113,7 @@ def run(enforcer: Enforcer, configuration: Configuration, sockets: Sequence[sock
     settings = configuration.settings.api
     tls = ServerTls(settings) if settings.has_tls else None
     enforcer.listens_on(tcp_addresses(sockets))
-    app = create_app(enforcer, phase="starting", settings=settings)
+    app = create_app(enforcer, phase="starting", settings=settings, tls=tls)
     for warning in warnings_of(settings):
         log.warning(warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -150,6 +152,7 @@ async def _live(
             _guard(running, configuration),
             server.look_at_connections(),
             _enter_denied(running, app.state.access),
+            _save_uses_of_tokens(running),
             *(() if tls is None else (_look_at_certificates(tls),)),
         )
     ]
@@ -206,6 +209,7 @@ async def _guard(running: Running, configuration: Configuration) -> None:
 async def _look_at_certificates(tls: ServerTls) -> None:
     """Takes newer ones by itself."""
     while True:
+        tls.warn(time.time())
         await asyncio.sleep(LOOK_S)
         await asyncio.to_thread(tls.reload)
 
@@ -219,6 +223,16 @@ async def _enter_denied(running: Running, access: Access) -> None:
                 await running.change(running.enforcer.enter_denied, denied)
             except FirewallError as error:
                 log.error("denied accesses were not entered", count=len(denied), **fields_of(error))
+
+
+async def _save_uses_of_tokens(running: Running) -> None:
+    while True:
+        await asyncio.sleep(USED_WITHIN_S)
+        if running.phase == "running" and running.enforcer.uses_to_save():
+            try:
+                await running.change(running.enforcer.save_uses)
+            except FirewallError as error:
+                log.error("when tokens were used was not written", **fields_of(error))
 
 
 async def _reload_when_told(
@@ -236,15 +250,18 @@ async def _reload_when_told(
 
 async def _start(running: Running) -> bool:
     notify("STATUS=compiling programs and filling maps")
-    began = time.monotonic()
+    began, work = time.monotonic(), Work()
+    asking = asyncio.create_task(ask_for_time(work, notify))
     try:
-        await asyncio.to_thread(running.enforcer.start)
+        await asyncio.to_thread(work.of, running.enforcer.start)
     except FirewallError as error:
         log.error("cannot start", **fields_of(error))
         return False
     except Exception:
         log.exception("cannot start")
         return False
+    finally:
+        asking.cancel()
     _forget_what_lasts()
     running.phase = "running"
     for reason in await _tell_readiness(running):

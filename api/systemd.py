@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 # The unit says its own name (Environment=EBPF_FW_UNIT=%n).
 UNIT_VARIABLE = "EBPF_FW_UNIT"
-_ANSWER_WITHIN_S = 5
+_ANSWER_WITHIN_S = 10  # twice that, and requests under way, fit into the unit's TimeoutStopSec=
 Ending = Literal["stop", "restart", "shutdown", "unknown"]
 
 

@@ -1,7 +1,8 @@
 """TLS of the service: the certificate, the clients' authority, and taking newer files without a restart.
 
-Owns what is loaded of the files. New connections are made with the newest files that fit together; those that are open
-stay as they are. Files that do not fit (one of the two was replaced, the other not yet) change nothing.
+Owns what is loaded of the files, and telling that the certificate expires soon. New connections are made with the
+newest files that fit together; those that are open stay as they are. Files that do not fit (one of the two was
+replaced, the other not yet) change nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from typing import Any
 
 import structlog
 
+from api.certificate import expires_at
 from firewall.errors import InvalidInput
+from firewall.rule import format_time
 from firewall.settings import Api
 
 log = structlog.get_logger(__name__)
 
 LOOK_S = 2.0  # between looks whether the files are others
+SOON_S = 14 * 86400  # before it expires a certificate is warned about
+_WARN_AGAIN_S = 86400.0
 _Signature = tuple[tuple[int, int, int, int], ...]
 
 
@@ -28,6 +33,8 @@ class ServerTls(ssl.SSLContext):
     _current: ssl.SSLContext
     _loaded: _Signature
     _tried: _Signature
+    expires_at: float | None
+    _warned_at: float
 
     def __new__(cls, settings: Api) -> ServerTls:
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
@@ -40,6 +47,7 @@ class ServerTls(ssl.SSLContext):
         try:
             self._loaded = self._tried = self._signature()
             self._current = self._new()
+            self._look_when_it_expires()
         except OSError as error:  # ssl.SSLError is one
             raise InvalidInput(
                 f"cannot use the certificates ({', '.join(map(str, self._files))}): {_in_words(error)}",
@@ -62,6 +70,7 @@ class ServerTls(ssl.SSLContext):
                 return False
             is_new, self._tried = signature != self._tried, signature
             context = self._new()
+            self._look_when_it_expires()
         except OSError as error:
             if is_told or is_new:
                 log.error("the certificates were not read again: the old ones go on", error=_in_words(error))
@@ -69,6 +78,24 @@ class ServerTls(ssl.SSLContext):
         self._current, self._loaded = context, signature
         log.info("certificates read again", files=", ".join(map(str, self._files)))
         return True
+
+    def warnings(self, now: float) -> list[str]:
+        """In the status for as long as it is so."""
+        if self.expires_at is None or self.expires_at - now >= SOON_S:
+            return []
+        verb = "expires" if self.expires_at > now else "expired"
+        return [f"the certificate {self._files[0]} {verb} at {format_time(self.expires_at)}"]
+
+    def warn(self, now: float) -> None:
+        """In the log: once a day, and whenever another certificate was taken."""
+        if now - self._warned_at >= _WARN_AGAIN_S:
+            for warning in self.warnings(now):
+                self._warned_at = now
+                log.warning(warning, hint="newer files are taken without a restart")
+
+    def _look_when_it_expires(self) -> None:
+        self.expires_at = expires_at(self._files[0].read_text(encoding="ascii", errors="replace"))
+        self._warned_at = -_WARN_AGAIN_S
 
     def _new(self) -> ssl.SSLContext:
         """Raises OSError."""

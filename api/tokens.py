@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/tokens", tags=["tokens"], route_class=JsonRoute, 
 _EXPIRY = '"ttl": "90d", or "expires_at": "2030-01-01T00:00:00Z"'
 
 
-def token_json(token: Token, now: float) -> dict[str, Any]:
+def token_json(token: Token, now: float, last_used: float | None = None) -> dict[str, Any]:
     expires_at = None if token.expires_at is None else format_time(round(token.expires_at, 3))
     return {
         "name": token.name,
@@ -33,14 +33,15 @@ def token_json(token: Token, now: float) -> dict[str, Any]:
         "created_by": token.created_by,
         "expires_at": expires_at,
         "expired": token.is_over(now),
+        "last_used": None if last_used is None else format_time(int(last_used)),
     }
 
 
 @router.get("", response_model=schemas.TokenList, responses=problems(*READ_PROBLEMS), summary="List tokens")
 def list_tokens(running: InService) -> Response:
     """All that were not revoked, those that expired too, in the order of their creation."""
-    now = time.time()
-    items = [token_json(each, now) for each in running.firewall.tokens.all()]
+    now, firewall = time.time(), running.firewall
+    items = [token_json(each, now, firewall.last_used(each)) for each in firewall.tokens.all()]
     return JsonResponse({"items": items, "total": len(items)})
 
 

@@ -87,10 +87,11 @@ def show(session: Session) -> None:
             each["created_at"],
             each["created_by"],
             f"{each['expires_at']} (expired)" if each["expired"] else each["expires_at"] or "never",
+            each["last_used"] or "never",
         )
         for each in answer["items"]
     ]
-    output.table(("NAME", "SCOPE", "CREATED", "BY", "EXPIRES"), rows)
+    output.table(("NAME", "SCOPE", "CREATED", "BY", "EXPIRES", "LAST USED"), rows)
 
 
 @command(app, "revoke")

@@ -129,6 +129,7 @@ class Enforcer(
             if self._is_started:
                 self._is_started = False
                 leaving.callback(self._kernel.stop, keep)
+                leaving.callback(self._save_uses)
                 if not keep:
                     for held in self._interfaces.all_held():
                         leaving.callback(self._interfaces.release, held)

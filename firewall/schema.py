@@ -149,7 +149,12 @@ WHEN old.id > coalesce((SELECT value FROM meta WHERE key = 'audit_floor_' || old
 END;
 """
 
-STEPS = (_FIRST, _COUNTS, _UNDO, _SETS, _ACCESS)
+# To the minute, written now and then.
+_USES = """
+ALTER TABLE tokens ADD COLUMN last_used_at REAL;
+"""
+
+STEPS = (_FIRST, _COUNTS, _UNDO, _SETS, _ACCESS, _USES)
 VERSION = len(STEPS)
 
 

@@ -12,7 +12,7 @@ from firewall.commit import Commits
 from firewall.errors import AlreadyExists, Conflict, NotFound, Problem
 from firewall.rule import format_time
 from firewall.store_failures import failures
-from firewall.tokens import NewToken, Token, Tokens, digest_of, new_text
+from firewall.tokens import NewToken, Token, Tokens, Uses, digest_of, new_text
 
 MOST_TOKENS = 1000
 _EVER = "tokens_ever"
@@ -41,7 +41,7 @@ class TokenChanges(Commits):
             token = Token(name, public_id, digest_of(text), scope, self._clock(), by, expires_at)
             with self._store.transaction(), failures("writing the token"):
                 row = tuple(getattr(token, column) for column in _COLUMNS.split(", "))
-                self._store.connection.execute("INSERT INTO tokens VALUES (?,?,?,?,?,?,?)", row)
+                self._store.connection.execute(f"INSERT INTO tokens ({_COLUMNS}) VALUES (?,?,?,?,?,?,?)", row)
                 self._store.connection.execute("INSERT OR IGNORE INTO meta VALUES (?, 1)", (_EVER,))
                 self._audit("token.create", name, None, _fields(token))
             self.tokens = Tokens([*self.tokens.all(), token])
@@ -49,8 +49,34 @@ class TokenChanges(Commits):
             return NewToken(token, text)
 
     def token_of(self, text: str) -> Token:
-        """Raises NotAuthenticated."""
-        return self.tokens.check(text, self._clock())
+        """Notes that it was used. Raises NotAuthenticated."""
+        now = self._clock()
+        token = self.tokens.check(text, now)
+        self._uses.note(token, now)
+        return token
+
+    def last_used(self, token: Token) -> float | None:
+        """To the minute, in seconds since 1970. None: never."""
+        return self._uses.last(token)
+
+    def uses_to_save(self) -> bool:
+        return bool(self._uses.due())
+
+    def save_uses(self) -> None:
+        """Not a change that anybody asked for: the audit does not have it."""
+        with self._changing_alone():
+            self._save_uses()
+
+    def _save_uses(self) -> None:
+        due = self._uses.due()
+        if not due:
+            return
+        with self._store.transaction(), failures("writing when tokens were used"):
+            self._store.connection.executemany(
+                "UPDATE tokens SET last_used_at = ? WHERE public_id = ?",
+                [(at, each) for each, at in due.items()],
+            )
+        self._uses.saved(due)
 
     def is_in_force(self, token: Token) -> bool:
         """Whether a token that was right still is."""
@@ -67,12 +93,19 @@ class TokenChanges(Commits):
                 self._store.connection.execute("DELETE FROM tokens WHERE name = ?", (name,))
                 self._audit("token.revoke", name, _fields(token))
             self.tokens = Tokens(each for each in self.tokens.all() if each.name != name)
+            self._uses.forget(token)
 
     @cached_property
     def tokens(self) -> Tokens:
         with failures("reading the tokens"):
             rows = self._store.connection.execute(f"SELECT {_COLUMNS} FROM tokens").fetchall()
         return Tokens(Token(*row) for row in rows)
+
+    @cached_property
+    def _uses(self) -> Uses:
+        asked = "SELECT public_id, last_used_at FROM tokens WHERE last_used_at IS NOT NULL"
+        with failures("reading the tokens"):
+            return Uses(dict(self._store.connection.execute(asked).fetchall()))
 
     @cached_property
     def has_had_tokens(self) -> bool:

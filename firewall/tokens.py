@@ -1,8 +1,9 @@
 """Bearer tokens: what one is, and whether a text is one that was made here.
 
-Owns their form and the check. A token is `efw_`, a public id by which it is found, and 256 random bits. Only its
-SHA-256 is kept: a text with so much chance in it cannot be guessed from a digest, however fast that is to compute, so a
-slow password hash would cost time at every request and gain nothing (docs/adr/0017). Knows no store and no HTTP.
+Owns their form, the check, and when they were used. A token is `efw_`, a public id by which it is found, and 256
+random bits. Only its SHA-256 is kept: a text with so much chance in it cannot be guessed from a digest, however fast
+that is to compute, so a slow password hash would cost time at every request and gain nothing (docs/adr/0017). Knows no
+store and no HTTP.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from firewall.errors import NotAuthenticated
@@ -20,6 +21,7 @@ from firewall.rule import format_time
 PREFIX = "efw_"
 SCOPES = ("read", "rules", "admin")  # each may what those before it may
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+USED_WITHIN_S = 60.0
 _ID_BYTES, _SECRET_BYTES = 6, 32
 _FORM = re.compile(r"efw_([0-9a-f]{12})_[0-9a-f]{64}")
 _HINT = "make one with: ebpf-fw token create"
@@ -89,6 +91,33 @@ class Tokens:
         """Whether a token that was right is still in force."""
         token = self._by_id.get(public_id)
         return token is not None and not token.is_over(now)
+
+
+class Uses:
+    """When tokens were last used, by their public ids, to the minute: noting costs a request next to nothing, and
+    what is due to be written changes once a minute at most. Noted by one thread, saved by another."""
+
+    def __init__(self, saved: Mapping[str, float]) -> None:
+        self._saved = dict(saved)
+        self._noted = dict(saved)
+
+    def note(self, token: Token, now: float) -> None:
+        if abs(now - self._noted.get(token.public_id, 0.0)) >= USED_WITHIN_S:
+            self._noted[token.public_id] = now
+
+    def last(self, token: Token) -> float | None:
+        return self._noted.get(token.public_id)
+
+    def due(self) -> dict[str, float]:
+        """What is not saved."""
+        return {each: at for each, at in list(self._noted.items()) if self._saved.get(each) != at}
+
+    def saved(self, what: Mapping[str, float]) -> None:
+        self._saved.update(what)
+
+    def forget(self, token: Token) -> None:
+        for each in (self._noted, self._saved):
+            each.pop(token.public_id, None)
 
 
 def _expired(token: Token) -> NotAuthenticated:

@@ -13,6 +13,7 @@ command_link=$destination/usr/bin/ebpf-fw
 configuration=$destination/etc/ebpf-fw
 state=$destination/var/lib/ebpf-fw
 cache=$destination/var/cache/ebpf-fw
+runtime=$destination/run/ebpf-fw
 
 fail() {
     printf 'ebpf-fw: %s\n' "$@" >&2
@@ -40,7 +41,7 @@ remove_code() {
     rm -f "$destination/usr/lib/systemd/system/ebpf-fw.service"
     # A command of the same name that leads elsewhere is not ours.
     [[ $(readlink "$command_link" 2>/dev/null) != "$home"/* ]] || rm -f "$command_link"
-    rm -rf "$destination$home" "$destination$home.new" "$destination$home.old" "$cache"
+    rm -rf "$destination$home" "$destination$home.new" "$destination$home.old" "$cache" "$runtime"
     [[ -n $destination || ! -d /run/systemd/system ]] || systemctl daemon-reload
 }
 

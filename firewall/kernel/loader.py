@@ -27,7 +27,7 @@ from firewall.kernel import bpf
 from firewall.kernel.compiled import Code, Compiled, MapShape
 from firewall.kernel.source import OFFLOAD_PARTS, OFFLOAD_PROGRAM, Order, build_header_tree, program_text
 
-TIMEOUT_S = 120
+TIMEOUT_S = 600  # two seconds are enough on an idle core; an emulated one, or a busy one, needs minutes
 LOG_LINES = 25
 
 

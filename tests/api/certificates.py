@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import trustme
@@ -16,9 +17,11 @@ class Authority:
         self.pem = directory / f"{name}.pem"
         self._ca.cert_pem.write_to_path(str(self.pem))
 
-    def write_server(self, certificate: Path, key: Path, *names: str) -> None:
+    def write_server(
+        self, certificate: Path, key: Path, *names: str, not_after: datetime | None = None
+    ) -> None:
         """In the place of what is there, the two one after the other, as tools do."""
-        signed = self._ca.issue_cert(*names)
+        signed = self._ca.issue_cert(*names, not_after=not_after)
         for path, content in (
             (key, signed.private_key_pem.bytes()),
             (certificate, b"".join(each.bytes() for each in signed.cert_chain_pems)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from api.peer import PEER, Peer, Process, certificate_names
 from api.permissions import ADMIN, OPEN, READ, RULES, SCOPES, TABLE, is_listed, needed, suffices
 from firewall.audit_entry import Origin
 from firewall.enforcer import Enforcer
+from firewall.rule import parse_time
 from firewall.settings import Api
 from tests.api.client import PROBLEM, ApiClient
 
@@ -167,7 +169,10 @@ def test_a_token_is_told_once_and_works_in_both_headers(app: FastAPI) -> None:
     assert far("GET", "/v1/rules", headers={"authorization": f"bearer  {body['token']}"}).status_code == 200
     listed = from_process(app, 0)("GET", "/v1/tokens").json()
     assert listed["total"] == 1 and "token" not in listed["items"][0]
-    assert listed["items"][0] == {name: value for name, value in body.items() if name != "token"}
+    used = parse_time(listed["items"][0]["last_used"])
+    assert body["last_used"] is None and parse_time(body["created_at"]) - 1 <= used <= time.time()
+    told = {**body, "last_used": listed["items"][0]["last_used"]}
+    assert listed["items"][0] == {name: value for name, value in told.items() if name != "token"}
     assert listed["items"][0]["created_by"] == "uid:0" and not listed["items"][0]["expired"]
 
 

@@ -5,6 +5,7 @@ The kernel is in memory.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -22,8 +23,11 @@ import httpx
 import pytest
 
 from api.listeners import listening
+from api.running import Running
+from api.server import _save_uses_of_tokens
 from api.systemd import notify
 from firewall.errors import Conflict
+from tests.unit.host import Host, wait_for
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0
@@ -226,6 +230,27 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(service: Service)
         raw.sendall(b"POST /v1/rules HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n")
         answer = raw.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_uses_of_tokens_are_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never for a request's sake."""
+    monkeypatch.setattr("api.server.USED_WITHIN_S", 0.01)
+    host = Host(tmp_path)
+    host.start()
+    try:
+        host.firewall.token_of(host.firewall.create_token("ci", "read", None).text)
+        assert host.firewall.uses_to_save()
+
+        async def live() -> None:
+            running = Running(host.firewall, "running")
+            saving = asyncio.create_task(_save_uses_of_tokens(running))
+            await asyncio.to_thread(wait_for, lambda: not host.firewall.uses_to_save(), PATIENCE_S)
+            saving.cancel()
+            running.close()
+
+        asyncio.run(live())
+    finally:
+        host.stop()
 
 
 # -- what goes wrong

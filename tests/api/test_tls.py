@@ -7,11 +7,14 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
+from api.certificate import expires_at
 from api.tls import ServerTls
 from firewall.errors import InvalidInput
 from firewall.settings import Api
@@ -162,6 +165,48 @@ def test_files_that_cannot_be_used_are_named(
     with pytest.raises(InvalidInput, match=words) as raised:
         ServerTls(settings)
     assert str(service.certificate) in raised.value.detail and raised.value.code == "invalid_certificate"
+
+
+@pytest.mark.parametrize(("days", "verb"), [(13, "expires"), (-1, "expired"), (30, None)])
+def test_a_certificate_that_expires_soon_is_warned_about(
+    service: TlsService, days: int, verb: str | None
+) -> None:
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
+    service.ours.write_server(service.certificate, service.key, "127.0.0.1", not_after=ends)
+    tls = ServerTls(Api(tls_certificate=str(service.certificate), tls_key=str(service.key)))
+    assert tls.expires_at == ends.timestamp()
+    now = time.time()
+    expected = [f"the certificate {service.certificate} {verb} at {ends:%Y-%m-%dT%H:%M:%SZ}"] if verb else []
+    assert tls.warnings(now) == expected
+    with capture_logs() as logged:
+        for later in (0, 60, 86400, 86460):  # once a day
+            tls.warn(now + later)
+    assert [each["event"] for each in logged] == expected * 2
+
+
+def test_the_log_and_the_status_tell_when_it_expires_and_a_newer_one_ends_that(service: TlsService) -> None:
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)
+    service.ours.write_server(service.certificate, service.key, "127.0.0.1", not_after=ends)
+    service.start()
+    wait_for(lambda: f"{service.certificate} expires at" in service.log, PATIENCE_S)
+    state = service.http.get("/v1/status").json()["api"]
+    assert state["tls_expires_at"] == f"{ends:%Y-%m-%dT%H:%M:%SZ}"
+    assert [str(service.certificate) in each for each in state["warnings"]] == [True]
+    later = ends + timedelta(days=90)
+    service.ours.write_server(service.certificate, service.key, "127.0.0.1", not_after=later)
+    wait_for(lambda: service.http.get("/v1/status").json()["api"]["warnings"] == [], PATIENCE_S)
+
+
+@pytest.mark.parametrize("year", [2049, 2050])  # the two forms of time
+def test_the_first_of_a_chain_to_expire_counts(service: TlsService, year: int) -> None:
+    last = service.certificate.read_text()
+    ends = datetime(year, 1, 31, 23, 59, 58, tzinfo=UTC)
+    service.ours.write_server(service.certificate, service.key, "127.0.0.1", not_after=ends)
+    first = service.certificate.read_text()
+    for chain in (first, first + last, last + first):
+        assert expires_at(chain) == ends.timestamp()
+    assert expires_at("no certificate") is None
+    assert expires_at(first.replace("M", "A")) is None
 
 
 def test_they_end_the_start_with_status_2(service: TlsService) -> None:

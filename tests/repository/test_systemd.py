@@ -24,7 +24,14 @@ def test_the_unit_starts_the_installed_command_with_the_installed_configuration(
     keys = unit_keys()
     assert keys["Type"] == "notify"
     assert keys["ExecStart"] == "/usr/bin/ebpf-fw serve --config /etc/ebpf-fw/config.toml"
-    assert keys["StateDirectory"] == keys["RuntimeDirectory"] == "ebpf-fw"
+    assert keys["StateDirectory"] == keys["CacheDirectory"] == "ebpf-fw"
+
+
+def test_the_socket_s_directory_is_the_group_s_whatever_systemd_runs_later() -> None:
+    """A RuntimeDirectory= is given back to root before each command, and then the group's members are kept out."""
+    keys = unit_keys()
+    assert "RuntimeDirectory" not in keys and keys["ReadWritePaths"] == "-/run/ebpf-fw"
+    assert "install -d -m 2750 -g ebpf-fw /run/ebpf-fw" in UNIT.read_text()
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ TEXT = "efw_0123456789ab_" + "0" * 64
 EMPTY = {"pending": [], "recent": []}
 TOKEN = {
     "name": "ci", "scope": "rules", "created_at": "2026-01-01T00:00:00Z", "created_by": "uid:0",
-    "expires_at": "2026-04-01T00:00:00Z", "expired": False,
+    "expires_at": "2026-04-01T00:00:00Z", "expired": False, "last_used": None,
 }  # fmt: skip
 ENTRY: dict[str, Any] = {
     "id": 7, "time": "2026-01-01T00:00:00Z", "kind": "change", "actor": "token:ci", "source": "203.0.113.7:5",
@@ -282,11 +282,17 @@ def test_a_scope_must_be_one(service: FakeService) -> None:
 
 
 def test_tokens_are_listed_and_revoked(service: FakeService) -> None:
-    items = [TOKEN, {**TOKEN, "name": "old", "expired": True}, {**TOKEN, "name": "ever", "expires_at": None}]
+    used = "2026-02-03T04:05:06Z"
+    items = [
+        TOKEN,
+        {**TOKEN, "name": "old", "expired": True},
+        {**TOKEN, "name": "ever", "expires_at": None, "last_used": used},
+    ]
     service.answers("GET", "/v1/tokens", 200, {"items": items, "total": 3})
     lines = run("token", "list").stdout.splitlines()
-    assert lines[0].split() == ["NAME", "SCOPE", "CREATED", "BY", "EXPIRES"]
-    assert "(expired)" in lines[3] and lines[4].rstrip().endswith("never")
+    assert lines[0].split() == ["NAME", "SCOPE", "CREATED", "BY", "EXPIRES", "LAST", "USED"]
+    assert lines[2].split()[-2:] == [TOKEN["expires_at"], "never"] and "(expired)" in lines[3]
+    assert lines[4].split()[-2:] == ["never", used]
     service.answers("DELETE", "/v1/tokens/ci", 204)
     service.answers("DELETE", "/v1/tokens/old", 204)
     result = run("token", "revoke", "ci", "old")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import sqlite3
 
 import pytest
 
 from firewall.errors import AlreadyExists, Conflict, NotAuthenticated, NotFound, StoreFailed
-from firewall.tokens import digest_of, new_text
+from firewall.tokens import USED_WITHIN_S, digest_of, new_text
 from tests.unit.failing_database import fail_on
 from tests.unit.host import Host
 
@@ -149,3 +150,75 @@ def test_a_token_whose_revocation_is_not_durable_stays(host: Host) -> None:
     with fail_on(host.firewall._store, "COMMIT"), pytest.raises(StoreFailed):
         host.firewall.revoke_token("ci")
     host.firewall.token_of(text)
+
+
+# -- when they were used
+
+
+def last_used(host: Host, name: str = "ci") -> float | None:
+    token = host.firewall.tokens.named(name)
+    assert token is not None
+    return host.firewall.last_used(token)
+
+
+def test_a_token_tells_to_the_minute_when_it_was_last_used(host: Host) -> None:
+    text, _ = made(host), made(host, "other")
+    assert last_used(host) is None and not host.firewall.uses_to_save()
+    refused(host, text[:17] + new_text()[0][17:])
+    assert last_used(host) is None, "somebody else used its public id"
+    first = host.now
+    host.firewall.token_of(text)
+    assert last_used(host) == first and last_used(host, "other") is None
+    host.now += USED_WITHIN_S - 1
+    host.firewall.token_of(text)
+    assert last_used(host) == first
+    host.now += 1
+    host.firewall.token_of(text)
+    assert last_used(host) == first + USED_WITHIN_S
+
+
+def test_what_is_saved_survives_a_crash_and_all_of_it_a_stop(host: Host) -> None:
+    text = made(host)
+    host.firewall.token_of(text)
+    saved = host.now
+    host.firewall.save_uses()
+    assert not host.firewall.uses_to_save()
+    with fail_on(host.firewall._store, "UPDATE tokens"):
+        host.firewall.save_uses()  # nothing is due, so nothing is written
+    host.now += USED_WITHIN_S
+    host.firewall.token_of(text)
+    assert f"{saved}" in host.stored() and f"{host.now}" not in host.stored()
+    host.stop()
+    host.start()
+    assert last_used(host) == host.now
+
+
+@pytest.mark.parametrize("statement", ["UPDATE tokens", "COMMIT"])
+def test_what_could_not_be_saved_is_saved_the_next_time(host: Host, statement: str) -> None:
+    host.firewall.token_of(made(host))
+    with fail_on(host.firewall._store, statement), pytest.raises(StoreFailed):
+        host.firewall.save_uses()
+    assert host.firewall.uses_to_save()
+    host.firewall.save_uses()
+    assert not host.firewall.uses_to_save() and f"{host.now}" in host.stored()
+
+
+def test_a_new_token_of_the_same_name_was_never_used(host: Host) -> None:
+    host.firewall.token_of(made(host))
+    host.firewall.save_uses()
+    host.firewall.revoke_token("ci")
+    made(host)
+    assert last_used(host) is None and not host.firewall.uses_to_save()
+
+
+def test_a_database_that_knows_tokens_and_no_uses_is_taken_over(host: Host) -> None:
+    text = made(host)
+    host.stop()
+    with sqlite3.connect(host.database) as older:
+        older.executescript("ALTER TABLE tokens DROP COLUMN last_used_at; PRAGMA user_version = 5;")
+    older.close()
+    host.start()
+    assert last_used(host) is None
+    host.firewall.token_of(text)
+    host.firewall.save_uses()
+    assert last_used(host) == host.now and not host.firewall.uses_to_save()

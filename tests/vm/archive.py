@@ -59,7 +59,7 @@ def run(*command: str, cwd: Path | None = None, apt: bool = False) -> str:
     if apt:
         environment["APT_CONFIG"] = str(_apt_config())
     done = subprocess.run(
-        ["nice", *command],
+        ["nice", "-n", "5", *command],
         cwd=cwd,
         env=environment,
         capture_output=True,

@@ -88,6 +88,7 @@ def _qemu(
         "quiet",
         "mitigations=off",
         "no_timer_check",
+        "systemd.mask=serial-getty@ttyS0.service",  # nobody logs in
         *parameters,
     ]
     ports = [
@@ -99,7 +100,7 @@ def _qemu(
         )
     ]  # fmt: skip
     return [
-        "nice", "unshare", "--net", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot",
+        "nice", "-n", "5", "unshare", "--net", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot",
         *accelerator(),
         "-smp", str(CPUS), "-m", str(MEMORY_MB),
         "-kernel", str(kernel.image), "-initrd", str(kernel.initrd), "-append", " ".join(append),

@@ -17,7 +17,7 @@ from tests.vm.boot import Result, boot
 
 Report = dict[str, dict[str, Any]]
 Guest = Callable[..., Report]
-TIMEOUT_S = 1800
+TIMEOUT_S = 5400
 # Numbers of policy rules that the programs are built for. The large ones take minutes each under emulation.
 RULES = tuple(int(each) for each in os.environ.get("VM_RULES", "64 4096 16384").split())
 

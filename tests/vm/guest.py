@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 MARK = "CHECK "
+# For whatever comes in moments on an idle host: this machine is emulated, and its host may be busy.
+PATIENCE_S = 600
 Check = Callable[[], dict[str, Any]]
 E = TypeVar("E", bound=BaseException)
 
@@ -55,7 +57,7 @@ def refusal(kind: type[E], action: Callable[[], object]) -> E:
     raise AssertionError(f"no {kind.__name__} came")
 
 
-def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 90) -> None:
+def eventually(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

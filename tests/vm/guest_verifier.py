@@ -19,19 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from firewall.kernel import bpf, bpffs, program_set
-from firewall.kernel.source import (
-    PROGRAMS,
-    TEST_PARTS,
-    TEST_PROGRAMS,
-    Capacities,
-    build_header_tree,
-    is_xdp,
-    program_text,
-)
+from firewall.kernel import bpf
+from firewall.kernel.source import Capacities, build_header_tree, filter_order, is_xdp, question_order
 from tests.vm.guest import run_checks
 
-PIN_ROOT = Path("/sys/fs/bpf/verifier")
 SCHED_CLS, XDP = 3, 6
 _LOG_ERRORS, _LOG_STATISTICS = 1, 4
 _LAST_LINES = 25
@@ -40,22 +31,18 @@ _STATISTICS = re.compile(r"processed (\d+) insns .*?total_states (\d+) peak_stat
 
 
 def compiled(rules: int) -> dict[str, bytes]:
-    """The instructions of each program. The maps that they name are pinned no more but stay open."""
+    """The instructions of each program. The maps that they name stay open."""
     import bcc
 
-    pins = PIN_ROOT / str(rules)
-    program_set.discard(pins)
-    bpffs.ensure(pins / "maps")
     capacities = capacities_of(rules)
+    found: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as directory:
         os.environ["BCC_KERNEL_SOURCE"] = str(build_header_tree(Path(directory)))
-        flags = capacities.flags(pins)
-        module = bcc.BPF(text=program_text(), cflags=flags)
-        tests = bcc.BPF(text=program_text(TEST_PARTS), cflags=[*flags, "-Wno-unused-function"])
-    program_set.discard(pins)
-    _open.extend((module, tests))
-    found = {name: module.dump_func(name) for name in PROGRAMS}
-    return found | {name: tests.dump_func(name) for name in TEST_PROGRAMS}
+        for order in (filter_order(capacities), question_order(capacities)):
+            module = bcc.BPF(text=order.text, cflags=list(order.flags))
+            found |= {name: module.dump_func(name) for name in order.programs}
+            _open.append(module)
+    return found
 
 
 def verify(rules: int) -> dict[str, Any]:

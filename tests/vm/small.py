@@ -91,7 +91,7 @@ def run(line: str, initrd: Path, timeout_s: float) -> str:
     """What the machine said on its console until it went off. (no_timer_check: a busy host is late, which 5.10 takes
     for a broken board.)"""
     command = [
-        "nice", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", *boot.accelerator(),
+        "nice", "-n", "5", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot", *boot.accelerator(),
         "-smp", "1", "-m", str(boot.MEMORY_MB),
         "-kernel", str(image(line)), "-initrd", str(initrd),
         "-append", "console=ttyS0 panic=-1 oops=panic quiet mitigations=off no_timer_check",
