@@ -88,7 +88,7 @@ class Policy:
     def intervals_of(self, version: int) -> int:
         return sum(len(each) for hook in self.hooks for each in hook.intervals(version))
 
-    @property
+    @cached_property
     def block_count(self) -> int:
         """Of the index of IPv4 intervals."""
         return sum(len(each.crowded) for hook in self.hooks for each in hook.intervals4)
