@@ -13,7 +13,8 @@ struct decision {
 	__u32 slot; /* of policy_counters, when the winner is a policy rule */
 	__u32 options;
 	__u32 row; /* of policy_search */
-	__u64 beyond; /* LISTEN_*, and OPTION_OBSERVE where rules were asked and some only observe: 0 where nobody wants more */
+	__u64 beyond; /* LISTEN_*; OPTION_OBSERVE where rules were asked and some only observe; RULE_NAMES_SETS of the rule that won:
+		       * 0 where nobody wants more */
 	__u8 verdict;
 	__u8 reason;
 	__u8 is_policy;

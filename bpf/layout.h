@@ -264,15 +264,16 @@ struct line {
  *   bit   31 ... 9     8 ... 0
  *         the first    how many
  *
- * Where these are more than POLICY_CROWD, it says 0 and, in the place of the first, the number of a block, which has
- * one such word for each value of the next 8 bits. Blocks stand behind all of the former, POLICY_BLOCK_SHARE words for
- * each interval there may be.
+ * Where these are many (POLICY_CROWD; in lists longer than POLICY_LONG, POLICY_LONG_CROWD), it says 0 and, in the place of
+ * the first, the number of a block, which has one such word for each value of the next 8 bits. Blocks stand behind all of
+ * the former.
  */
 #define POLICY_INDEX_BITS 16
 #define POLICY_BLOCK_BITS 8
 #define POLICY_CROWD 16
 #define INDEX_COUNT_BITS 9 /* a block's number stands for 256 addresses, which 257 intervals may reach into */
-#define POLICY_BLOCK_SHARE 16
+#define POLICY_LONG 131072
+#define POLICY_LONG_CROWD 64
 #define POLICY_SCOPE_COUNT 8 /* (generation * HOOK_COUNT + hook) * SIDE_COUNT + side */
 #define POLICY_BLOCKS_BEGIN 524288
 
@@ -337,6 +338,48 @@ struct rule_counter {
 	__u64 last_hit; /* TICK_SHIFT'ed jiffies, 0 = never */
 	__u64 padding;	/* none lies in two cache lines */
 };
+
+/*
+ * Entries of sets that rules of the policy name. Where an address lies in several of a set's prefixes, the widest counts:
+ * so of each set those are here that lie in no other, disjoint and sorted by their starts. Of a rule that names sets,
+ * policy_rule.slot has RULE_NAMES_SETS beside the number, and policy_sets_of says by that number which elements of
+ * policy_named tell its sets: one for each set and side, those of one set side by side.
+ */
+#define RULE_NAMES_SETS 0x80000000
+
+struct named_set {
+	__u64 name; /* a hash of it, for the service alone */
+	struct span prefixes4;
+	struct span prefixes6;
+	__u32 side;
+	__u32 padding;
+};
+
+/*
+ * `counter`, in either: an element of entry_counters, and the length of the prefix in the bits below.
+ */
+#define SET_LENGTH_BITS4 6
+#define SET_LENGTH_BITS6 8
+
+struct set_prefix4 {
+	__u32 start; /* host order */
+	__u32 counter;
+};
+
+struct set_prefix6 {
+	__u64 start[2]; /* upper and lower half */
+	__u64 counter;
+};
+
+struct entry_counter {
+	__u64 packets;
+	__u64 bytes;
+	__u32 last_hit; /* TICK_SHIFT'ed jiffies, 0 = never */
+	__u32 padding;
+};
+
+/* Rules of a packet whose entries are counted: the one that won, and of those that observe those that were found first. */
+#define COUNTED_RULES 64
 
 struct counter {
 	__u64 packets;
@@ -477,6 +520,10 @@ LAYOUT_SIZE(struct port_pair, 8);
 LAYOUT_SIZE(struct interface_key, 8);
 LAYOUT_SIZE(struct policy_rule, 16);
 LAYOUT_SIZE(struct rule_counter, 32);
+LAYOUT_SIZE(struct named_set, 32);
+LAYOUT_SIZE(struct set_prefix4, 8);
+LAYOUT_SIZE(struct set_prefix6, 24);
+LAYOUT_SIZE(struct entry_counter, 24);
 LAYOUT_SIZE(struct interface_slot, 8);
 LAYOUT_SIZE(struct counter, 16);
 LAYOUT_SIZE(struct offload_state, 1088);

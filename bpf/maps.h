@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Dual MIT/GPL */
 /*
  * Every map, a line of purpose each. The service makes them as they are described here and pins them by their names
- * (firewall/kernel/assembly.py). MAX_*, VECTOR_*, LINE_COUNT and INTERVAL_COUNT come from the loader (-D).
+ * (firewall/kernel/assembly.py). MAX_*, VECTOR_* and the other *_COUNT of the policy come from the loader (-D).
  *
  * BPF_F_MMAPABLE arrays are written by the service through mmap: no system call an element.
  */
@@ -42,9 +42,9 @@ BPF_F_TABLE("array", __u32, struct front_row, address_front, FRONT_ROWS, BPF_F_M
 /* The policy: per generation and hook its head, then a table per field from value to vector number. */
 BPF_F_TABLE("array", __u32, struct policy, policy_heads, GENERATION_COUNT * HOOK_COUNT, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", __u32, struct index_pair, policy_index4,
-		 (POLICY_BLOCKS_BEGIN + GENERATION_COUNT * INTERVAL_COUNT * POLICY_BLOCK_SHARE) / PAIR, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", __u32, struct interval4, policy_ranges4, GENERATION_COUNT * INTERVAL_COUNT, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", __u32, struct interval6, policy_ranges6, GENERATION_COUNT * INTERVAL_COUNT, BPF_F_MMAPABLE);
+		 (POLICY_BLOCKS_BEGIN + (GENERATION_COUNT * BLOCK_COUNT << POLICY_BLOCK_BITS)) / PAIR, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct interval4, policy_ranges4, GENERATION_COUNT * INTERVAL_COUNT4, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct interval6, policy_ranges6, GENERATION_COUNT * INTERVAL_COUNT6, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", __u32, struct vector_number, policy_protocol, GENERATION_COUNT * HOOK_COUNT * PROTOCOL_ROWS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", __u32, struct port_pair, policy_port,
 		 GENERATION_COUNT * HOOK_COUNT * SIDE_COUNT * PORT_ROWS / PAIR, BPF_F_MMAPABLE);
@@ -55,6 +55,13 @@ BPF_F_TABLE("hash", struct interface_key, __u32, policy_iface, MAX_POLICY_INTERF
 BPF_F_TABLE("array", __u32, struct vector, policy_vectors, GENERATION_COUNT * VECTOR_COUNT, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", __u32, struct line, policy_lines, GENERATION_COUNT * LINE_COUNT, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", __u32, struct policy_rule, policy_rules, GENERATION_COUNT * HOOK_COUNT * VECTOR_WORDS * 64, BPF_F_MMAPABLE);
+
+/* The sets that rules of the policy name, and by rule which those are; what their entries have counted. */
+BPF_F_TABLE("array", __u32, struct span, policy_sets_of, GENERATION_COUNT * GENERATION_COUNT * MAX_RULES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct named_set, policy_named, GENERATION_COUNT * NAMED_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct set_prefix4, policy_set4, GENERATION_COUNT * SET_COUNT4, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct set_prefix6, policy_set6, GENERATION_COUNT * SET_COUNT6, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct entry_counter, entry_counters, ENTRY_COUNT, BPF_F_MMAPABLE);
 
 /* Rows of per-CPU memory: a row a hook, and as many more for packets that are judged for a question. */
 #define ROW_COUNT (2 * HOOK_COUNT)
@@ -101,6 +108,11 @@ struct workspace {
 	__u32 rank;
 	__u32 observed_count;
 	__u32 observed[OBSERVED_REPORTS];
+	__u32 counted_count; /* for set_entries.h: slots of rules that name sets, and how far they are counted */
+	__u32 counted_at;
+	struct span named; /* elements of policy_named that are left of the rule before counted_at */
+	__u32 last_entry;  /* that was counted for this rule */
+	__u32 counted[COUNTED_RULES];
 	struct outcome outcome;
 };
 
@@ -113,9 +125,11 @@ struct workspace {
  */
 BPF_F_TABLE("percpu_array", __u32, struct workspace, scratch, ROW_COUNT, 0);
 
-/* The program for rules that observe, and the reporter, of each program type: its only element. Every set of programs has its own, so these are never kept. */
+/* The program for rules that observe, the one that counts entries of sets, and the reporter, of each program type: its only element. Every set of programs has its own, so these are never kept. */
 BPF_F_TABLE("prog", __u32, __u32, observe_xdp, 1, 0);
 BPF_F_TABLE("prog", __u32, __u32, observe_tc, 1, 0);
+BPF_F_TABLE("prog", __u32, __u32, entries_xdp, 1, 0);
+BPF_F_TABLE("prog", __u32, __u32, entries_tc, 1, 0);
 BPF_F_TABLE("prog", __u32, __u32, report_xdp, 1, 0);
 BPF_F_TABLE("prog", __u32, __u32, report_tc, 1, 0);
 

@@ -63,7 +63,8 @@ static __always_inline void count_observers(struct workspace *room, volatile str
 				search->best = 0; /* those behind it in the word are no better */
 				continue;
 			}
-			count_policy_rule(rule->slot, room->packet.length);
+			count_policy_rule(rule->slot & ~RULE_NAMES_SETS, room->packet.length);
+			note_counted(room, rule->slot);
 			if (!(rule->rank & RANK_ALLOW))
 				note_observer(room, bit);
 			continue;
@@ -121,8 +122,8 @@ static __always_inline void report_observers(const struct control *control, vola
 	}
 }
 
-/* All rules that observe, of the packet in the workspace. Answers whether somebody listens to its verdict. */
-static __always_inline int observe(struct workspace *room, __u32 hook)
+/* All rules that observe, of the packet in the workspace. */
+static __always_inline void observe(struct workspace *room, __u32 hook)
 {
 	__u32 scope = room->scope, place = hook, zero = 0;
 	struct search *search = policy_search.lookup(&place);
@@ -132,13 +133,12 @@ static __always_inline int observe(struct workspace *room, __u32 hook)
 	struct vectors of = {};
 
 	if (!search || !control || !head)
-		return 0;
+		return;
 	room->observed_count = 0;
 	if (find_vectors(&of, packet, head, scope))
 		count_observers(room, search, head->enforcing, &of);
 	if (control->listening & LISTEN_EVENTS)
 		report_observers(control, room, hook);
-	return control->listening >> (room->outcome.verdict & 1) & 1;
 }
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Dual MIT/GPL */
 /*
- * The programs for rules that observe, one a type of program. They end in the reporter where somebody listens, and else
- * return the verdict that the filter left in the workspace.
+ * The programs for rules that observe, one a type of program. They end in the one that counts entries of sets where such
+ * a rule names some, or the one that won does; in the reporter where somebody listens; and else return the verdict that
+ * the filter left in the workspace.
  *
  * Fail-open: without the workspace, which cannot be missing, the packet passes.
  */
@@ -13,7 +14,10 @@ int fw_xdp_observe(struct xdp_md *ctx)
 
 	if (!room)
 		return XDP_PASS;
-	if (observe(room, HOOK_INGRESS))
+	observe(room, HOOK_INGRESS);
+	if (room->counted_count)
+		entries_xdp.call(ctx, 0);
+	if (is_reported(room))
 		report_xdp.call(ctx, 0);
 	return room->outcome.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
 }
@@ -25,7 +29,10 @@ int fw_tc_observe(struct __sk_buff *skb)
 
 	if (!room)
 		return TC_ACT_UNSPEC;
-	if (observe(room, HOOK_EGRESS))
+	observe(room, HOOK_EGRESS);
+	if (room->counted_count)
+		entries_tc.call(skb, 0);
+	if (is_reported(room))
 		report_tc.call(skb, 0);
 	return room->outcome.verdict == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }

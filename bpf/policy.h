@@ -326,7 +326,8 @@ static __always_inline void best_policy(struct decision *best, struct policy *he
 	if (!rule || rule->rank >= best->rank)
 		return;
 	best->rank = rule->rank;
-	best->slot = rule->slot;
+	best->slot = rule->slot & ~RULE_NAMES_SETS;
+	best->beyond |= rule->slot & RULE_NAMES_SETS;
 	best->is_policy = 1;
 	best->room->outcome.handle = rule->handle;
 }

@@ -28,6 +28,15 @@ static __always_inline void hand_over(const struct decision *decision, int bare)
 	outcome->is_bare = bare;
 }
 
+/* The same, of the packet in the workspace, for programs between the filter and the reporter. */
+static __always_inline int is_reported(const struct workspace *room)
+{
+	__u32 zero = 0;
+	struct control *control = control_map.lookup(&zero);
+
+	return control && control->listening >> (room->outcome.verdict & 1) & 1;
+}
+
 /* -- the reporter's side */
 
 /* Which streams a packet of this verdict goes out on, as bits. */

@@ -29,7 +29,13 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 		if (decision.beyond & OPTION_OBSERVE) {
 			hand_over(&decision, bare);
 			hand_over_to_observers(&decision);
+			hand_over_to_entries(&decision);
 			observe_xdp.call(ctx, 0);
+		}
+		if (decision.beyond & RULE_NAMES_SETS) {
+			hand_over(&decision, bare);
+			hand_over_to_entries(&decision);
+			entries_xdp.call(ctx, 0);
 		}
 		if (is_listened_to(&decision)) {
 			hand_over(&decision, bare);

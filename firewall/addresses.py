@@ -29,6 +29,7 @@ from firewall.address_index import (
 from firewall.address_layers import Layers, Sets, touched_keys
 from firewall.datapath import Change, Edit, Entries, Entry, Key, Occupancy
 from firewall.layout import C
+from firewall.named_sets import NO_COUNTERS, Counters
 from firewall.policy import Policy
 from firewall.rule import VERSIONS, Rule
 from firewall.set_keys import SetDelta
@@ -373,6 +374,7 @@ class AddressTables:
         policy_before: Policy | None,
         policy: Policy | None,
         fresh_slots: tuple[int, ...] = (),
+        fresh_entries: Counters | None = None,
     ) -> Change:
         """The plan as what the kernel is asked for, from the tables as they are now."""
         return Change(
@@ -385,6 +387,7 @@ class AddressTables:
             (*plan.gone, *plan.layers.gone),
             plan.layers.changed,
             fresh_slots,
+            NO_COUNTERS if fresh_entries is None else fresh_entries,
         )
 
 

@@ -16,6 +16,7 @@ from firewall.address_entries import Entries as Entries
 from firewall.address_entries import Entry as Entry
 from firewall.address_entries import Key as Key
 from firewall.hits import Hits, InterfaceHits
+from firewall.named_sets import NO_COUNTERS, Counters, CountingSet
 from firewall.policy import Policy
 from firewall.report import ReportSource
 
@@ -40,7 +41,8 @@ class Occupancy:
 class Change:
     """One change of what packets meet, all of it at one moment. `policy` None: as it is. `come` and `gone`: entries
     by the million, of keys that no edit names, that were not there before or are not there after. `changed`: the same
-    of those that are another rule's or of another rank after it, before and after, key by key."""
+    of those that are another rule's or of another rank after it, before and after, key by key. `fresh_slots` and
+    `fresh_entries`: counters of rules, and of entries of sets, that start at 0."""
 
     edits: Sequence[Edit]
     before: Occupancy
@@ -51,6 +53,7 @@ class Change:
     gone: Sequence[Entries] = ()
     changed: Sequence[tuple[Entries, Entries]] = ()
     fresh_slots: Sequence[int] = ()
+    fresh_entries: Counters = field(default_factory=lambda: NO_COUNTERS)
 
     def without_policy(self) -> Change:
         return replace(self, policy_before=None, policy=None)
@@ -67,6 +70,7 @@ class Change:
             gone=self.come,
             changed=[(after, before) for before, after in self.changed],
             fresh_slots=(),
+            fresh_entries=NO_COUNTERS,
         )
 
 
@@ -78,6 +82,7 @@ class Image:
     occupancy: Occupancy
     policy: Policy
     fresh_slots: Sequence[int]
+    fresh_entries: Counters = field(default_factory=lambda: NO_COUNTERS)
 
 
 class MapFill(NamedTuple):
@@ -230,6 +235,12 @@ class Kernel(Protocol):
         """Handles, of entries that were hit at a moment or after it: seconds since 1970."""
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]: ...
+
+    def hits_of_entries(self, counters: Counters) -> list[Hits]:
+        """Of entries of sets that rules of the policy name, in order."""
+
+    def counting_sets(self) -> Mapping[int, CountingSet]:
+        """After start(): the sets whose entries the maps already count, by their hashed names."""
 
     def count_interface(self, ifindex: int) -> None:
         """Makes room for an interface's counters."""

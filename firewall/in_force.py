@@ -6,7 +6,7 @@ Owns making the kernel hold just what the store says. No change and no answer is
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from firewall.drift import DriftWatch
 from firewall.hits import Hits
 from firewall.interfaces import Interfaces
 from firewall.layout import C
+from firewall.named_sets import NO_COUNTERS, CountingSet
 from firewall.policy import Policy
 from firewall.reporting import Reporting, ReportLimits
 from firewall.ruleset import Ruleset
@@ -101,12 +102,15 @@ class InForce:
         self._last_seen: dict[str, object] = {}
         self.last_error: str | None = None
 
-    def _empty_ruleset(self, slots: dict[int, int]) -> Ruleset:
-        return Ruleset(2 * self._limits.rules, slots)
+    def _empty_ruleset(
+        self, slots: dict[int, int], counting: Mapping[int, CountingSet] | None = None
+    ) -> Ruleset:
+        return Ruleset(2 * self._limits.rules, slots, counting)
 
     def _load(self, slots: dict[int, int], protected: dict[str, int]) -> None:
         """The stored rules become those in force. `slots`: of policy rules, by handle, that count already."""
-        ruleset = self._empty_ruleset(slots)
+        counting = self._ruleset.policy.named.known if self._is_started else self._kernel.counting_sets()
+        ruleset = self._empty_ruleset(slots, counting)
         sets = {each.name: self._set_store.keys(each.number) for each in self._set_store.sets()}
         imported = [self._block_entries(block) for block in self._store.blocks()]
         fresh_slots = ruleset.load(self._store.loose(), imported, protected, self._shield.never_drop, sets)
@@ -116,13 +120,14 @@ class InForce:
 
     def _image(self, fresh_slots: Sequence[int] = (), ruleset: Ruleset | None = None) -> Image:
         """Everything that the maps should hold."""
-        ruleset = ruleset or self._ruleset
-        addresses = ruleset.addresses
+        whole = ruleset or self._ruleset
+        addresses = whole.addresses
         return Image(
             {version: addresses.winners(version) for version in BITS},
             addresses.occupancy,
-            self._policy_in_force(ruleset),
+            self._policy_in_force(whole),
             fresh_slots,
+            NO_COUNTERS if ruleset is None else ruleset.fresh_entries,
         )
 
     def _policy_in_force(self, ruleset: Ruleset) -> Policy:

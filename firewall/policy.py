@@ -7,13 +7,14 @@ adds the offsets of the generation that it writes them to. Owns which bit stands
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from firewall.layout import POLICY_RULE, RANK_NONE, C
+from firewall.named_sets import NamedSets
 from firewall.policy_addresses import Classes, Intervals, Words, address_intervals, nowhere
 from firewall.policy_columns import Ints, PolicyRule, RuleColumns, rule_columns
 from firewall.policy_fields import Pool, bit_vector, interface_vectors, port_rows, protocol_rows
@@ -60,12 +61,13 @@ class HookPolicy:
 @dataclass(frozen=True)
 class Policy:
     """Both hooks' images and the vectors that they share, number 0 being zero: pieces, each with the number of its
-    first and (count, words in use). The same for classes of addresses."""
+    first and (count, words in use). The same for classes of addresses. `named`: the sets that the rules name."""
 
     hooks: tuple[HookPolicy, HookPolicy]
     vector_count: int
     pieces: tuple[tuple[int, Words], ...]
     classes: tuple[tuple[int, Classes], ...]
+    named: NamedSets = field(default_factory=NamedSets)
 
     def vector(self, number: int) -> Words:
         return _row(self.pieces, number)
@@ -80,10 +82,16 @@ class Policy:
 
     @cached_property
     def interval_count(self) -> int:
-        """Elements that the larger of the two arrays of intervals needs."""
-        return max(
-            sum(len(each) for hook in self.hooks for each in hook.intervals(version)) for version in (4, 6)
-        )
+        """Of the family that has more."""
+        return max(self.intervals_of(version) for version in (4, 6))
+
+    def intervals_of(self, version: int) -> int:
+        return sum(len(each) for hook in self.hooks for each in hook.intervals(version))
+
+    @cached_property
+    def block_count(self) -> int:
+        """Of the index of IPv4 intervals."""
+        return sum(len(each.crowded) for hook in self.hooks for each in hook.intervals4)
 
 
 def _row(pieces: Iterable[tuple[int, Words]], number: int) -> Words:
@@ -123,11 +131,13 @@ def compile_policy(rules: Iterable[PolicyRule], interfaces: Mapping[str, int]) -
     return compile_columns(rule_columns(rules), interfaces)
 
 
-def compile_columns(rules: RuleColumns, interfaces: Mapping[str, int]) -> Policy:
+def compile_columns(
+    rules: RuleColumns, interfaces: Mapping[str, int], named: NamedSets | None = None
+) -> Policy:
     """`interfaces`: ifindex by name, what globs are matched with."""
     pool = Pool()
     hooks = tuple(_compile_hook(rules, hook, interfaces, pool) for hook in range(C["HOOK_COUNT"]))
-    return Policy((hooks[0], hooks[1]), pool.count, tuple(pool.pieces), tuple(pool.classes))
+    return Policy((hooks[0], hooks[1]), pool.count, tuple(pool.pieces), tuple(pool.classes), named or NamedSets())
 
 
 def _compile_hook(rules: RuleColumns, hook: int, interfaces: Mapping[str, int], pool: Pool) -> HookPolicy:

@@ -34,6 +34,21 @@ class Intervals:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @cached_property
+    def reach(self) -> tuple[Ints, Ints]:
+        """Of IPv4, the first and the last interval of every value of the leading bits."""
+        return _reaching_into(self.starts)
+
+    @cached_property
+    def crowded(self) -> Ints:
+        """The values of the leading bits that get a block. Where intervals are many blocks are worth less: of a large
+        one a packet reads a word that no other packet had read, and the search it spares stays in few cache lines."""
+        if len(self) == 1:
+            return np.zeros(0, np.int64)
+        first, last = self.reach
+        crowd = C["POLICY_CROWD"] if len(self) <= C["POLICY_LONG"] else C["POLICY_LONG_CROWD"]
+        return np.flatnonzero(last - first + 1 > crowd)
+
     def shifted(self, by: int) -> Intervals:
         """The same with other numbers of classes."""
         return Intervals(self.starts, self.classes + np.uint32(by))
@@ -173,14 +188,15 @@ def _painted(
     return owners, np.concatenate(parents), np.concatenate(own), levels
 
 
-def index_spans(starts: Starts, base: int, blocks_at: int) -> tuple[Spans, Spans]:
+def index_spans(intervals: Intervals, base: int, blocks_at: int) -> tuple[Spans, Spans]:
     """Which IPv4 intervals reach into each bucket of addresses: by the leading bits, and the blocks of
     crowded buckets. The first interval is element `base`, the first block element `blocks_at`."""
+    starts = intervals.starts
     if len(starts) == 1:
         return _spans(np.full(_BUCKETS, base), 1), np.empty(0, SPAN)
-    first, last = _reaching_into(starts)
+    first, last = intervals.reach
     spans = _spans(first + base, last - first + 1)
-    crowded = np.flatnonzero(spans["count"] > C["POLICY_CROWD"])
+    crowded = intervals.crowded
     spans[crowded] = _spans(blocks_at + np.arange(len(crowded)) * _BLOCK, 0)
     blocks = np.empty(len(crowded) * _BLOCK, SPAN)
     for at in range(0, len(crowded), _AT_ONCE):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from firewall.addresses import AddressPlan, AddressTables, PlannedAddresses
 from firewall.datapath import Change, Entries
 from firewall.errors import table_full
 from firewall.layout import C
+from firewall.named_sets import NO_COUNTERS, Counters, CountingSet, before_start
 from firewall.policy import Policy, PolicyRule, compile_columns, policy_words
 from firewall.policy_columns import RuleColumns, rule_columns
 from firewall.set_keys import SetDelta, SetKeys
@@ -28,7 +29,8 @@ Sets = Mapping[str, SetKeys]
 
 @dataclass(frozen=True)
 class RulesetPlan:
-    """`policy_rules` and `policy` None: the policy stays as it is. `sets`: by name, after it."""
+    """`policy_rules` and `policy` None: the policy stays as it is. `sets`: by name, after it. `fresh_entries`: counters of
+    entries of sets that start at 0."""
 
     addresses: AddressPlan
     change: Change
@@ -36,6 +38,7 @@ class RulesetPlan:
     columns: RuleColumns | None
     policy: Policy | None
     fresh_slots: tuple[int, ...]
+    fresh_entries: Counters
     freed_slots: tuple[int, ...]
     sets: Sets
 
@@ -57,15 +60,19 @@ class Ruleset:
     """Enabled rules, compiled. `slots`: counters for policy rules there are, two for each rule that has room, so
     that one change can put others in the place of all. `sets`: what is in each, by name."""
 
-    def __init__(self, slots: int, used_slots: Mapping[int, int]) -> None:
-        """`used_slots`: by handle, those that already count."""
+    def __init__(
+        self, slots: int, used_slots: Mapping[int, int], counting: Mapping[int, CountingSet] | None = None
+    ) -> None:
+        """`used_slots`: by handle, those that already count. `counting`: the same of sets, by hashed name."""
         self.addresses = AddressTables()
         self.policy_rules: dict[int, PolicyRule] = {}
         self.sets: Sets = {}
         self._columns = rule_columns(())
-        self.policy = compile_columns(self._columns, {})
+        self._counting = dict(counting or {})
+        self.policy = compile_columns(self._columns, {}, before_start(self._counting))
         self._known_slots = dict(used_slots)
         self._slots = slots
+        self.fresh_entries = NO_COUNTERS  # of the last load
         self.held_rules = 0  # policy rules that went and may come back: their room is kept
         taken = set(used_slots.values())
         self._free_slots = deque(slot for slot in range(slots) if slot not in taken)
@@ -137,7 +144,9 @@ class Ruleset:
 
     def _without_policy(self, addresses: AddressPlan, sets: Sets | None = None) -> RulesetPlan:
         change = self.addresses.change(addresses, None, None)
-        return RulesetPlan(addresses, change, None, None, None, (), (), self.sets if sets is None else sets)
+        return RulesetPlan(
+            addresses, change, None, None, None, (), NO_COUNTERS, (), self.sets if sets is None else sets
+        )
 
     def _plan_policy(
         self,
@@ -172,11 +181,17 @@ class Ruleset:
             rules[record.handle] = PolicyRule(record.rule, record.handle, slot)
         made = {record.handle for record in come} | (set(again) & rules.keys())
         columns = self._columns.changed(made | gone, (rules[handle] for handle in made), sets)
-        policy = compile_columns(columns, interfaces)
-        self._check_words(policy)
         freed = tuple(self.policy_rules[handle].slot for handle in gone if handle not in rules)
-        change = self.addresses.change(addresses, self.policy, policy, tuple(fresh))
-        return RulesetPlan(addresses, change, rules, columns, policy, tuple(fresh), freed, sets)
+        come_slots = [(rules[record.handle].slot, record.rule) for record in come]
+        named, fresh_entries = self.policy.named.changed(
+            {*freed, *(slot for slot, _ in come_slots)}, come_slots, sets, self._counting
+        )
+        policy = compile_columns(columns, interfaces, named)
+        self._check_words(policy)
+        change = self.addresses.change(addresses, self.policy, policy, tuple(fresh), fresh_entries)
+        return RulesetPlan(
+            addresses, change, rules, columns, policy, tuple(fresh), fresh_entries, freed, sets
+        )
 
     def _check_words(self, policy: Policy) -> None:
         """Rules that enforce and rules that observe fill words of their own, so both kinds together may need one word
@@ -245,7 +260,8 @@ class Ruleset:
         never_drop: Sequence[Prefix] = (),
         sets: Sets | None = None,
     ) -> tuple[int, ...]:
-        """Everything that is stored, at the start. Answers the slots whose counters must start at 0."""
+        """Everything that is stored, at the start. Answers the slots whose counters must start at 0; `fresh_entries` says
+        those of entries of sets."""
         self.sets = sets or {}
         self.addresses.commit(self.addresses.plan_spared((), never_drop))
         for entries in imported:
@@ -255,4 +271,7 @@ class Ruleset:
         self._known_slots.clear()  # also what a change counted that never became durable
         used = {each.slot for each in self.policy_rules.values()}
         self._free_slots = deque(slot for slot in range(self._slots) if slot not in used)
+        self._counting.clear()
+        self.policy = replace(self.policy, named=self.policy.named.loaded())
+        self.fresh_entries = plan.fresh_entries
         return plan.fresh_slots

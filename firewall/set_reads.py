@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from firewall.address import BITS, Prefix
 from firewall.address_index import key_columns
 from firewall.address_layers import Place
@@ -15,6 +17,7 @@ from firewall.datapath import Key
 from firewall.errors import InvalidInput, NotFound, Problem
 from firewall.hits import NO_HITS, Hits
 from firewall.layout import C
+from firewall.named_sets import CountingSet
 from firewall.reads import Reads
 from firewall.rule import SET_MARK, Rule
 from firewall.set_keys import NO_KEYS
@@ -68,6 +71,26 @@ class SetReads(Reads):
         return self._set_store.all(self._stored_set(name).number)
 
     def _entry_hits(self, name: str, prefixes: Sequence[Prefix]) -> dict[Prefix, Hits] | None:
+        """Of the rules that name the set, None where none does."""
+        counting = self._ruleset.policy.named.sets.get(name)
+        of_policy = {} if counting is None else self._policy_hits(counting, prefixes)
+        of_addresses = self._address_hits(name, prefixes)
+        if counting is None or of_addresses is None:
+            return of_policy if of_addresses is None and counting is not None else of_addresses
+        return {
+            prefix: of_policy.get(prefix, NO_HITS).plus(of_addresses.get(prefix, NO_HITS))
+            for prefix in prefixes
+        }
+
+    def _policy_hits(self, counting: CountingSet, prefixes: Sequence[Prefix]) -> dict[Prefix, Hits]:
+        """Of rules with more fields. Entries that lie in others of the set have no counter."""
+        counters = {
+            prefix: counter for prefix in prefixes if (counter := counting.counter(prefix)) is not None
+        }
+        hits = self._kernel.hits_of_entries(np.array(list(counters.values()), np.uint32))
+        return dict(zip(counters, hits, strict=True))
+
+    def _address_hits(self, name: str, prefixes: Sequence[Prefix]) -> dict[Prefix, Hits] | None:
         """Of the address rules that name the set, None where none does."""
         layers = self._ruleset.addresses.layers
         mine = layers.handles_of(name)

@@ -34,6 +34,7 @@ from firewall.enforcer import Enforcer
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
 from firewall.layout import REASONS, VERDICTS
+from firewall.named_sets import Counters, CountingSet
 from firewall.policy import Policy
 from firewall.report import Limit, NotSent
 from firewall.settings import Settings
@@ -115,6 +116,12 @@ class MemoryKernel:
 
     def start(self, owner: int) -> dict[int, int]:
         return {}
+
+    def counting_sets(self) -> Mapping[int, CountingSet]:
+        return {}
+
+    def hits_of_entries(self, counters: Counters) -> list[Hits]:
+        return [NO_HITS] * len(counters)
 
     def report_source(self) -> MemoryReports:
         return self.reports

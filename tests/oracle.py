@@ -205,6 +205,41 @@ def with_entries(rule: Rule, sets: Mapping[str, Iterable[str]]) -> Rule:
     return expanded
 
 
+def counted_entries(
+    rules: Iterable[Rule], sets: Mapping[str, Iterable[str]], frame: bytes, judgement: Judgement, link: str
+) -> set[tuple[str, str, str | None]]:
+    """Entries of sets that count a packet which was judged so: (set, entry, rule). Of rules with equal ranks none may be
+    there. Where an address lies in several entries the widest counts: of each set, or, of a rule that asks for one
+    side's addresses and nothing else, of all that it names together with what stands beside them."""
+    packet = parse(frame, link)
+    deciding = {judgement.rule_id, *judgement.observed} - {None}
+    counted: set[tuple[str, str, str | None]] = set()
+    for rule in rules:
+        if rule.get("id") not in deciding:
+            continue
+        for side, address in (("sources", packet.source), ("destinations", packet.destination)):
+            named = [element[1:] for element in elements(rule, side) if element.startswith("@")]
+            plain = [element for element in elements(rule, side) if not element.startswith("@")]
+            found = {name: widest(sets[name], address) for name in named}
+            if is_addresses_alone(rule):
+                best = widest([*plain, *(entry for entry in found.values() if entry)], address)
+                found = {name: entry for name, entry in found.items() if entry and network(entry) == network(best or "")}
+            counted |= {(name, entry, rule.get("id")) for name, entry in found.items() if entry}
+    return counted
+
+
+def widest(prefixes: Iterable[str], address: Address | None) -> str | None:
+    covering = [prefix for prefix in prefixes if address in network(prefix)]
+    return min(covering, key=lambda prefix: network(prefix).prefixlen, default=None)
+
+
+def is_addresses_alone(rule: Rule) -> bool:
+    """Enforcing, and of one side alone."""
+    asked = {field for field in MATCH_FIELDS - {"enabled", "direction", "family"} if elements(rule, field)}
+    is_enforcing = rule.get("mode", "enforce") == "enforce" and not rule.get("tcp_flags")
+    return asked in ({"sources"}, {"destinations"}) and is_enforcing
+
+
 def elements(rule: Rule, field: str) -> list[Any]:
     """A list field's elements; one bare string or number stands for a list of one."""
     value = rule.get(field)

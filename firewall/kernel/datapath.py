@@ -36,8 +36,10 @@ from firewall.kernel.keys import (
 )
 from firewall.kernel.maps import PinnedMaps
 from firewall.kernel.occupancy import read_occupancy, write_occupancy
+from firewall.kernel.named_maps import clear_counters, read_counters, read_named
 from firewall.kernel.policy_maps import write_policy
 from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
+from firewall.named_sets import Counters, CountingSet
 
 VERSIONS = (4, 6)
 _FEW_LOOKUPS = 65_536
@@ -124,6 +126,7 @@ class KernelDatapath:
         """Returns the hits of entries that went, or went over to another rule, by the handle of the rule before."""
         self.settle()
         self.clear_policy_hits(change.fresh_slots)
+        clear_counters(self.maps, change.fresh_entries)
         present = self._present(change.edits)
         many = change.come or change.gone or change.changed
         if change.policy is None and len(change.edits) <= 1 and not many:
@@ -297,6 +300,7 @@ class KernelDatapath:
         self._filter.complete()
         self._forget_what_never_came()
         self.clear_policy_hits(image.fresh_slots)
+        clear_counters(self.maps, image.fresh_entries)
         edits: list[Edit] = []
         come, strays = [], []
         for version in VERSIONS:
@@ -405,6 +409,13 @@ class KernelDatapath:
         totals["packets"], totals["bytes"] = values["packets"].sum(axis=1), values["bytes"].sum(axis=1)
         totals["last_hit"] = values["last_hit"].max(axis=1, initial=0)
         return _many_hits(totals)
+
+    def hits_of_entries(self, counters: Counters) -> list[Hits]:
+        return _many_hits(read_counters(self.maps, counters))
+
+    def counting_sets(self) -> dict[int, CountingSet]:
+        """By hashed name, those that rules in force name."""
+        return read_named(self.maps, self.epoch & 1)
 
     def clear_policy_hits(self, slots: Sequence[int]) -> None:
         for slot in slots:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from contextlib import closing
 
+import numpy as np
+
 from firewall.datapath import LeftOver
 from firewall.kernel.datapath import KernelDatapath
 from firewall.kernel.maps import PinnedMaps
@@ -33,5 +35,6 @@ def live_slots(datapath: KernelDatapath) -> dict[int, int]:
         rows = arrays["policy_rules"][scope * room : (scope + 1) * room]
         live = rows[: int(head["words"]) * 64]
         live = live[live["handle"] != 0]
-        slots |= dict(zip(live["handle"].tolist(), live["slot"].tolist(), strict=True))
+        numbers = live["slot"] & np.uint32(C["RULE_NAMES_SETS"] - 1)
+        slots |= dict(zip(live["handle"].tolist(), numbers.tolist(), strict=True))
     return slots

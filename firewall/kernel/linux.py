@@ -41,7 +41,8 @@ from firewall.kernel.hooks import NetlinkHooks
 from firewall.kernel.left_over import left_over, live_slots
 from firewall.kernel.loader import bcc_version
 from firewall.kernel.map_audit import MapAudit
-from firewall.kernel.maps import KEPT, NAMES, OBSERVE_WAYS, REPORT_WAYS, PinnedMaps
+from firewall.kernel.maps import KEPT, NAMES, OTHER_WAYS, REPORT_WAYS, PinnedMaps
+from firewall.kernel.named_maps import carried
 from firewall.kernel.offload import OffloadDevice, check_change, edits_of
 from firewall.kernel.policy_maps import write_policy
 from firewall.kernel.program_set import ProgramSet
@@ -49,13 +50,11 @@ from firewall.kernel.questions import Questions
 from firewall.kernel.reports import KernelReports
 from firewall.kernel.source import TC_PROGRAMS, XDP_PROGRAMS, Capacities
 from firewall.layout import C
+from firewall.named_sets import Counters, CountingSet
 from firewall.policy import Policy
 
 _INGRESS = C["HOOK_INGRESS"]
-_INITIAL_VECTORS = 1024
-_INITIAL_LINES = 8192
-_INITIAL_INTERVALS = 16384
-_GROWTH = 4
+_LARGE = 65536  # elements: tables of fewer grow by four, those of more by a quarter more than is asked for
 
 
 class LinuxKernel:
@@ -110,7 +109,7 @@ class LinuxKernel:
         if pinned is not None:
             # Laid out in the same way: what they count until the hooks have other programs is not lost.
             self._superseded = PinnedMaps(self._pin_root, KEPT)
-        self._build(Capacities(self._max_rules, _INITIAL_VECTORS, _INITIAL_LINES, _INITIAL_INTERVALS), {})
+        self._build(Capacities(self._max_rules), {})
         return {}
 
     def _recover(self, identity: int) -> Capacities | None:
@@ -162,7 +161,13 @@ class LinuxKernel:
             present,
             vectors=_grown(present.vectors, policy.vector_count),
             lines=_grown(present.lines, policy.line_count),
-            intervals=_grown(present.intervals, policy.interval_count),
+            intervals4=_grown(present.intervals4, policy.intervals_of(4)),
+            intervals6=_grown(present.intervals6, policy.intervals_of(6)),
+            blocks=_grown(present.blocks, policy.block_count),
+            named=_grown(present.named, policy.named.naming_count),
+            prefixes4=_grown(present.prefixes4, policy.named.counts[4]),
+            prefixes6=_grown(present.prefixes6, policy.named.counts[6]),
+            entries=_grown(present.entries, policy.named.taken),
         )
         if wanted_sizes != present:
             self._grow_policy(wanted_sizes)
@@ -177,17 +182,22 @@ class LinuxKernel:
         self._datapath.free_rows()  # whoever is next takes them for free
         old, present, old_datapath = self._set, self._capacities, self._datapath
         renewed = {name for name in NAMES if name.startswith("policy_")} - {"policy_counters"}
-        renewed.update((*REPORT_WAYS, *OBSERVE_WAYS))
+        renewed.update((*REPORT_WAYS, *OTHER_WAYS))
+        if wanted.entries != present.entries:
+            renewed.add("entry_counters")
         kept = {name: old.maps[name].fd for name in NAMES if name not in renewed}
         was_promoted = self._is_promoted
         self._build(wanted, kept)
         try:
             if self._policy is not None:
                 write_policy(self._set.maps, self._datapath.epoch & 1, self._policy, self._options)
+            counted = carried(old.maps, self._set.maps) if "entry_counters" in renewed else None
             self._reattach()
             # A packet that a hook gave to the old programs has read the epoch before a change moves it: their
             # policy is not written any more.
             self._datapath.wait_for_packets()
+            if counted is not None:
+                carried(old.maps, self._set.maps, counted)
         except BaseException:
             program_set.discard(self._pin_root / "next")
             self._forget_questions()
@@ -297,6 +307,12 @@ class LinuxKernel:
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
         return self._datapath.policy_hits(slots)
+
+    def hits_of_entries(self, counters: Counters) -> list[Hits]:
+        return self._datapath.hits_of_entries(counters)
+
+    def counting_sets(self) -> Mapping[int, CountingSet]:
+        return self._datapath.counting_sets()
 
     def count_interface(self, ifindex: int) -> None:
         self._datapath.interfaces.add(ifindex)
@@ -476,6 +492,8 @@ def _check_intervals(wanted: int) -> None:
 
 
 def _grown(have: int, wanted: int) -> int:
-    while have < wanted:
-        have *= _GROWTH
-    return have
+    """A capacity. Small tables grow by much, since each growth compiles programs; large ones by little, since they are
+    most of the memory."""
+    while have < wanted and have < _LARGE:
+        have *= 4
+    return have if have >= wanted else wanted + wanted // 4

@@ -26,7 +26,10 @@ from firewall.presence import marks
 
 # Looked at every time, because they are small and decide much; of the large ones one at each look.
 _SMALL = ("policy_heads", "policy_rules", "policy_protocol")
-_LARGE = ("policy_port", "policy_icmp", "policy_index4", "policy_ranges4", "policy_ranges6", "policy_lines")
+_LARGE = (
+    "policy_port", "policy_icmp", "policy_index4", "policy_ranges4", "policy_ranges6", "policy_lines",
+    "policy_sets_of", "policy_named", "policy_set4", "policy_set6",
+)  # fmt: skip
 _POLICY_HASHES = ("policy_iface",)
 _VECTORS = "policy_vectors"
 _ENTRIES_A_LOOK = 4096  # some 3 ms: changes wait for a look

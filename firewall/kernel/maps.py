@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from firewall.kernel.bpf import Map, pin
-from firewall.layout import CONTROL, FRONT_ROW, INTERFACE_SLOT, LAYOUT, POLICY, POLICY_RULE
+from firewall.layout import (
+    CONTROL,
+    ENTRY_COUNTER,
+    FRONT_ROW,
+    INTERFACE_SLOT,
+    LAYOUT,
+    POLICY,
+    POLICY_RULE,
+    SPAN,
+)
 
 HASHES = (
     "address4_maps",
@@ -38,14 +47,20 @@ ARRAYS = {
     "policy_icmp": LAYOUT.structs["vector_number"],
     "policy_lines": LAYOUT.structs["line"],
     "policy_rules": POLICY_RULE,
+    "policy_sets_of": SPAN,
+    "policy_named": LAYOUT.structs["named_set"],
+    "policy_set4": LAYOUT.structs["set_prefix4"],
+    "policy_set6": LAYOUT.structs["set_prefix6"],
+    "entry_counters": ENTRY_COUNTER,
     "interface_slots": INTERFACE_SLOT,
 }
 # The reporter's own. Its way in (a map a program type) belongs to one set of programs; nothing here is worth keeping.
 REPORT_WAYS = ("report_xdp", "report_tc")
 REPORTING = ("reports", "report_rooms", "report_buckets", *REPORT_WAYS)
-OBSERVE_WAYS = ("observe_xdp", "observe_tc")  # the same of the programs for rules that observe
+# The same of the programs for rules that observe, and of those that count entries of sets.
+OTHER_WAYS = ("observe_xdp", "observe_tc", "entries_xdp", "entries_tc")
 KEPT = (*HASHES, *ARRAYS, "policy_vectors")
-NAMES = (*KEPT, *REPORTING, *OBSERVE_WAYS)
+NAMES = (*KEPT, *REPORTING, *OTHER_WAYS)
 
 
 def vector_words(size: int) -> int:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from firewall.address import BITS
 from firewall.kernel.bpf import Map, Records
 from firewall.kernel.maps import PinnedMaps
+from firewall.kernel.named_maps import write_named
 from firewall.layout import INTERFACE_KEY, SPAN, C
 from firewall.policy import HookPolicy, Policy
 from firewall.policy_addresses import Classes, Spans, Words, index_spans
@@ -30,8 +32,10 @@ def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tup
     for first, vectors in policy.pieces:
         _write_vectors(maps.vectors[base + first : base + first + len(vectors)], vectors)
     spans = _write_intervals(maps, generation, policy, _write_classes(maps, generation, policy))
+    write_named(maps, generation, policy.named)
+    naming = np.array(list(policy.named.rules), np.uint32)
     for hook, image in enumerate(policy.hooks):
-        _write_arrays(maps, generation * _HOOKS + hook, image, base)
+        _write_arrays(maps, generation * _HOOKS + hook, image, base, naming)
         _write_head(maps, generation * _HOOKS + hook, image, base, options[hook], spans[hook])
     interfaces = [
         (ifindex, generation * _HOOKS + hook, vector + base)
@@ -107,11 +111,13 @@ def _write_intervals(
     maps: PinnedMaps, generation: int, policy: Policy, lines: Lines
 ) -> list[list[tuple[int, int]]]:
     """Where the IPv6 ones stand, first and count, by hook and side. `lines`: the first of each class."""
-    capacity = len(maps.arrays["policy_ranges4"]) // C["GENERATION_COUNT"]
-    at4 = at6 = generation * capacity
+    at4, at6 = (
+        generation * (len(maps.arrays[f"policy_ranges{version}"]) // C["GENERATION_COUNT"]) for version in BITS
+    )
     index = maps.arrays["policy_index4"]["reach"].reshape(-1)
     buckets = 1 << C["POLICY_INDEX_BITS"]
-    blocks_at = C["POLICY_BLOCKS_BEGIN"] + at4 * C["POLICY_BLOCK_SHARE"]
+    room = (len(index) - C["POLICY_BLOCKS_BEGIN"]) // C["GENERATION_COUNT"]
+    blocks_at = C["POLICY_BLOCKS_BEGIN"] + generation * room
     spans = []
     for hook, image in enumerate(policy.hooks):
         mine = []
@@ -120,7 +126,7 @@ def _write_intervals(
             rows = maps.arrays["policy_ranges4"][at4 : at4 + len(four)]
             rows["start"], rows["line"] = four.starts, lines[four.classes]
             scope = (generation * _HOOKS + hook) * C["SIDE_COUNT"] + side
-            index_rows, blocks = index_spans(four.starts, at4, blocks_at)
+            index_rows, blocks = index_spans(four, at4, blocks_at)
             for first in range(0, len(blocks), _AT_ONCE):
                 some = blocks[first : first + _AT_ONCE]
                 index[blocks_at + first : blocks_at + first + len(some)] = _reaches(some)
@@ -154,7 +160,10 @@ def _replace(table: Map, keys: Records, vectors: list[int], is_ours: object) -> 
     table.update_batch(keys, np.array(vectors, "<u4").view(_NUMBER))
 
 
-def _write_arrays(maps: PinnedMaps, scope: int, image: HookPolicy, base: int) -> None:
+def _write_arrays(
+    maps: PinnedMaps, scope: int, image: HookPolicy, base: int, naming: npt.NDArray[np.uint32]
+) -> None:
+    """`naming`: slots of rules that name sets."""
     arrays = maps.arrays
 
     def rows(name: str, count: int) -> Records:
@@ -166,7 +175,9 @@ def _write_arrays(maps: PinnedMaps, scope: int, image: HookPolicy, base: int) ->
     rows("policy_icmp", C["ICMP_ROWS"])["vector"] = image.icmp + np.uint32(base)
     room = maps.vectors["word"].shape[1] * 64
     # A restart reads the slots back from here, up to the last word in use.
-    rows("policy_rules", room)[: len(image.rules)] = image.rules
+    table = image.rules.copy()
+    table["slot"][np.isin(table["slot"], naming) & (table["handle"] != 0)] |= np.uint32(C["RULE_NAMES_SETS"])
+    rows("policy_rules", room)[: len(table)] = table
 
 
 def _write_head(

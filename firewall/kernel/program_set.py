@@ -24,15 +24,14 @@ from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import KEPT, PinnedMaps
 from firewall.kernel.program_cache import compiled
 from firewall.kernel.source import (
-    OBSERVERS,
+    BEYOND,
     PROGRAMS,
-    REPORTERS,
     Capacities,
     filter_order,
     layout_fingerprint,
     program_fingerprint,
 )
-from firewall.layout import ADDRESS_ENTRY
+from firewall.layout import ADDRESS_ENTRY, C
 
 INITIAL_ADDRESSES = 16384
 
@@ -65,11 +64,18 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
         if (int(maps.control["layout"]), int(maps.control["owner"])) != (layout_fingerprint(), owner):
             return None
         size = {name: maps[name].info.max_entries for name in KEPT}
+        of_index = size["policy_index4"] * C["PAIR"] - C["POLICY_BLOCKS_BEGIN"]
         return Capacities(
             rules=size["policy_counters"] // 2,
             vectors=size["policy_vectors"] // 2,
             lines=size["policy_lines"] // 2,
-            intervals=size["policy_ranges4"] // 2,
+            intervals4=size["policy_ranges4"] // 2,
+            intervals6=size["policy_ranges6"] // 2,
+            blocks=(of_index >> C["POLICY_BLOCK_BITS"]) // 2,
+            named=size["policy_named"] // 2,
+            prefixes4=size["policy_set4"] // 2,
+            prefixes6=size["policy_set6"] // 2,
+            entries=size["entry_counters"],
         )
     finally:
         maps.close()
@@ -94,7 +100,7 @@ def adopt(pin_root: Path, capacities: Capacities) -> ProgramSet | None:
         maps.close()
         return None
     try:
-        return _with_reporters(ProgramSet(_open_programs(pin_root), maps, None))
+        return _linked(ProgramSet(_open_programs(pin_root), maps, None))
     except FileNotFoundError:
         maps.close()
         return None
@@ -152,15 +158,15 @@ def build(
         maps.control["program"] = program_fingerprint(capacities)
         maps.control["layout"] = layout_fingerprint()
         maps.control["owner"] = owner
-        return _with_reporters(ProgramSet(_open_programs(beside), maps, programs.compiler))
+        return _linked(ProgramSet(_open_programs(beside), maps, programs.compiler))
     except BaseException:
         discard(beside)
         raise
 
 
-def _with_reporters(loaded: ProgramSet) -> ProgramSet:
-    """The same set, its filters now led to its reporters, and to the programs for rules that observe."""
-    for way, program in {**REPORTERS, **OBSERVERS}.items():
+def _linked(loaded: ProgramSet) -> ProgramSet:
+    """The same set, its programs now led to those that they end in."""
+    for way, program in BEYOND.items():
         loaded.maps[way].update(bytes(4), loaded.programs[program].to_bytes(4, "little"))
     return loaded
 

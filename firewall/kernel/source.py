@@ -19,7 +19,8 @@ from firewall.policy import policy_words
 UAPI = ("bpf", "if_ether", "ip", "ipv6", "tcp", "udp", "pkt_cls")
 PARTS = (
     "layout.h", "parse.h", "maps.h", "keys.h", "decision.h", "essential.h", "verdict.h", "address.h", "policy.h",
-    "decide.h", "account.h", "report.h", "observe.h", "xdp_filter.c", "tc_filter.c", "observer.c", "reporter.c",
+    "decide.h", "account.h", "report.h", "set_entries.h", "observe.h", "xdp_filter.c", "tc_filter.c", "observer.c",
+    "set_counter.c", "reporter.c",
 )  # fmt: skip
 
 TEST_PARTS = (*(part for part in PARTS if part.endswith(".h")), "test_filter.c")
@@ -37,7 +38,10 @@ TC_PROGRAMS = {True: "fw_tc_ethernet", False: "fw_tc_ip"}
 REPORTERS = {"report_xdp": "fw_report_xdp", "report_tc": "fw_report_tc"}
 # The same for what they end in where rules observe.
 OBSERVERS = {"observe_xdp": "fw_xdp_observe", "observe_tc": "fw_tc_observe"}
-PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values(), *REPORTERS.values(), *OBSERVERS.values())
+# The same for those that count entries of sets.
+ENTRY_COUNTERS = {"entries_xdp": "fw_xdp_entries", "entries_tc": "fw_tc_entries"}
+BEYOND = {**REPORTERS, **OBSERVERS, **ENTRY_COUNTERS}
+PROGRAMS = (*XDP_PROGRAMS.values(), *TC_PROGRAMS.values(), *BEYOND.values())
 OUR_PROGRAMS = frozenset((*PROGRAMS, OFFLOAD_PROGRAM))
 
 BPF_F_NO_PREALLOC = 1
@@ -47,13 +51,20 @@ REPORT_BYTES = 1 << 22  # of the ring: a power of two, and whole pages of any si
 
 @dataclass(frozen=True)
 class Capacities:
-    """What the maps hold at most that are made with the programs. `rules`: policy rules; `vectors` and `lines`: a
-    generation; `intervals`: of addresses, a generation and family."""
+    """What the maps hold at most that are made with the programs. `rules`: policy rules. A generation has the others:
+    `intervals` of addresses and `prefixes` of sets by family; `blocks` of the index of the former; `named`: sets, as
+    often as rules name them. But `entries`: of sets that count, in all."""
 
     rules: int
-    vectors: int
-    lines: int
-    intervals: int
+    vectors: int = 1024
+    lines: int = 8192
+    intervals4: int = 16384
+    intervals6: int = 16384
+    blocks: int = 1024
+    named: int = 1024
+    prefixes4: int = 8192
+    prefixes6: int = 8192
+    entries: int = 16384
 
     @property
     def words(self) -> int:
@@ -66,7 +77,13 @@ class Capacities:
             "VECTOR_WORDS": self.words,
             "VECTOR_COUNT": self.vectors,
             "LINE_COUNT": self.lines,
-            "INTERVAL_COUNT": self.intervals,
+            "INTERVAL_COUNT4": self.intervals4,
+            "INTERVAL_COUNT6": self.intervals6,
+            "BLOCK_COUNT": self.blocks,
+            "NAMED_COUNT": self.named,
+            "SET_COUNT4": self.prefixes4,
+            "SET_COUNT6": self.prefixes6,
+            "ENTRY_COUNT": self.entries,
             "REPORT_BYTES": REPORT_BYTES,
         }
         return [f"-D{name}={value}" for name, value in sizes.items()]

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from firewall.address import Prefix
+from firewall.address import BITS, Prefix
 from firewall.addresses import address_keys
 from firewall.datapath import Key
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import ADDRESS_ENTRY, HOOKS, INTERFACE_KEY, RANK_NONE, C
+from firewall.named_sets import hashed_name
 from firewall.policy import HookPolicy, Policy, PolicyRule, compile_columns
 from firewall.policy_columns import rule_columns
 from firewall.store import Record
@@ -156,6 +157,73 @@ def assert_exact(loaded: Loaded) -> None:
     assert_filter_complete(loaded)
     assert control_words(maps) == wanted_control_words(wanted)
     assert list(policy_differences(loaded, wanted_policy(loaded, records))) == []
+    assert counting_prefixes(loaded) == wanted_prefixes(loaded, records)
+
+
+Prefixes = dict[tuple[int, int], dict[int, list[tuple[int, int]]]]  # by rule and side, by hashed name
+
+
+def counting_prefixes(loaded: Loaded) -> Prefixes:
+    """Address and length of what counts for each rule of the policy that names sets, as the maps lead to it; no two
+    entries share a counter."""
+    maps, generation = loaded.kernel._set.maps, loaded.kernel._datapath.epoch & 1
+    room = maps.vectors["word"].shape[1] * 64
+    found: Prefixes = {}
+    counters: dict[int, tuple[int, int, int]] = {}
+    spans = maps.arrays["policy_sets_of"].reshape(2, -1)[generation]
+    for hook in range(len(HOOKS)):
+        scope = generation * len(HOOKS) + hook
+        words = int(maps.arrays["policy_heads"]["words"][scope])
+        for rule in maps.arrays["policy_rules"][scope * room :][: words * 64]:
+            if not int(rule["handle"]) or not int(rule["slot"]) & C["RULE_NAMES_SETS"]:
+                continue
+            first, count = spans[int(rule["slot"]) & ~C["RULE_NAMES_SETS"]].tolist()
+            for named in maps.arrays["policy_named"][first : first + count]:
+                name, prefixes = int(named["name"]), list(read_prefixes(maps, named))
+                found.setdefault((int(rule["handle"]), int(named["side"])), {})[name] = [
+                    each[:2] for each in prefixes
+                ]
+                for address, length, counter in prefixes:
+                    assert counters.setdefault(counter, (name, address, length)) == (name, address, length)
+    return found
+
+
+def read_prefixes(maps: PinnedMaps, named: np.void) -> Iterator[tuple[int, int, int]]:
+    """Address, length and counter, as bpf/layout.h says (struct named_set)."""
+    first, count = named["prefixes4"].tolist()
+    for start, counter in maps.arrays["policy_set4"][first : first + count].tolist():
+        yield start, counter & 63, counter >> 6
+    first, count = named["prefixes6"].tolist()
+    for (high, low), counter in maps.arrays["policy_set6"][first : first + count].tolist():
+        yield int(high) << 64 | int(low), counter & 255, counter >> 8
+
+
+def wanted_prefixes(loaded: Loaded, records: Iterable[Record]) -> Prefixes:
+    wanted: Prefixes = {}
+    sets = {name: outermost(entries) for name, entries in stored_sets(loaded).items()}
+    for record in records:
+        rule = record.rule
+        if rule.enabled and not rule.is_addresses_only:
+            for side, names in enumerate((rule.source_sets, rule.destination_sets)):
+                for name in names:
+                    wanted.setdefault((record.handle, side), {})[hashed_name(name)] = sets[name]
+    return wanted
+
+
+def outermost(entries: Sequence[Prefix]) -> list[tuple[int, int]]:
+    """Those that lie in no other, sorted, IPv4 first."""
+    shortest = {version: min((e.length for e in entries if e.version == version), default=0) for version in BITS}
+    known = set(entries)
+    found = []
+    for each in entries:
+        bits = BITS[each.version]
+        around = (
+            Prefix(each.version, each.address >> bits - length << bits - length, length)
+            for length in range(shortest[each.version], each.length)
+        )
+        if not any(one in known for one in around):
+            found.append(each)
+    return [(each.address, each.length) for each in sorted(found, key=lambda each: (each.version, each.address))]
 
 
 def assert_filter_complete(loaded: Loaded) -> None:

@@ -22,6 +22,7 @@ from firewall.datapath import Change, Image, Key, Link, Occupancy
 from firewall.enforcer import Enforcer
 from firewall.errors import kernel_refused
 from firewall.hits import NO_HITS, Hits, InterfaceHits
+from firewall.named_sets import Counters, CountingSet
 from firewall.policy import Policy
 from firewall.rule import Rule, rule_from_fields
 from firewall.settings import Settings
@@ -41,6 +42,7 @@ class HostKernel(MemoryKernel):
         self.occupancy = Occupancy()
         self.entry_hits: dict[Key, Hits] = {}
         self.slot_hits: dict[int, Hits] = {}
+        self.counted_entries: dict[int, Hits] = {}
         self.counted: dict[int, list[InterfaceHits]] = {}
         self.reserved: list[tuple[dict[int, int], int, int]] = []
         self.is_pinned = False
@@ -66,6 +68,7 @@ class HostKernel(MemoryKernel):
         self.is_pinned = False
         self.entries, self.policy, self.occupancy = {}, None, Occupancy()
         self.entry_hits, self.slot_hits, self.counted = {}, {}, {}
+        self.counted_entries = {}
 
     def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         self._ask("reserve")
@@ -81,8 +84,7 @@ class HostKernel(MemoryKernel):
             if key in self.entries and self.entries[key].handle == before[key].handle
         }
         self.occupancy = image.occupancy
-        for slot in image.fresh_slots:
-            self.slot_hits.pop(slot, None)
+        self._clear(image.fresh_slots, image.fresh_entries)
 
     def apply(self, change: Change) -> dict[int, Hits]:
         self._ask("apply")
@@ -96,9 +98,14 @@ class HostKernel(MemoryKernel):
                 gone[old.handle] = gone.get(old.handle, NO_HITS).plus(hits)
         super().apply(change)
         self.occupancy = change.after
-        for slot in change.fresh_slots:
-            self.slot_hits.pop(slot, None)
+        self._clear(change.fresh_slots, change.fresh_entries)
         return gone
+
+    def _clear(self, slots: Sequence[int], counters: Counters) -> None:
+        for slot in slots:
+            self.slot_hits.pop(slot, None)
+        for counter in counters.tolist():
+            self.counted_entries.pop(counter, None)
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         return [self.entry_hits.get(key, NO_HITS) for key in keys]
@@ -113,6 +120,12 @@ class HostKernel(MemoryKernel):
     def address_rules_hit_since(self, moment: float) -> npt.NDArray[np.uint32]:
         hits = self.all_address_hits().items()
         return np.array([handle for handle, each in hits if each.last_hit >= moment], np.uint32)
+
+    def counting_sets(self) -> Mapping[int, CountingSet]:
+        return {} if self.policy is None else self.policy.named.known
+
+    def hits_of_entries(self, counters: Counters) -> list[Hits]:
+        return [self.counted_entries.get(counter, NO_HITS) for counter in counters.tolist()]
 
     def policy_hits(self, slots: Sequence[int]) -> list[Hits]:
         self._ask("policy_hits")

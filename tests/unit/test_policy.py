@@ -354,7 +354,7 @@ def test_an_address_has_the_vector_of_all_rules_with_a_prefix_around_it(version:
 
 def by_index(intervals: Intervals, address: int) -> int:
     """The search of bpf/policy.h."""
-    spans, blocks = index_spans(intervals.starts, 1000, 7000)
+    spans, blocks = index_spans(intervals, 1000, 7000)
     span = spans[address >> 16]
     if not span["count"]:
         span = blocks[int(span["first"]) - 7000 + (address >> 8 & 255)]

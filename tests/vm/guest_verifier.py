@@ -68,13 +68,7 @@ def verify(rules: int) -> dict[str, Any]:
 
 def capacities_of(rules: int) -> Capacities:
     """As firewall/kernel/linux.py starts."""
-    from firewall.kernel import linux
-
-    known: dict[str, int] = {
-        "addresses4": 16384, "addresses6": 16384, "rules": rules, "vectors": linux._INITIAL_VECTORS,
-        "lines": linux._INITIAL_LINES, "intervals": linux._INITIAL_INTERVALS,
-    }  # fmt: skip
-    return Capacities(**{name: known[name] for name in Capacities.__dataclass_fields__})
+    return Capacities(rules)
 
 
 def _load(name: str, code: bytes) -> dict[str, Any]:
