@@ -351,15 +351,25 @@ struct named_set {
 	__u64 name; /* a hash of it, for the service alone */
 	struct span prefixes4;
 	struct span prefixes6;
+	struct span steps6;
+	__u32 index4; /* of the first element of its index */
+	__u32 bits;   /* of an address that the index asks */
 	__u32 side;
 	__u32 padding;
 };
 
 /*
  * `counter`, in either: an element of entry_counters, and the length of the prefix in the bits below.
+ *
+ * What leads to the prefixes of a set stands behind them, in elements of the same kind. Of IPv4 an index: for each value
+ * of the leading bits which prefixes an address that begins so can lie in, the first in the place of `start` and how many
+ * in that of `counter`. Of IPv6, whose addresses begin alike, steps: of SET_STEP neighbours the start of the first, and
+ * in the place of `counter` which element that is.
  */
 #define SET_LENGTH_BITS4 6
 #define SET_LENGTH_BITS6 8
+#define SET_STEP 16
+#define SET_INDEX_SHARE 16 /* prefixes for a value of the index */
 
 struct set_prefix4 {
 	__u32 start; /* host order */
@@ -520,7 +530,7 @@ LAYOUT_SIZE(struct port_pair, 8);
 LAYOUT_SIZE(struct interface_key, 8);
 LAYOUT_SIZE(struct policy_rule, 16);
 LAYOUT_SIZE(struct rule_counter, 32);
-LAYOUT_SIZE(struct named_set, 32);
+LAYOUT_SIZE(struct named_set, 48);
 LAYOUT_SIZE(struct set_prefix4, 8);
 LAYOUT_SIZE(struct set_prefix6, 24);
 LAYOUT_SIZE(struct entry_counter, 24);

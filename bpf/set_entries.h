@@ -9,7 +9,7 @@
 #ifndef EBPF_FW_SET_ENTRIES_H
 #define EBPF_FW_SET_ENTRIES_H
 
-#define ENTRY_STEPS 32 /* of a run: a rule, or one of the sets that a rule names */
+#define ENTRY_STEPS 8 /* of a run: a rule, or one of the sets that a rule names */
 #define NO_ENTRY 0xffffffff
 
 /* -- the filter's side, beside the outcome (report.h) */
@@ -47,30 +47,71 @@ static __always_inline void count_entry_of_set(struct workspace *room, __u32 num
 	counter->last_hit = tick();
 }
 
-/* The search is that of address_lines4(); the prefix found may end before the address. */
-static __always_inline void count_entry4(struct workspace *room, const struct named_set *set)
+/*
+ * Of elements that start at or before an address the last, NULL where a lookup failed or there are none; where all start
+ * beyond it, the first. The search is that of address_lines4().
+ */
+static __always_inline struct set_prefix4 *last_start4(__u32 at, __u32 count, __u64 address)
 {
-	const __u32 *words = set->side ? room->packet.destination : room->packet.source;
-	__u32 at = set->prefixes4.first, count = set->prefixes4.count, half, probe, length;
-	__u64 address = bpf_ntohl(words[0]);
 	struct set_prefix4 *prefix;
+	__u32 half, probe;
 
-	if (!count)
-		return;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < SEARCH_STEPS; i++) {
 		half = count >> 1;
 		probe = at + half;
 		prefix = policy_set4.lookup(&probe);
 		if (!prefix)
-			return;
+			return NULL;
 		at += half & ~if_negative(address - prefix->start);
 		count -= half;
 		asm volatile("" : "+r"(at), "+r"(count));
 		if (count <= 1)
 			break;
 	}
-	prefix = policy_set4.lookup(&at);
+	return policy_set4.lookup(&at);
+}
+
+/* `steps`: halvings until one is left. */
+static __always_inline struct set_prefix6 *last_start6(__u32 at, __u32 count, __u64 high, __u64 low, int steps)
+{
+	struct set_prefix6 *prefix;
+	__u32 half, probe;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < steps; i++) {
+		half = count >> 1;
+		probe = at + half;
+		prefix = policy_set6.lookup(&probe);
+		if (!prefix)
+			return NULL;
+		at += half & ~if_before(high, low, prefix->start);
+		count -= half;
+		asm volatile("" : "+r"(at), "+r"(count));
+		if (count <= 1)
+			break;
+	}
+	return policy_set6.lookup(&at);
+}
+
+/* How many of SET_STEP neighbours there are from one on. */
+static __always_inline __u32 neighbours(const struct span *all, __u32 first)
+{
+	__u32 left = all->first + all->count - first;
+
+	return left < SET_STEP ? left : SET_STEP;
+}
+
+static __always_inline void count_entry4(struct workspace *room, const struct named_set *set)
+{
+	const __u32 *words = set->side ? room->packet.destination : room->packet.source;
+	__u64 address = bpf_ntohl(words[0]);
+	__u32 place = set->index4 + (address >> (32 - (set->bits & 31))), length;
+	struct set_prefix4 *prefix, *reach = policy_set4.lookup(&place);
+
+	if (!set->prefixes4.count || !reach)
+		return;
+	prefix = last_start4(reach->start, reach->counter, address);
 	if (!prefix)
 		return;
 	length = prefix->counter & ((1 << SET_LENGTH_BITS4) - 1);
@@ -81,26 +122,17 @@ static __always_inline void count_entry4(struct workspace *room, const struct na
 static __always_inline void count_entry6(struct workspace *room, const struct named_set *set)
 {
 	const __u32 *words = set->side ? room->packet.destination : room->packet.source;
-	__u32 at = set->prefixes6.first, count = set->prefixes6.count, half, probe;
 	__u64 high = host_order(words), low = host_order(words + 2), beyond, is_short;
 	struct set_prefix6 *prefix;
+	__u32 first;
 
-	if (!count)
+	if (!set->steps6.count)
 		return;
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < SEARCH_STEPS; i++) {
-		half = count >> 1;
-		probe = at + half;
-		prefix = policy_set6.lookup(&probe);
-		if (!prefix)
-			return;
-		at += half & ~if_before(high, low, prefix->start);
-		count -= half;
-		asm volatile("" : "+r"(at), "+r"(count));
-		if (count <= 1)
-			break;
-	}
-	prefix = policy_set6.lookup(&at);
+	prefix = last_start6(set->steps6.first, set->steps6.count, high, low, SEARCH_STEPS);
+	if (!prefix)
+		return;
+	first = prefix->counter;
+	prefix = last_start6(first, neighbours(&set->prefixes6, first), high, low, SET_STEP);
 	if (!prefix)
 		return;
 	beyond = (prefix->counter & ((1 << SET_LENGTH_BITS6) - 1)) - 64; /* as in key6() */

@@ -136,11 +136,18 @@ class NamedSets:
         return sum(map(len, self.rules.values()))
 
     @cached_property
-    def counts(self) -> dict[int, int]:
-        """Prefixes by IP version."""
+    def sizes(self) -> dict[int, int]:
+        """Elements of the maps, by IP version: the prefixes, and what leads to them."""
+        four, six = ([len(each.of(version).starts) for each in self.sets.values()] for version in BITS)
         return {
-            version: sum(len(each.of(version).starts) for each in self.sets.values()) for version in BITS
+            4: sum(each + index_size(each) for each in four),
+            6: sum(each + -(-each // C["SET_STEP"]) for each in six),
         }
+
+
+def index_size(prefixes: int) -> int:
+    """Elements of the index of a set's IPv4 prefixes: a power of two."""
+    return 1 << max(0, prefixes // C["SET_INDEX_SHARE"]).bit_length()
 
 
 @dataclass

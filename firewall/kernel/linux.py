@@ -165,8 +165,8 @@ class LinuxKernel:
             intervals6=_grown(present.intervals6, policy.intervals_of(6)),
             blocks=_grown(present.blocks, policy.block_count),
             named=_grown(present.named, policy.named.naming_count),
-            prefixes4=_grown(present.prefixes4, policy.named.counts[4]),
-            prefixes6=_grown(present.prefixes6, policy.named.counts[6]),
+            prefixes4=_grown(present.prefixes4, policy.named.sizes[4]),
+            prefixes6=_grown(present.prefixes6, policy.named.sizes[6]),
             entries=_grown(present.entries, policy.named.taken),
         )
         if wanted_sizes != present:

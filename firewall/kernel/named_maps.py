@@ -13,7 +13,7 @@ from firewall.address import BITS
 from firewall.kernel.bpf import Records
 from firewall.kernel.maps import PinnedMaps
 from firewall.layout import C
-from firewall.named_sets import Counters, Counting, CountingSet, NamedSets, hashed_name
+from firewall.named_sets import Counters, Counting, CountingSet, NamedSets, hashed_name, index_size
 
 _GENERATIONS = C["GENERATION_COUNT"]
 _LENGTH_BITS = {version: C[f"SET_LENGTH_BITS{version}"] for version in BITS}
@@ -24,7 +24,7 @@ def write_named(maps: PinnedMaps, generation: int, named: NamedSets) -> None:
     spans[:] = 0
     if not named.rules:
         return
-    places = {version: _write_prefixes(maps, generation, named, version) for version in BITS}
+    places = _write_prefixes4(maps, generation, named), _write_prefixes6(maps, generation, named)
     rows, at = _part(maps, "policy_named", generation)
     count = 0
     for slot, naming in named.rules.items():
@@ -32,8 +32,8 @@ def write_named(maps: PinnedMaps, generation: int, named: NamedSets) -> None:
         for name, side in naming:
             row = rows[count : count + 1]
             row["name"], row["side"] = hashed_name(name), side
-            for version in BITS:
-                row[f"prefixes{version}"] = places[version][name]
+            for field, value in (*places[0][name].items(), *places[1][name].items()):
+                row[field] = value
             count += 1
 
 
@@ -44,23 +44,46 @@ def _part(maps: PinnedMaps, name: str, generation: int) -> tuple[Records, int]:
     return rows[generation * size : (generation + 1) * size], generation * size
 
 
-def _write_prefixes(
-    maps: PinnedMaps, generation: int, named: NamedSets, version: int
-) -> dict[str, tuple[int, int]]:
-    """First and count, by set."""
-    rows, base = _part(maps, f"policy_set{version}", generation)
+def _write_prefixes4(maps: PinnedMaps, generation: int, named: NamedSets) -> dict[str, dict[str, object]]:
+    """What struct named_set says of them, by set."""
+    rows, base = _part(maps, "policy_set4", generation)
     at, places = 0, {}
     for name, each in named.sets.items():
-        starts, lengths, counters = each.of(version)
-        mine = rows[at : at + len(starts)]
-        if version == 4:
-            mine["start"] = starts
-            mine["counter"] = counters << np.uint32(_LENGTH_BITS[4]) | lengths
-        else:
-            mine["start"] = starts.view(">u8").reshape(-1, 2)
-            mine["counter"] = counters.astype(np.uint64) << np.uint64(_LENGTH_BITS[6]) | lengths
-        places[name] = (base + at, len(starts))
-        at += len(starts)
+        starts, lengths, counters = each.four
+        first, past = at, at + len(starts)
+        rows["start"][first:past] = starts
+        rows["counter"][first:past] = counters << np.uint32(_LENGTH_BITS[4]) | lengths
+        begins, counts = _index(starts)
+        at = past + len(begins)
+        rows["start"][past:at], rows["counter"][past:at] = base + first + begins, counts
+        bits = len(begins).bit_length() - 1
+        places[name] = {"prefixes4": (base + first, len(starts)), "index4": base + past, "bits": bits}
+    return places
+
+
+def _index(starts: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """By the leading bits of an address, the first prefix that it can lie in and how many: one that starts before
+    the first such address is among them."""
+    size = index_size(len(starts))
+    buckets = (starts.astype(np.uint64) >> np.uint64(33 - size.bit_length())).astype(np.int64)
+    past = np.cumsum(np.bincount(buckets, minlength=size))
+    begins = np.append(0, past[:-1] - 1).clip(min=0)
+    return begins, past - begins
+
+
+def _write_prefixes6(maps: PinnedMaps, generation: int, named: NamedSets) -> dict[str, dict[str, object]]:
+    rows, base = _part(maps, "policy_set6", generation)
+    at, places = 0, {}
+    for name, each in named.sets.items():
+        starts, lengths, counters = each.six
+        halves = starts.view(">u8").reshape(-1, 2)
+        first, past = at, at + len(starts)
+        rows["start"][first:past] = halves
+        rows["counter"][first:past] = counters.astype(np.uint64) << np.uint64(_LENGTH_BITS[6]) | lengths
+        steps = np.arange(0, len(starts), C["SET_STEP"])
+        at = past + len(steps)
+        rows["start"][past:at], rows["counter"][past:at] = halves[steps], base + first + steps
+        places[name] = {"prefixes6": (base + first, len(starts)), "steps6": (base + past, len(steps))}
     return places
 
 
