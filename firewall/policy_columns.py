@@ -61,9 +61,9 @@ class Ranges:
             self.rows[mask], self.sides[mask], self.starts[mask], self.ends[mask], self.lengths[mask]
         )
 
-    def then(self, other: Ranges) -> Ranges:
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Ranges(*(np.concatenate(pair) for pair in pairs))
+    def then(self, *others: Ranges) -> Ranges:
+        columns = zip(*(vars(each).values() for each in (self, *others)), strict=True)
+        return Ranges(*(np.concatenate(column) for column in columns))
 
 
 @dataclass(frozen=True)

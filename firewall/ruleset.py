@@ -21,7 +21,8 @@ from firewall.layout import C
 from firewall.named_sets import NO_COUNTERS, Counters, CountingSet, before_start
 from firewall.policy import Policy, PolicyRule, compile_columns, policy_words
 from firewall.policy_columns import RuleColumns, rule_columns
-from firewall.set_keys import SetDelta, SetKeys
+from firewall.policy_splice import spliced, with_sets
+from firewall.set_keys import SetDelta, SetKeys, windows_of
 from firewall.store import Record
 
 Sets = Mapping[str, SetKeys]
@@ -140,7 +141,7 @@ class Ruleset:
         again = self._naming(deltas) if deltas else set()
         if not gone and not come and not again:
             return self._without_policy(addresses, sets)
-        return self._plan_policy(addresses, gone, come, interfaces, sets, again)
+        return self._plan_policy(addresses, gone, come, interfaces, sets, again, deltas)
 
     def _without_policy(self, addresses: AddressPlan, sets: Sets | None = None) -> RulesetPlan:
         change = self.addresses.change(addresses, None, None)
@@ -156,8 +157,9 @@ class Ruleset:
         interfaces: Mapping[str, int],
         sets: Sets,
         again: Collection[int] = (),
+        deltas: Mapping[str, SetDelta] | None = None,
     ) -> RulesetPlan:
-        """`again`: handles of rules that stay, and whose addresses are others."""
+        """`again`: handles of rules that stay, and whose addresses are others; `deltas`: what changed of these."""
         rules = dict(self.policy_rules)
         for handle in gone:
             rules.pop(handle, None)
@@ -180,13 +182,19 @@ class Ruleset:
                 fresh.append(slot)
             rules[record.handle] = PolicyRule(record.rule, record.handle, slot)
         made = {record.handle for record in come} | (set(again) & rules.keys())
-        columns = self._columns.changed(made | gone, (rules[handle] for handle in made), sets)
+        if not come and not gone and deltas and all(each.is_small for each in deltas.values()):
+            windows = {version: windows_of(version, deltas.values()) for version in BITS}
+            columns = with_sets(self._columns, (rules[handle] for handle in made), sets, windows)
+            policy = spliced(self.policy, columns, made, windows)
+        else:
+            columns = self._columns.changed(made | gone, (rules[handle] for handle in made), sets)
+            policy = None
         freed = tuple(self.policy_rules[handle].slot for handle in gone if handle not in rules)
         come_slots = [(rules[record.handle].slot, record.rule) for record in come]
         named, fresh_entries = self.policy.named.changed(
             {*freed, *(slot for slot, _ in come_slots)}, come_slots, sets, self._counting
         )
-        policy = compile_columns(columns, interfaces, named)
+        policy = replace(policy, named=named) if policy else compile_columns(columns, interfaces, named)
         self._check_words(policy)
         change = self.addresses.change(addresses, self.policy, policy, tuple(fresh), fresh_entries)
         return RulesetPlan(

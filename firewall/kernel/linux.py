@@ -135,7 +135,10 @@ class LinuxKernel:
     def _build_over_pinned(self, capacities: Capacities) -> None:
         """Other programs, the same maps."""
         with ExitStack() as descriptors:
-            keep = {name: bpf.get(self._pin_root / "maps" / name) for name in KEPT}
+            keep = {
+                name: bpf.get(self._pin_root / "maps" / name)
+                for name in program_set.kept_maps(self._pin_root)
+            }
             for fd in keep.values():
                 descriptors.callback(os.close, fd)
             self._build(capacities, keep)

@@ -59,8 +59,11 @@ REPORT_WAYS = ("report_xdp", "report_tc")
 REPORTING = ("reports", "report_rooms", "report_buckets", *REPORT_WAYS)
 # The same of the programs for rules that observe, and of those that count entries of sets.
 OTHER_WAYS = ("observe_xdp", "observe_tc", "entries_xdp", "entries_tc")
-KEPT = (*HASHES, *ARRAYS, "policy_vectors")
-NAMES = (*KEPT, *REPORTING, *OTHER_WAYS)
+# What the programs that count entries of sets use alone. Those are led to by a map that the kernel empties when nobody holds
+# it, so where all pins went these maps went too.
+COUNTING = ("policy_sets_of", "policy_named", "policy_set4", "policy_set6", "entry_counters")
+KEPT = (*HASHES, *(name for name in ARRAYS if name not in COUNTING), "policy_vectors")
+NAMES = (*KEPT, *COUNTING, *REPORTING, *OTHER_WAYS)
 
 
 def vector_words(size: int) -> int:
@@ -84,7 +87,7 @@ class PinnedMaps:
             self.close()
             raise
         self.arrays: dict[str, npt.NDArray[np.void]] = {
-            name: self.maps[name].mapped(dtype) for name, dtype in ARRAYS.items()
+            name: self.maps[name].mapped(dtype) for name, dtype in ARRAYS.items() if name in self.maps
         }
         vectors = self.maps["policy_vectors"]
         words = vector_words(vectors.info.value_size)

@@ -21,7 +21,7 @@ from firewall.errors import FirewallError, KernelRefused
 from firewall.kernel import bpf, bpffs
 from firewall.kernel.assembly import assemble
 from firewall.kernel.keys import PREFIX
-from firewall.kernel.maps import KEPT, PinnedMaps
+from firewall.kernel.maps import COUNTING, KEPT, PinnedMaps
 from firewall.kernel.program_cache import compiled
 from firewall.kernel.source import (
     BEYOND,
@@ -64,6 +64,7 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
         if (int(maps.control["layout"]), int(maps.control["owner"])) != (layout_fingerprint(), owner):
             return None
         size = {name: maps[name].info.max_entries for name in KEPT}
+        counting = _counting_sizes(pin_root)
         of_index = size["policy_index4"] * C["PAIR"] - C["POLICY_BLOCKS_BEGIN"]
         return Capacities(
             rules=size["policy_counters"] // 2,
@@ -72,13 +73,32 @@ def pinned_capacities(pin_root: Path, owner: int) -> Capacities | None:
             intervals4=size["policy_ranges4"] // 2,
             intervals6=size["policy_ranges6"] // 2,
             blocks=(of_index >> C["POLICY_BLOCK_BITS"]) // 2,
-            named=size["policy_named"] // 2,
-            prefixes4=size["policy_set4"] // 2,
-            prefixes6=size["policy_set6"] // 2,
-            entries=size["entry_counters"],
+            **counting,
         )
     finally:
         maps.close()
+
+
+def _counting_sizes(pin_root: Path) -> dict[str, int]:
+    """Of the maps that count entries of sets; none where they are not all there: others are made then."""
+    size = {}
+    for name in COUNTING:
+        try:
+            with closing(bpf.Map.pinned(pin_root / "maps" / name)) as found:
+                size[name] = found.info.max_entries
+        except FileNotFoundError:
+            return {}
+    return {
+        "named": size["policy_named"] // 2,
+        "prefixes4": size["policy_set4"] // 2,
+        "prefixes6": size["policy_set6"] // 2,
+        "entries": size["entry_counters"],
+    }
+
+
+def kept_maps(pin_root: Path) -> list[str]:
+    """The pinned maps that other programs can go on with."""
+    return [*KEPT, *(COUNTING if _counting_sizes(pin_root) else ())]
 
 
 def pinned_map_ids(pin_root: Path) -> set[int]:

@@ -333,19 +333,30 @@ def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[st
 
 
 def class_differences(policy: Policy, maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[str]:
-    """Vectors of addresses, interval by interval."""
+    """Vectors of addresses, interval by interval; neighbours of one vector are one, since where they are divided depends on
+    history."""
     room = maps.vectors["word"].shape[1]
     for version in (4, 6):
-        for side, (_, lines) in enumerate(written_intervals(maps, scope, version)):
+        for side, (starts, lines) in enumerate(written_intervals(maps, scope, version)):
             anywhere = maps.arrays["policy_heads"]["anywhere"][scope, (version == 6) * SIDES + side]
-            for number, line in set(
-                zip(image.intervals(version)[side].classes.tolist(), lines.tolist(), strict=True)
-            ):
-                wanted = np.zeros(room, np.uint64)
+            found = {
+                line: class_vector(maps, line, int(anywhere)).tobytes() for line in set(lines.tolist())
+            }
+            intervals = image.intervals(version)[side]
+            wanted = {}
+            for number in set(intervals.classes.tolist()):
                 known = policy.address_vector(number)
-                wanted[: len(known)] = known
-                if not np.array_equal(wanted, class_vector(maps, int(line), int(anywhere))):
-                    yield f"policy_ranges{version}, side {side}, class {number}"
+                wanted[number] = np.append(known, np.zeros(room - len(known), np.uint64)).tobytes()
+            asked = [int.from_bytes(each, "big") for each in big_endian(intervals.starts)]
+            if merged(asked, [wanted[each] for each in intervals.classes.tolist()]) != merged(
+                starts, [found[each] for each in lines.tolist()]
+            ):
+                yield f"policy_ranges{version}, side {side}"
+
+
+def merged(starts: Sequence[int], vectors: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    pairs = list(zip(starts, vectors, strict=True))
+    return [pair for at, pair in enumerate(pairs) if not at or pairs[at - 1][1] != pair[1]]
 
 
 def class_vector(maps: PinnedMaps, line: int, anywhere: int) -> npt.NDArray[np.uint64]:
@@ -391,12 +402,6 @@ def plain_values(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tu
     yield "words", image.words, int(head["words"])
     yield "enforcing", image.enforcing, int(head["enforcing"])
     yield "observes", image.observes, bool(head["options"] & C["OPTION_OBSERVE"])
-    for version in (4, 6):
-        for side, (starts, _) in enumerate(written_intervals(maps, scope, version)):
-            wanted = [
-                int.from_bytes(each, "big") for each in big_endian(image.intervals(version)[side].starts)
-            ]
-            yield f"policy_ranges{version}, side {side}", wanted, starts
     words = maps.vectors["word"]
     holds = np.zeros((len(words), maps.vectors["summary"].shape[1] * 64), np.bool_)
     holds[:, : words.shape[1]] = words != 0
