@@ -154,7 +154,8 @@ static __always_inline int entry_step(struct workspace *room)
 		if (at >= room->counted_count || at >= COUNTED_RULES)
 			return 0;
 		asm volatile("" : "+r"(at));
-		number = room->scope / HOOK_COUNT * (GENERATION_COUNT * MAX_RULES) + room->counted[at & (COUNTED_RULES - 1)];
+		number = room->scope / HOOK_COUNT * (GENERATION_COUNT * MAX_RULES) +
+			 room->counted[at & (COUNTED_RULES - 1)];
 		room->counted_at = at + 1;
 		room->last_entry = NO_ENTRY;
 		span = policy_sets_of.lookup(&number);

@@ -24,7 +24,9 @@ from firewall.set_keys import NO_KEYS, SetKeys
 
 Starts = npt.NDArray[np.generic]
 Counters = npt.NDArray[np.uint32]
-Naming = tuple[tuple[str, int], ...]  # sets and the sides that a rule names them on, those of one set side by side
+Naming = tuple[
+    tuple[str, int], ...
+]  # sets and the sides that a rule names them on, those of one set side by side
 NO_COUNTERS: Counters = np.zeros(0, np.uint32)
 MOST_ENTRIES = 1 << 32 - C["SET_LENGTH_BITS4"]
 
@@ -204,9 +206,7 @@ def _places(
     if len(old):
         found = np.searchsorted(old, starts[middle]).clip(max=len(old) - 1)
         at[middle] = found + head
-        is_there[middle] = (old[found] == starts[middle]) & (
-            before.lengths[found + head] == lengths[middle]
-        )
+        is_there[middle] = (old[found] == starts[middle]) & (before.lengths[found + head] == lengths[middle])
     return at, is_there
 
 
@@ -217,9 +217,7 @@ def _same(before: Counting, starts: Starts, lengths: npt.NDArray[np.uint8], at: 
     return int(np.argmax(differs)) if differs.any() else count
 
 
-def _same_from_behind(
-    before: Counting, starts: Starts, lengths: npt.NDArray[np.uint8], most: int
-) -> int:
+def _same_from_behind(before: Counting, starts: Starts, lengths: npt.NDArray[np.uint8], most: int) -> int:
     if not most:
         return 0
     had, have = len(before.starts), len(starts)

@@ -137,7 +137,9 @@ def compile_columns(
     """`interfaces`: ifindex by name, what globs are matched with."""
     pool = Pool()
     hooks = tuple(_compile_hook(rules, hook, interfaces, pool) for hook in range(C["HOOK_COUNT"]))
-    return Policy((hooks[0], hooks[1]), pool.count, tuple(pool.pieces), tuple(pool.classes), named or NamedSets())
+    return Policy(
+        (hooks[0], hooks[1]), pool.count, tuple(pool.pieces), tuple(pool.classes), named or NamedSets()
+    )
 
 
 def _compile_hook(rules: RuleColumns, hook: int, interfaces: Mapping[str, int], pool: Pool) -> HookPolicy:

@@ -29,7 +29,7 @@ def with_sets(columns: RuleColumns, rules: Iterable[PolicyRule], sets: Sets, win
     again = list(rules)
     rows = np.flatnonzero(np.isin(columns.handles, [each.handle for each in again]))
     row_of = dict(zip(columns.handles[rows].tolist(), rows.tolist(), strict=True))
-    made: dict[str, Ranges] = {}
+    made: dict[str, Any] = {}
     for version in BITS:
         mine = windows[version]
         if not len(mine.starts):
@@ -64,12 +64,10 @@ def _within(ranges: PrefixRanges, windows: PrefixRanges) -> PrefixRanges:
     rows = np.concatenate([np.arange(a, b) for a, b in zip(begins.tolist(), pasts.tolist(), strict=True)])
     near = np.repeat(windows.lengths, pasts - begins)
     rows = rows[ranges.lengths[rows] >= near]
-    return PrefixRanges(*(column[rows] for column in ranges))
+    return ranges.only(rows)
 
 
-def spliced(
-    policy: Policy, rules: RuleColumns, handles: Collection[int], windows: Windows
-) -> Policy | None:
+def spliced(policy: Policy, rules: RuleColumns, handles: Collection[int], windows: Windows) -> Policy | None:
     """`rules`: as they are now; `handles`: of those whose addresses changed. None where addresses are now in rules
     together that were in no prefix together before: then all has to be compiled."""
     changed = np.isin(rules.handles, np.fromiter(handles, np.int64, len(handles)))
@@ -151,7 +149,10 @@ def _spliced(
         mine = numbers[inner.classes[low:high]]
         if (mine < 0).any():
             return None
-        starts += [windows.starts[number : number + 1].astype(before.starts.dtype), inner.starts[low + 1 : high]]
+        starts += [
+            windows.starts[number : number + 1].astype(before.starts.dtype),
+            inner.starts[low + 1 : high],
+        ]
         owners.append((mine + first).astype(np.uint32))
         meets_next = number + 1 < len(windows.starts) and windows.starts[number + 1] == end
         if not is_last and not meets_next and (past == len(before) or before.starts[past] != end):

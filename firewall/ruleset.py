@@ -30,8 +30,8 @@ Sets = Mapping[str, SetKeys]
 
 @dataclass(frozen=True)
 class RulesetPlan:
-    """`policy_rules` and `policy` None: the policy stays as it is. `sets`: by name, after it. `fresh_entries`: counters of
-    entries of sets that start at 0."""
+    """`policy_rules` and `policy` None: the policy stays as it is. `sets`: by name, after it. `fresh_entries`: counters
+    of entries of sets that start at 0."""
 
     addresses: AddressPlan
     change: Change
@@ -268,8 +268,8 @@ class Ruleset:
         never_drop: Sequence[Prefix] = (),
         sets: Sets | None = None,
     ) -> tuple[int, ...]:
-        """Everything that is stored, at the start. Answers the slots whose counters must start at 0; `fresh_entries` says
-        those of entries of sets."""
+        """Everything that is stored, at the start. Answers the slots whose counters must start at 0; `fresh_entries`
+        has those of entries of sets."""
         self.sets = sets or {}
         self.addresses.commit(self.addresses.plan_spared((), never_drop))
         for entries in imported:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,6 @@ from firewall.address_list import PrefixColumns
 _SCOPE_SHIFT4 = np.uint64(40)
 _MASK4 = np.uint64((1 << 40) - 1)
 _FEW = 16  # entries
-_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
 class PrefixRanges(NamedTuple):
@@ -31,6 +30,9 @@ class PrefixRanges(NamedTuple):
     starts: npt.NDArray[np.generic]
     ends: npt.NDArray[np.generic]
     lengths: npt.NDArray[np.uint8]
+
+    def only(self, rows: slice | npt.NDArray[np.int64]) -> PrefixRanges:
+        return PrefixRanges(self.starts[rows], self.ends[rows], self.lengths[rows])
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ class SetKeys:
         """What is in some of its prefixes or is one, of one IP version."""
         parts = [no_entries(version).keys]
         keys = self.of(version)
-        for edges in _window_edges(version, windows):
-            begins, pasts = (np.searchsorted(keys, each, side) for each, side in zip(edges, _SIDES, strict=True))
+        for firsts, lasts in _window_edges(version, windows):
+            begins = np.searchsorted(keys, firsts, "left")
+            pasts = np.searchsorted(keys, lasts, "right")
             parts += [keys[a:b] for a, b in zip(begins.tolist(), pasts.tolist(), strict=True) if a < b]
         found = np.sort(np.concatenate(parts))
         return SetKeys(found, NO_KEYS.six) if version == 4 else SetKeys(NO_KEYS.four, found)
@@ -172,21 +175,19 @@ def _spliced_ranges(version: int, before: PrefixRanges, change: SetDelta) -> Pre
     for number, start in enumerate(windows.starts):
         end = windows.ends[number]
         around = int(np.searchsorted(before.starts, start, "right")) - 1
-        if around >= 0 and before.lengths[around] < windows.lengths[number]:
-            if not before.ends[around] or before.ends[around] > start:
-                continue  # it lies in an entry that stays
+        is_wider = around >= 0 and before.lengths[around] < windows.lengths[number]
+        if is_wider and (not before.ends[around] or before.ends[around] > start):
+            continue  # it lies in an entry that stays
         begin = int(np.searchsorted(before.starts, start, "left"))
         past = len(before.starts) if not end else int(np.searchsorted(before.starts, end, "left"))
-        window = PrefixRanges(*(column[number : number + 1] for column in windows))
-        parts += [
-            PrefixRanges(*(column[at:begin] for column in before)),
-            _ranges(version, change.after.inside(version, window).of(version)),
-        ]
+        inside = change.after.inside(version, windows.only(slice(number, number + 1)))
+        parts += [before.only(slice(at, begin)), _ranges(version, inside.of(version))]
         at = past
     if not parts:
         return before
-    parts.append(PrefixRanges(*(column[at:] for column in before)))
-    return PrefixRanges(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    parts.append(before.only(slice(at, None)))
+    starts, ends, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return PrefixRanges(starts, ends, lengths)
 
 
 def between(before: SetKeys, after: SetKeys) -> SetDelta:
@@ -267,7 +268,10 @@ def _window_edges(version: int, windows: PrefixRanges) -> Iterator[tuple[Keys, K
         first = start if version == 4 else int.from_bytes(start.ljust(size, b"\0"), "big")
         last = first | (1 << bits - length) - 1
         yield tuple(  # type: ignore[misc]
-            np.array([encode(Key(version, 0, each, edge)) for each in range(length, bits + 1)], no_entries(version).keys.dtype)
+            np.array(
+                [encode(Key(version, 0, each, edge)) for each in range(length, bits + 1)],
+                no_entries(version).keys.dtype,
+            )
             for edge in (first, last)
         )
 

@@ -208,8 +208,8 @@ def with_entries(rule: Rule, sets: Mapping[str, Iterable[str]]) -> Rule:
 def counted_entries(
     rules: Iterable[Rule], sets: Mapping[str, Iterable[str]], frame: bytes, judgement: Judgement, link: str
 ) -> set[tuple[str, str, str | None]]:
-    """Entries of sets that count a packet which was judged so: (set, entry, rule). Of rules with equal ranks none may be
-    there. Where an address lies in several entries the widest counts: of each set, or, of a rule that asks for one
+    """Entries of sets that count a packet which was judged so: (set, entry, rule). No two rules may have equal ranks.
+    Where an address lies in several entries the widest counts: of each set, or, of a rule that asks for one
     side's addresses and nothing else, of all that it names together with what stands beside them."""
     packet = parse(frame, link)
     deciding = {judgement.rule_id, *judgement.observed} - {None}
@@ -223,7 +223,11 @@ def counted_entries(
             found = {name: widest(sets[name], address) for name in named}
             if is_addresses_alone(rule):
                 best = widest([*plain, *(entry for entry in found.values() if entry)], address)
-                found = {name: entry for name, entry in found.items() if entry and network(entry) == network(best or "")}
+                found = {
+                    name: entry
+                    for name, entry in found.items()
+                    if entry and network(entry) == network(best or "")
+                }
             counted |= {(name, entry, rule.get("id")) for name, entry in found.items() if entry}
     return counted
 

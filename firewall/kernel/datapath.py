@@ -35,8 +35,8 @@ from firewall.kernel.keys import (
     many_entry_records,
 )
 from firewall.kernel.maps import PinnedMaps
-from firewall.kernel.occupancy import read_occupancy, write_occupancy
 from firewall.kernel.named_maps import clear_counters, read_counters, read_named
+from firewall.kernel.occupancy import read_occupancy, write_occupancy
 from firewall.kernel.policy_maps import write_policy
 from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
 from firewall.named_sets import Counters, CountingSet

@@ -59,8 +59,8 @@ REPORT_WAYS = ("report_xdp", "report_tc")
 REPORTING = ("reports", "report_rooms", "report_buckets", *REPORT_WAYS)
 # The same of the programs for rules that observe, and of those that count entries of sets.
 OTHER_WAYS = ("observe_xdp", "observe_tc", "entries_xdp", "entries_tc")
-# What the programs that count entries of sets use alone. Those are led to by a map that the kernel empties when nobody holds
-# it, so where all pins went these maps went too.
+# What the programs that count entries of sets use alone. Those are led to by a map that the kernel empties when nobody
+# holds it, so where all pins went these maps went too.
 COUNTING = ("policy_sets_of", "policy_named", "policy_set4", "policy_set6", "entry_counters")
 KEPT = (*HASHES, *(name for name in ARRAYS if name not in COUNTING), "policy_vectors")
 NAMES = (*KEPT, *COUNTING, *REPORTING, *OTHER_WAYS)

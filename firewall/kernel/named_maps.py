@@ -47,7 +47,8 @@ def _part(maps: PinnedMaps, name: str, generation: int) -> tuple[Records, int]:
 def _write_prefixes4(maps: PinnedMaps, generation: int, named: NamedSets) -> dict[str, dict[str, object]]:
     """What struct named_set says of them, by set."""
     rows, base = _part(maps, "policy_set4", generation)
-    at, places = 0, {}
+    at = 0
+    places: dict[str, dict[str, object]] = {}
     for name, each in named.sets.items():
         starts, lengths, counters = each.four
         first, past = at, at + len(starts)
@@ -73,7 +74,8 @@ def _index(starts: npt.NDArray[np.generic]) -> tuple[npt.NDArray[np.int64], npt.
 
 def _write_prefixes6(maps: PinnedMaps, generation: int, named: NamedSets) -> dict[str, dict[str, object]]:
     rows, base = _part(maps, "policy_set6", generation)
-    at, places = 0, {}
+    at = 0
+    places: dict[str, dict[str, object]] = {}
     for name, each in named.sets.items():
         starts, lengths, counters = each.six
         halves = starts.view(">u8").reshape(-1, 2)

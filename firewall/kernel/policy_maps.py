@@ -112,7 +112,8 @@ def _write_intervals(
 ) -> list[list[tuple[int, int]]]:
     """Where the IPv6 ones stand, first and count, by hook and side. `lines`: the first of each class."""
     at4, at6 = (
-        generation * (len(maps.arrays[f"policy_ranges{version}"]) // C["GENERATION_COUNT"]) for version in BITS
+        generation * (len(maps.arrays[f"policy_ranges{version}"]) // C["GENERATION_COUNT"])
+        for version in BITS
     )
     index = maps.arrays["policy_index4"]["reach"].reshape(-1)
     buckets = 1 << C["POLICY_INDEX_BITS"]

@@ -212,7 +212,9 @@ def wanted_prefixes(loaded: Loaded, records: Iterable[Record]) -> Prefixes:
 
 def outermost(entries: Sequence[Prefix]) -> list[tuple[int, int]]:
     """Those that lie in no other, sorted, IPv4 first."""
-    shortest = {version: min((e.length for e in entries if e.version == version), default=0) for version in BITS}
+    shortest = {
+        version: min((e.length for e in entries if e.version == version), default=0) for version in BITS
+    }
     known = set(entries)
     found = []
     for each in entries:
@@ -223,7 +225,9 @@ def outermost(entries: Sequence[Prefix]) -> list[tuple[int, int]]:
         )
         if not any(one in known for one in around):
             found.append(each)
-    return [(each.address, each.length) for each in sorted(found, key=lambda each: (each.version, each.address))]
+    return [
+        (each.address, each.length) for each in sorted(found, key=lambda each: (each.version, each.address))
+    ]
 
 
 def assert_filter_complete(loaded: Loaded) -> None:
@@ -333,15 +337,13 @@ def tables(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tuple[st
 
 
 def class_differences(policy: Policy, maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[str]:
-    """Vectors of addresses, interval by interval; neighbours of one vector are one, since where they are divided depends on
-    history."""
+    """Vectors of addresses, interval by interval; neighbours of one vector are one, for where they are divided depends
+    on history."""
     room = maps.vectors["word"].shape[1]
     for version in (4, 6):
         for side, (starts, lines) in enumerate(written_intervals(maps, scope, version)):
             anywhere = maps.arrays["policy_heads"]["anywhere"][scope, (version == 6) * SIDES + side]
-            found = {
-                line: class_vector(maps, line, int(anywhere)).tobytes() for line in set(lines.tolist())
-            }
+            found = {line: class_vector(maps, line, int(anywhere)).tobytes() for line in set(lines.tolist())}
             intervals = image.intervals(version)[side]
             wanted = {}
             for number in set(intervals.classes.tolist()):

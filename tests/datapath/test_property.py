@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_network
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests import oracle
+from tests.datapath import sets
 from tests.datapath.contents import assert_exact
 from tests.datapath.frames import tcp, udp
 from tests.datapath.loaded import ELSEWHERE, HERE, Loaded, runnable
@@ -53,6 +55,7 @@ class World(NamedTuple):
 
     settings: dict[str, str]
     interface: str
+    sets: Mapping[str, list[str]] = MappingProxyType({})
 
     def judge(self, rules: Sequence[Rule], arrival: Arrival) -> oracle.Judgement:
         return oracle.judge(
@@ -64,6 +67,7 @@ class World(NamedTuple):
             default_action=self.settings.get(f"default_{arrival.hook}", "allow"),
             fragments=self.settings.get("fragments", "match"),
             malformed=self.settings.get("malformed", "drop"),
+            sets=self.sets,
         )
 
 
@@ -86,7 +90,9 @@ def disagreement(
 ) -> str | None:
     """The first thing on which programs and oracle differ, None where they do not."""
     firewall.rules()
+    sets.put(firewall, world.sets)
     firewall.rules(*rules)
+    expected_entries = sets.Expected()
     expected_hits: Counter[tuple[tuple[int, int] | None, str]] = Counter()
     for arrival in arrivals:
         expected = world.judge(rules, arrival)
@@ -97,12 +103,19 @@ def disagreement(
             rank = rank_of(rules, expected.rule_id)
             expected_hits[rank, "packets"] += 1
             expected_hits[rank, "bytes"] += len(arrival.frame)
+        counting = oracle.counted_entries(rules, world.sets, arrival.frame, expected, arrival.link)
+        expected_entries.count(counting, len(arrival.frame))
         for rule_id in expected.observed:
             rank = rank_of(rules, rule_id)
             expected_hits[rank, "packets"] += 1
             expected_hits[rank, "bytes"] += len(arrival.frame)
     counted = hits_by_rank(firewall, rules)
-    return None if counted == expected_hits else f"counted {dict(counted)}, expected {dict(expected_hits)}"
+    if counted != expected_hits:
+        return f"counted {dict(counted)}, expected {dict(expected_hits)}"
+    entries = sets.counted(firewall)
+    if sets.have_different_ranks(rules) and entries != expected_entries.hits:
+        return f"entries counted {entries}, expected {expected_entries.hits}"
+    return None
 
 
 def smallest(firewall: Loaded, world: World, rules: list[Rule], arrivals: list[Arrival]) -> str:
@@ -127,20 +140,23 @@ def random_arrivals(rng: random.Random, count: int) -> list[Arrival]:
 
 @pytest.mark.parametrize("part", range(8))
 def test_property_programs_and_oracle_agree(firewall: Loaded, part: int) -> None:
-    sets = -(-PAIRS // (8 * FRAMES_A_SET))
-    for number in range(sets):
+    rule_sets = -(-PAIRS // (8 * FRAMES_A_SET))
+    for number in range(rule_sets):
         seed = number * 8 + part
         rng = random.Random(seed)
-        settings = FILTERS[number * len(FILTERS) // sets]
+        settings = FILTERS[number * len(FILTERS) // rule_sets]
         place = rng.choice(PLACES)
         firewall.configure(**settings)
         firewall.name_interfaces(**place)
         interface = next((name for name, ifindex in place.items() if ifindex == HERE), "unnamed")
-        world = World(settings, interface)
-        rules = random_rules(rng, rng.choice((1, 2, 5, 12, 12, 30, 80)), GLOBS)
+        world = World(settings, interface, sets.random_content(rng))
+        rules = random_rules(rng, rng.choice((1, 2, 5, 12, 12, 30, 80)), GLOBS, sets.NAMES)
+        if rng.random() < 0.5:
+            rules = sets.of_different_ranks(rng, rules)
         arrivals = random_arrivals(rng, FRAMES_A_SET)
         if disagreement(firewall, world, rules, arrivals):
             pytest.fail(f"seed {seed}: {smallest(firewall, world, rules, arrivals)}", pytrace=False)
+    sets.forget(firewall)
 
 
 # --- scale -------------------------------------------------------------------------------------------------

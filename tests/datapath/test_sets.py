@@ -6,34 +6,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from firewall.address import parse_prefix
 from firewall.errors import KernelRefused
-from firewall.set_entries import EntryColumns, SetEntry, entry_columns
 from tests import oracle
 from tests.datapath.contents import assert_exact
 from tests.datapath.frames import tcp
 from tests.datapath.loaded import Judged, Loaded
 from tests.datapath.sabotage import Sabotage
+from tests.datapath.sets import NAMES, columns, forget, put, random_content
 from tests.datapath.test_changes import state, stored
 from tests.datapath.test_property import World, random_arrivals
 from tests.datapath.test_swaps import BASE, DROPPED_HOSTS, SWAPS, both, flooded
-from tests.random_rules import prefix, random_rules
-
-Content = Mapping[str, Iterable[str]]
-NAMES = ("a", "b", "c")
+from tests.random_rules import random_rules
 
 
 @pytest.fixture(autouse=True)
 def no_sets(firewall: Loaded) -> Iterator[None]:
     yield
-    firewall.rules()
-    for each in firewall.enforcer.sets():
-        firewall.enforcer.delete_set(each.name)
+    forget(firewall)
 
 
 def go_by_the_million(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,20 +39,6 @@ def go_by_the_million(monkeypatch: pytest.MonkeyPatch) -> None:
 def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param:
         go_by_the_million(monkeypatch)
-
-
-def columns(prefixes: Iterable[str]) -> list[EntryColumns]:
-    return entry_columns(SetEntry(parse_prefix(each)) for each in prefixes)
-
-
-def put(firewall: Loaded, content: Content) -> None:
-    for name, prefixes in content.items():
-        firewall.enforcer.put_set(name)
-        firewall.enforcer.replace_entries(name, columns(prefixes))
-
-
-def random_content(rng: random.Random) -> dict[str, list[str]]:
-    return {name: sorted({prefix(rng) for _ in range(rng.choice((0, 1, 5, 20)))}) for name in NAMES}
 
 
 @pytest.mark.parametrize("seed", range(3))

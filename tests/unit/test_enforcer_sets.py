@@ -11,6 +11,7 @@ import pytest
 from firewall.address import format_address, parse_prefix
 from firewall.caution import Caution
 from firewall.errors import Conflict, KernelRefused, Lockout, StoreFailed
+from firewall.hits import NO_HITS, Hits
 from firewall.set_entries import EntryColumns, SetEntry, entry_columns
 from firewall.view import EntryQuery
 from tests.unit.failing_database import fail_on
@@ -265,3 +266,58 @@ def test_an_imported_address_that_a_set_has_too_gets_a_rule_of_its_own(host: Hos
     add(host, "10.0.0.1")
     found = [each.warning.rule for each in host.firewall.analysis(0, 100).items]
     assert found == ["r"]  # the older of the two has the address by its set
+
+
+# -- what entries count
+
+
+def stats(host: Host, name: str = "a") -> dict[str, int | None]:
+    views, _ = host.firewall.entries(name, EntryQuery(), 0, 1000)
+    return {str(each.prefix): each.packets for each in views}
+
+
+def hit_entry(host: Host, prefix: str, packets: int, name: str = "a") -> None:
+    policy = host.kernel.policy
+    assert policy is not None
+    counter = policy.named.sets[name].counter(parse_prefix(prefix))
+    assert counter is not None
+    before = host.kernel.counted_entries.get(counter, NO_HITS)
+    host.kernel.counted_entries[counter] = before.plus(Hits(packets, 100 * packets, host.now))
+
+
+def test_an_entry_counts_for_all_rules_that_name_its_set(host: Host) -> None:
+    add(host, "10.0.0.1", "10.0.0.2")
+    assert stats(host) == {"10.0.0.1": None, "10.0.0.2": None}
+    host.add("port", **RULE, protocols=["tcp"])
+    hit_entry(host, "10.0.0.1", 3)
+    assert stats(host) == {"10.0.0.1": 3, "10.0.0.2": 0}
+    host.add("all", **RULE)
+    host.hit("10.0.0.1", 4)
+    assert stats(host) == {"10.0.0.1": 7, "10.0.0.2": 0}
+    host.firewall.delete("port")
+    assert stats(host) == {"10.0.0.1": 4, "10.0.0.2": 0}
+
+
+def test_entries_go_on_counting_where_the_service_is_killed(host: Host) -> None:
+    add(host, "10.0.0.1", "10.0.0.2")
+    host.add("port", **RULE, protocols=["tcp"])
+    hit_entry(host, "10.0.0.2", 5)
+    host.kill()
+    host.start()
+    assert stats(host) == {"10.0.0.1": 0, "10.0.0.2": 5}
+    add(host, "10.0.0.0", "10.0.0.3")
+    assert stats(host) == {"10.0.0.0": 0, "10.0.0.1": 0, "10.0.0.2": 5, "10.0.0.3": 0}
+
+
+def test_a_change_that_is_refused_takes_no_entry_its_count(host: Host) -> None:
+    add(host, "10.0.0.1", "10.0.0.2")
+    host.add("port", **RULE, protocols=["tcp"])
+    hit_entry(host, "10.0.0.2", 5)
+    host.kernel.refuse["apply"] = errno.EIO
+    with pytest.raises(KernelRefused):
+        add(host, "10.0.0.0")
+    del host.kernel.refuse["apply"]
+    assert stats(host) == {"10.0.0.1": 0, "10.0.0.2": 5}
+    with fail_on(host.firewall._store, "COMMIT"), pytest.raises(StoreFailed):
+        host.firewall.delete_entries("a", entries(["10.0.0.1"]))
+    assert stats(host) == {"10.0.0.1": 0, "10.0.0.2": 5}

@@ -13,8 +13,8 @@ from firewall.address_index import encode_many
 from firewall.policy import Policy, compile_columns
 from firewall.policy_addresses import Intervals
 from firewall.policy_columns import PolicyRule, rule_columns
-from firewall.ruleset import Ruleset
 from firewall.rule import rule_from_fields
+from firewall.ruleset import Ruleset
 from firewall.set_keys import NO_KEYS, SetKeys, delta, distinct
 from firewall.store import Record
 from tests.datapath.contents import merged
@@ -102,8 +102,9 @@ def assert_as_compiled(ruleset: Ruleset, present: dict[str, set[Prefix]]) -> Non
     for image, wanted_image in zip(ruleset.policy.hooks, wanted_policy.hooks, strict=True):
         assert np.array_equal(image.rules, wanted_image.rules)
         for version in BITS:
-            for found, wanted in zip(image.intervals(version), wanted_image.intervals(version), strict=True):
-                assert of_vectors(ruleset.policy, found) == of_vectors(wanted_policy, wanted)
+            both = zip(image.intervals(version), wanted_image.intervals(version), strict=True)
+            for mine, others in both:
+                assert of_vectors(ruleset.policy, mine) == of_vectors(wanted_policy, others)
 
 
 def of_vectors(policy: Policy, intervals: Intervals) -> list[tuple[int, bytes]]:
