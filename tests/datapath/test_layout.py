@@ -53,6 +53,8 @@ VALUES = {
     "report_buckets": (NUMBER, LAYOUT.structs["report_bucket"]),
     "observe_xdp": (NUMBER, NUMBER),
     "observe_tc": (NUMBER, NUMBER),
+    "entries_xdp": (NUMBER, NUMBER),
+    "entries_tc": (NUMBER, NUMBER),
     "report_xdp": (NUMBER, NUMBER),
     "report_tc": (NUMBER, NUMBER),
     **{name: (NUMBER, dtype) for name, dtype in ARRAYS.items()},
