@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import bulk, packet_cost, peers, plot, report, throughput, updates
+from benchmarks import bulk, packet_cost, peers, plot, report, set_bulk, throughput, updates
 from benchmarks.measure import Answers, Plan
 from benchmarks.world import entered
 
@@ -22,6 +22,7 @@ QUESTIONS = {
     "packet_cost": packet_cost.run,
     "throughput": throughput.run,
     "bulk": bulk.run,
+    "sets": set_bulk.run,
     "updates": updates.run,
 }
 

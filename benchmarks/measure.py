@@ -59,6 +59,10 @@ class Plan:
         return 250 if self.is_quick else 500
 
     @property
+    def set_entries(self) -> int:
+        return 200_000 if self.is_quick else 1_000_000
+
+    @property
     def bulk_rounds(self) -> int:
         return 1 if self.is_quick else 3
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import socket
 import struct
@@ -97,18 +98,29 @@ class Ipset:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "ipset.restore"
+        self.cpu_s = 0.0  # of the last load
 
-    def write(self, addresses: Sequence[str]) -> None:
+    def write(self, addresses: Sequence[str], name: str = "bench") -> None:
         """hashsize: what `ipset save` writes for a set of this size, so that restoring needs no rehash."""
         size = 1 << max(10, (len(addresses) - 1).bit_length() - 1)
-        create = f"create bench hash:ip hashsize {size} maxelem {max(65536, 2 * size)}\n"
-        self._path.write_text(create + _lines("add bench ", addresses))
+        create = f"create {name} hash:ip hashsize {size} maxelem {max(65536, 2 * size)}\n"
+        self._path.write_text(create + _lines(f"add {name} ", addresses))
 
     def load(self) -> float:
         """Seconds."""
-        started = time.perf_counter()
+        started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         run("ipset", "restore", stdin=self._path)
-        return time.perf_counter() - started
+        seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return seconds
+
+    def load_and_swap(self, name: str) -> float:
+        """A second set, as it was written, takes the place of the first, which goes. Seconds."""
+        seconds = self.load()
+        started = time.perf_counter()
+        run("ipset", "swap", name, "bench")
+        run("ipset", "destroy", name)
+        return seconds + time.perf_counter() - started
 
     def holds(self, addresses: Sequence[str]) -> bool:
         """Raises RuntimeError where one is missing."""

@@ -5,6 +5,7 @@ Owns one process and its config. Requests are http_client's.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -93,6 +94,12 @@ class Service:
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         (line,) = (line for line in status.splitlines() if line.startswith(f"{what}:"))
         return int(line.split()[1]) / 1024
+
+    def cpu_s(self) -> float:
+        """Of all its threads, and of the kernel for it, since it was started."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def forget_peak(self) -> None:
         assert self._process is not None
