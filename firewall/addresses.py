@@ -373,6 +373,7 @@ class AddressTables:
         policy_before: Policy | None,
         policy: Policy | None,
         fresh_slots: tuple[int, ...] = (),
+        at_once: bool = True,
     ) -> Change:
         """The plan as what the kernel is asked for, from the tables as they are now."""
         return Change(
@@ -385,6 +386,7 @@ class AddressTables:
             (*plan.gone, *plan.layers.gone),
             plan.layers.changed,
             fresh_slots,
+            at_once,
         )
 
 

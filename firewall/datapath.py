@@ -38,9 +38,10 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class Change:
-    """One change of what packets meet, all of it at one moment. `policy` None: as it is. `come` and `gone`: entries
-    by the million, of keys that no edit names, that were not there before or are not there after. `changed`: the same
-    of those that are another rule's or of another rank after it, before and after, key by key."""
+    """One change of what packets meet, all of it at one moment; without `at_once` each entry may go or change at a
+    moment of its own. `policy` None: as it is. `come` and `gone`: entries by the million, of keys that no edit names,
+    that were not there before or are not there after. `changed`: the same of those that are another rule's or of
+    another rank after it, before and after, key by key."""
 
     edits: Sequence[Edit]
     before: Occupancy
@@ -51,6 +52,7 @@ class Change:
     gone: Sequence[Entries] = ()
     changed: Sequence[tuple[Entries, Entries]] = ()
     fresh_slots: Sequence[int] = ()
+    at_once: bool = True
 
     def without_policy(self) -> Change:
         return replace(self, policy_before=None, policy=None)
@@ -67,6 +69,7 @@ class Change:
             gone=self.come,
             changed=[(after, before) for before, after in self.changed],
             fresh_slots=(),
+            at_once=True,
         )
 
 
@@ -216,6 +219,12 @@ class Kernel(Protocol):
 
     def tidy(self) -> None:
         """settle(), if no packet needs to be waited for; else another time will do."""
+
+    def survey(self) -> bool:
+        """Looks at a part of the address tables for entries that were hit; whether it has seen all by now. Until
+        forget_survey() a change that is not at_once then reads the counters of those alone."""
+
+    def forget_survey(self) -> None: ...
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         """By key, in order; NO_HITS where there is no such entry."""

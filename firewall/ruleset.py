@@ -110,9 +110,11 @@ class Ruleset:
         arriving: Sequence[Entries] = (),
         leaving: Sequence[Entries] = (),
         deltas: Mapping[str, SetDelta] | None = None,
+        at_once: bool = True,
     ) -> RulesetPlan:
         """A record that is in both changed. `interfaces`: ifindex by name of what is protected. `arriving` and
-        `leaving`: address rules by the million. `deltas`: by name, of sets that change.
+        `leaving`: address rules by the million. `deltas`: by name, of sets that change. `at_once`: as in Change, where
+        the policy stays as it is.
 
         Raises TableFull where there are more policy rules than a vector has bits for.
         """
@@ -132,11 +134,13 @@ class Ruleset:
         come = [each for each in added if is_policy(each)]
         again = self._naming(deltas) if deltas else set()
         if not gone and not come and not again:
-            return self._without_policy(addresses, sets)
+            return self._without_policy(addresses, sets, at_once)
         return self._plan_policy(addresses, gone, come, interfaces, sets, again)
 
-    def _without_policy(self, addresses: AddressPlan, sets: Sets | None = None) -> RulesetPlan:
-        change = self.addresses.change(addresses, None, None)
+    def _without_policy(
+        self, addresses: AddressPlan, sets: Sets | None = None, at_once: bool = True
+    ) -> RulesetPlan:
+        change = self.addresses.change(addresses, None, None, at_once=at_once)
         return RulesetPlan(addresses, change, None, None, None, (), (), self.sets if sets is None else sets)
 
     def _plan_policy(

@@ -19,19 +19,29 @@ from firewall.rule import parse_id
 from firewall.set_entries import EntryColumns
 from firewall.set_keys import NO_KEYS, SetDelta, between, delta
 from firewall.set_reads import SetReads
-from firewall.set_store import StoredSet
+from firewall.ruleset import RulesetPlan
+from firewall.set_store import Expired, Row, StoredSet
 from firewall.view import EntriesOutcome, SetView
 
 log = structlog.get_logger()
 
 API = "api"  # the source of sets that requests fill
 _FEW_KEPT = 10  # of how many entries one stays, where all the others are deleted at once
-_EXPIRY_CHUNK = 16_384
+# Of what expires: how many entries nobody can change anything beside.
+_TAKEN_OUT_AT_ONCE = 32_768
+_DELETED_AT_ONCE = 16_384
+_ALL = 1 << 40
 
 
 class SetChanges(Commits, SetReads):
     """Every public method may be called from any thread. `source` says who asks: entries of a set are changed by its
-    own source alone, or Conflict is raised. NotFound: there is no such set."""
+    own source alone, or Conflict is raised. NotFound: there is no such set.
+
+    `_taken_out`: of entries whose time has come, the last that went from memory and kernel, while some of them are still
+    stored; `_is_surveyed`: the kernel knows which of them were hit."""
+
+    _taken_out: Row | None = None
+    _is_surveyed = False
 
     # -- sets
 
@@ -264,23 +274,58 @@ class SetChanges(Commits, SetReads):
     # -- expiry
 
     def _expire_entries(self) -> None:
-        """The first of those whose time has come, so that nobody waits long for the lock; the others at once after."""
-        expired = self._set_store.expired(self._clock(), _EXPIRY_CHUNK)
-        if not expired:
-            return
-        names = {each.number: each.name for each in self._set_store.sets()}
-        sets = self._ruleset.sets
-        deltas = {}
-        for number, gone in expired.items():
-            before = sets[names[number]]
-            deltas[names[number]] = delta(before, NO_KEYS, gone.common(before))
+        """A part of those whose time has come, so that nobody waits long for the lock; the others at once after. First
+        all of them go from memory and kernel, for their time is over; then from the store, which takes longer and where
+        they are as good as gone already."""
+        now = self._clock()
+        expired = self._set_store.expired(now, _TAKEN_OUT_AT_ONCE, self._taken_out)
+        is_last = expired.count < _TAKEN_OUT_AT_ONCE
+        if not expired.count:
+            self._delete_expired(now)
+        elif not is_last and self._is_in_policy(expired):  # which is compiled anew each time
+            self._take_out(self._set_store.expired(now, _ALL, self._taken_out))
+        elif is_last or self._is_surveyed:
+            self._take_out(expired)
+        else:
+            self._is_surveyed = self._kernel.survey()
+
+    def _take_out(self, expired: Expired) -> None:
         with self._changing_alone():
-            plan = self._ruleset.plan((), (), self._interfaces.protected(), deltas=deltas)
+            plan = self._plan_expiry(expired)
+            self._reserve_for(plan)
+            self._owe(self._apply(plan.change))
+            self._ruleset.commit(plan)
+        self._taken_out = expired.last
+
+    def _delete_expired(self, now: float) -> None:
+        """Of those, too, that are still in force because the clock went back meanwhile, or all was loaded anew."""
+        expired = self._set_store.expired(now, _DELETED_AT_ONCE)
+        if not expired.count:
+            if self._taken_out is not None:
+                self._taken_out, self._is_surveyed = None, False
+                self._kernel.forget_survey()
+            return
+        names = self._set_names()
+        with self._changing_alone():
 
             def write() -> None:
-                for number, gone in expired.items():
+                for number, gone in expired.keys.items():
                     self._set_store.delete_entries(number, gone)
-                    self._audit_entries("set.expire", names[number], deltas[names[number]])
+                    self._audit_entries("set.expire", names[number], SetDelta(gone, NO_KEYS, NO_KEYS, gone))
 
-            self._perform(plan, write, set(), [])
-        log.info("entries expired", count=sum(map(len, expired.values())), sets=sorted(deltas))
+            self._perform(self._plan_expiry(expired), write, set(), [])
+        log.info("entries expired", count=expired.count, sets=sorted(names[each] for each in expired.keys))
+
+    def _plan_expiry(self, expired: Expired) -> RulesetPlan:
+        names, sets = self._set_names(), self._ruleset.sets
+        gone = {names[number]: keys.common(sets[names[number]]) for number, keys in expired.keys.items()}
+        deltas = {name: delta(sets[name], NO_KEYS, keys) for name, keys in gone.items() if len(keys)}
+        return self._ruleset.plan((), (), self._interfaces.protected(), deltas=deltas, at_once=False)
+
+    def _set_names(self) -> dict[int, str]:
+        return {each.number: each.name for each in self._set_store.sets()}
+
+    def _is_in_policy(self, expired: Expired) -> bool:
+        names = self._set_names()
+        expiring = {names[number] for number in expired.keys}
+        return any(not expiring.isdisjoint(each.rule.sets) for each in self._ruleset.policy_rules.values())

@@ -53,19 +53,19 @@ class SetReads(Reads):
         """A page in order of addresses, and how many there are in all."""
         with self._lock:
             stored = self._stored_set(name)
-            is_all = query == EntryQuery()
+            is_all, now = query == EntryQuery(), self._clock()
             total = (
                 len(self._ruleset.sets.get(name, NO_KEYS))
                 if is_all
-                else self._set_store.count(stored.number, query)
+                else self._set_store.count(stored.number, query, now)
             )
-            found = self._set_store.page(stored.number, query, offset, limit)
+            found = self._set_store.page(stored.number, query, offset, limit, now)
             hits = self._entry_hits(name, [each.prefix for each in found])
         return [_view(each, hits) for each in found], total
 
     def all_entries(self, name: str) -> Iterator[StoredEntry]:
         """In order of addresses, as they were at one moment."""
-        return self._set_store.all(self._stored_set(name).number)
+        return self._set_store.all(self._stored_set(name).number, self._clock())
 
     def _entry_hits(self, name: str, prefixes: Sequence[Prefix]) -> dict[Prefix, Hits] | None:
         """Of the address rules that name the set, None where none does."""

@@ -173,6 +173,11 @@ class MemoryKernel:
         self.policy = change.policy or self.policy
         return gone
 
+    def survey(self) -> bool:
+        return True
+
+    def forget_survey(self) -> None: ...
+
     def set_options(self, options: tuple[int, int]) -> None:
         self.options = options
 

@@ -9,7 +9,8 @@ Whose process ends in the middle of a step leaves bits too many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,14 @@ from firewall.presence import MASK_MIN, Words, marks, marks_of_one, mask_for, se
 
 # Keys of all entries of the tables, in parts, each with its IP version.
 AllKeys = Callable[[], Iterable[tuple[int, Records]]]
+_KEYS_A_PART = 65_536  # some 30 ms
+
+
+class _Renewal(NamedTuple):
+    """`exact`: the bits of the entries that it has met, and of those that came meanwhile; `parts`: the others."""
+
+    exact: Words
+    parts: Iterator[tuple[int, Records]]
 
 
 class AddressFilter:
@@ -32,6 +41,7 @@ class AddressFilter:
         self._all_keys = all_keys
         self._wait = wait
         self._left_behind = 0
+        self._renewal: _Renewal | None = None
 
     @property
     def _mask(self) -> int:
@@ -39,22 +49,30 @@ class AddressFilter:
 
     def mark(self, version: int, keys: Records) -> None:
         """Call before entries of these keys are written."""
-        set_marks(self._words, marks(version, keys, self._mask))
+        found = marks(version, keys, self._mask)
+        for words in self._written:
+            set_marks(words, found)
 
     def mark_one(self, key: Key) -> None:
         for place, bits in marks_of_one(*key, self._mask):
-            self._words[place] |= np.uint64(bits)
+            for words in self._written:
+                words[place] |= np.uint64(bits)
 
-    def leave(self, count: int) -> bool:
-        """Call after so many entries were deleted. True where it is time for renew()."""
+    @property
+    def _written(self) -> list[Words]:
+        """What comes during a renewal may come behind where it has looked."""
+        return [self._words] if self._renewal is None else [self._words, self._renewal.exact]
+
+    def leave(self, count: int) -> None:
+        """Call after so many entries were deleted."""
         self._left_behind += count
-        return self._left_behind > self._mask
 
     def reserve(self, entries: int) -> None:
         """So many in all. Raises KernelRefused and leaves all as it was for packets."""
         mask = mask_for(entries)
         if mask <= self._mask:
             return
+        self.forget_renewal()
         self._mark_all(self._words, mask)
         self._control["filter_mask"] = mask
         self._wait()
@@ -68,10 +86,40 @@ class AddressFilter:
 
     def renew(self) -> None:
         """Leaves just the bits of the entries. Words lose bits that nobody needs, by whatever stores."""
-        exact = np.zeros(len(self._words), np.uint64)
-        self._mark_all(exact, self._mask)
-        self._words[:] = exact
+        self._begin_renewal()
+        while self._renewal is not None:
+            self._renew_part(self._renewal)
+
+    def renew_in_parts(self) -> None:
+        """The same where deleted entries left many bits behind, a part at each call: all of a large table would take
+        longer than others shall wait."""
+        if self._renewal is None and self._left_behind > self._mask:
+            self._begin_renewal()
+        if self._renewal is not None:
+            self._renew_part(self._renewal)
+
+    def forget_renewal(self) -> None:
+        """Call before another table takes the place of one: it begins again."""
+        if self._renewal is not None:
+            self._renewal, self._left_behind = None, self._mask + 1
+
+    def _begin_renewal(self) -> None:
+        self._renewal = _Renewal(np.zeros(len(self._words), np.uint64), iter(self._all_keys()))
         self._left_behind = 0
+
+    def _renew_part(self, renewal: _Renewal) -> None:
+        looked_at = 0
+        try:
+            for version, keys in renewal.parts:
+                set_marks(renewal.exact, marks(version, keys, self._mask))
+                looked_at += len(keys)
+                if looked_at >= _KEYS_A_PART:
+                    return
+        except BaseException:
+            self.forget_renewal()
+            raise
+        self._words[:] = renewal.exact
+        self._renewal = None
 
     def _mark_all(self, words: Words, mask: int) -> None:
         for version, keys in self._all_keys():

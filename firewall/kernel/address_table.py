@@ -11,14 +11,12 @@ whole. Whose process ends in between leaves both, and mend() takes away the one 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from firewall.datapath import Key
-from firewall.errors import FirewallError
 from firewall.kernel.address_filter import AddressFilter
 from firewall.kernel.address_front import AddressFront, Mask
 from firewall.kernel.bpf import Map, Records
@@ -78,9 +76,7 @@ class AddressTable:
         self._map.delete_batch(keys)
         if self._front is not None:
             self._front.clear(keys)
-        if self._filter.leave(len(keys)):
-            with suppress(FirewallError):  # a bit too many costs a probe
-                self._filter.renew()
+        self._filter.leave(len(keys))
 
     def lookup(self, key: bytes) -> bytes | None:
         found = None if self._front is None else self._front.lookup(key)
@@ -130,6 +126,7 @@ class AddressTable:
         except BaseException:
             larger.close()
             raise
+        self._filter.forget_renewal()
         self._maps.replace_addresses(self._version, larger, pins)
 
 

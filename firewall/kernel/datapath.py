@@ -38,6 +38,7 @@ from firewall.kernel.maps import PinnedMaps
 from firewall.kernel.occupancy import read_occupancy, write_occupancy
 from firewall.kernel.policy_maps import write_policy
 from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
+from firewall.set_keys import is_in
 
 VERSIONS = (4, 6)
 _FEW_LOOKUPS = 65_536
@@ -51,6 +52,15 @@ class Hit(NamedTuple):
 
     def only(self, mask: npt.NDArray[np.bool_]) -> Hit:
         return Hit(self.rows[mask], self.records[mask])
+
+
+class _Survey(NamedTuple):
+    """Which entries were hit: `parts` are those of the tables that are still to be seen, `found` the keys so far, and
+    `hit` all of them, sorted, once every part was seen."""
+
+    parts: Iterator[tuple[int, Records, Records]]
+    found: dict[int, list[Keys]]
+    hit: dict[int, Keys]
 
 
 # The entries of a change's keys as they were before it, by key.
@@ -72,6 +82,7 @@ class KernelDatapath:
         self._tables = {version: AddressTable(maps, version, self._filter) for version in VERSIONS}
         self._unsettled: Change | None = None
         self._cut_off: tuple[Change, Present, Many] | None = None
+        self._survey: _Survey | None = None
         self._epoch_word = maps.arrays["control_map"].view("<u8")
         self._cpus = possible_cpus()
         self.interfaces = InterfaceCounters(maps, self._cpus)
@@ -103,14 +114,23 @@ class KernelDatapath:
         if any(table.has_left_rows for table in self._tables.values()):
             self._wait()
 
+    def tidy(self) -> None:
+        """What has time; a part of it at each call."""
+        self.free_rows()
+        with suppress(FirewallError):  # a bit too many costs a probe
+            self._filter.renew_in_parts()
+
     def close(self) -> None:
         self._grace.close()
 
     def reserve(self, entries: Mapping[int, int], pins: Path) -> None:
         """Room for so many address entries by IP version; `pins`: below which the maps are pinned."""
         self.settle()
+        before = [self.maps[f"address{version}"] for version in VERSIONS]
         for version, wanted in entries.items():
             self._tables[version].reserve(wanted, pins)
+        if before != [self.maps[f"address{version}"] for version in VERSIONS]:
+            self.forget_survey()  # it walks a table that is gone
         self._filter.reserve(sum(entries.values()))
 
     def _all_keys(self) -> Iterator[tuple[int, Records]]:
@@ -129,8 +149,13 @@ class KernelDatapath:
         if change.policy is None and len(change.edits) <= 1 and not many:
             self._apply_one(change, present)
             return _gone(change.edits, present)
-        went, changed = self._hit(change.gone), self._hit([old for old, _ in change.changed])
-        self._apply_at_once(change, present, (went, changed))
+        is_loose = not change.at_once and change.policy is None
+        read = self._surveyed if is_loose else self._hit
+        went, changed = read(change.gone), read([old for old, _ in change.changed])
+        if is_loose:
+            self._apply_one_by_one(change, present, (went, changed))
+        else:
+            self._apply_at_once(change, present, (went, changed))
         lost = [*zip(change.gone, went, strict=True)]
         for (old, new), found in zip(change.changed, changed, strict=True):
             lost.append((old, found.only(old.handles[found.rows] != new.handles[found.rows])))
@@ -150,6 +175,27 @@ class KernelDatapath:
         if change.after != change.before:
             write_occupancy(self.maps.control, change.after)
 
+    def _apply_one_by_one(self, change: Change, present: Present, many: Many) -> None:
+        """Each edit is seen by itself. What comes needs one moment: there is none of it."""
+        assert not change.come
+        self._cut_off = change, present, many
+        try:
+            for edit in change.edits:
+                if edit.new is not None:
+                    self._write_one(edit.key, edit.new, None if _goes_over(edit) else present.get(edit.key))
+            self._delete([edit for edit in change.edits if edit.new is None])
+            for (old, new), found in zip(change.changed, many[1], strict=True):
+                goes_on = found.only(old.handles[found.rows] == new.handles[found.rows])
+                self._write_counted(new, many_entry_records(new, 0), goes_on)
+            for each in change.gone:
+                self._tables[each.version].delete(entries_key_records(each))
+        except BaseException:
+            with suppress(FirewallError):  # as in _apply_at_once()
+                self._take_back()
+            raise
+        self._cut_off = None
+        write_occupancy(self.maps.control, change.after)
+
     def _write_one(self, key: Key, entry: Entry, before: np.void | None) -> None:
         """`before`: the entry that there was, whose hits go on."""
         value = np.zeros((), ADDRESS_ENTRY)
@@ -163,7 +209,7 @@ class KernelDatapath:
         )
         self._tables[key.version].write_one(key, value.tobytes())
 
-    def _apply_at_once(self, change: Change, present: Present, many: Many = ((), ())) -> None:
+    def _apply_at_once(self, change: Change, present: Present, many: Many) -> None:
         """`many`: what had been hit of the entries that go, and that change, by the million."""
         epoch = self.epoch + (2 if change.policy is None else 1)
         self._cut_off = change, present, many
@@ -254,6 +300,39 @@ class KernelDatapath:
             found.append(Hit(at[is_mine], records[is_mine]))
         return found
 
+    def survey(self) -> bool:
+        """Looks at a part of the tables; whether all of them were seen."""
+        if self._survey is None:
+            parts = (
+                (version, keys, values)
+                for version, table in self._tables.items()
+                for keys, values in table.dump()
+            )
+            self._survey = _Survey(parts, {version: [] for version in VERSIONS}, {})
+        for version, keys, values in self._survey.parts:
+            was_hit = values["packets"] != 0
+            if was_hit.any():
+                self._survey.found[version].append(encoded_keys(version, keys[was_hit]))
+            return False
+        for version, found in self._survey.found.items():
+            self._survey.hit[version] = np.sort(np.concatenate([no_entries(version).keys, *found]))
+        return True
+
+    def forget_survey(self) -> None:
+        self._survey = None
+
+    def _surveyed(self, many: Sequence[Entries]) -> list[Hit]:
+        """As _hit(), of those alone that a survey found hit. Where there was none, of all."""
+        if self._survey is None or not self._survey.hit:
+            return self._hit(many)
+        found = []
+        for each in many:
+            rows = np.flatnonzero(is_in(each.keys, self._survey.hit[each.version]))
+            some = Entries(each.version, each.keys[rows], each.ranks[rows], each.handles[rows])
+            (hit,) = self._hit([some])
+            found.append(Hit(rows[hit.rows], hit.records))
+        return found
+
     def _all_hit(self, version: int) -> tuple[Keys, Records]:
         keys, records = [no_entries(version).keys], [np.zeros(0, ADDRESS_ENTRY)]
         for key_rows, values in self._tables[version].dump():
@@ -297,8 +376,7 @@ class KernelDatapath:
         self._filter.complete()
         self._forget_what_never_came()
         self.clear_policy_hits(image.fresh_slots)
-        edits: list[Edit] = []
-        come, strays = [], []
+        come, gone, changed, strays = [], [], [], []
         for version in VERSIONS:
             found, dead = self._dump(version)
             wanted = image.entries[version]
@@ -309,14 +387,13 @@ class KernelDatapath:
                 found.handles[at[is_found]] != wanted.handles[is_found]
             )
             present = found.only(np.isin(np.arange(len(found)), at[differs]))
-            for (key, old), (_, new) in zip(decoded(present), decoded(wanted.only(differs)), strict=True):
-                edits.append(Edit(key, old, new))
+            changed.append((present, wanted.only(differs)))
             _, is_wanted = _positions(wanted, found.keys)
-            edits += [Edit(key, old, None) for key, old in decoded(found.only(~is_wanted))]
+            gone.append(found.only(~is_wanted))
             strays.append(dead.only(~_positions(wanted, dead.keys)[1]))
         before = read_occupancy(self.maps.control)
-        change = Change(edits, before, image.occupancy, None, image.policy, come)
-        self._apply_at_once(change, self._present(edits))
+        change = Change([], before, image.occupancy, None, image.policy, come, gone, changed)
+        self._apply_at_once(change, {}, (self._hit(gone), self._hit([old for old, _ in changed])))
         self.settle()
         for each in strays:
             self._tables[each.version].delete(entries_key_records(each))

@@ -262,7 +262,13 @@ class LinuxKernel:
         if not self._datapath.is_settled:
             with self._noting_writes():
                 self._datapath.settle()
-        self._datapath.free_rows()
+        self._datapath.tidy()
+
+    def survey(self) -> bool:
+        return self._datapath.survey()
+
+    def forget_survey(self) -> None:
+        self._datapath.forget_survey()
 
     def tidy(self) -> None:
         if self._datapath.settles_at_once:
