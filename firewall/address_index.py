@@ -146,16 +146,20 @@ class AddressIndex:
 
     def codes(self, keys: Keys) -> Codes:
         """Of each of the keys its entry, or NO_CODE."""
-        is_there = self.contains(keys)
-        codes = np.full(len(keys), NO_CODE)
-        at = np.searchsorted(self._base.keys, keys[is_there])
-        codes[is_there] = codes_of(self._base.ranks[at], self._base.handles[at])
-        return codes
+        self._merge()
+        base = self._base
+        if not len(base):
+            return np.full(len(keys), NO_CODE)
+        at = np.searchsorted(base.keys, keys).clip(max=len(base) - 1)
+        return np.where(base.keys[at] == keys, codes_of(base.ranks[at], base.handles[at]), NO_CODE)
 
     def add(self, fresh: Entries) -> None:
         """Sorted entries whose keys are not there yet."""
         self._merge()
         base = self._base
+        if not len(base):
+            self._base = fresh
+            return
         at = np.searchsorted(base.keys, fresh.keys)
         columns = zip(_columns(base), _columns(fresh), strict=True)
         self._base = Entries(self.version, *(np.insert(old, at, new) for old, new in columns))
@@ -171,6 +175,9 @@ class AddressIndex:
     def remove(self, keys: Keys) -> None:
         """Keys that are there."""
         self._merge()
+        if len(keys) == len(self._base):
+            self._base = no_entries(self.version)
+            return
         stays = np.ones(len(self._base), np.bool_)
         stays[np.searchsorted(self._base.keys, keys)] = False
         self._base = self._base.only(stays)

@@ -24,6 +24,7 @@ from firewall.address_index import (
     decoded,
     encode,
     key_columns,
+    no_entries,
     place_of,
 )
 from firewall.address_layers import Layers, Sets, touched_keys
@@ -298,7 +299,8 @@ class AddressTables:
         ):
             if key not in entries:
                 entries[key] = [] if code == NO_CODE else [entry, *self._losers.get(key, ())]
-        keys, won, singles, is_hidden = keys[~named], won[~named], singles[~named], is_hidden[~named]
+        if named.any():
+            keys, won, singles, is_hidden = keys[~named], won[~named], singles[~named], is_hidden[~named]
         of_layer = after.codes(version, keys)
         best = np.minimum(of_layer, singles)  # NO_CODE is the largest
         was, will = won != NO_CODE, best != NO_CODE
@@ -430,6 +432,8 @@ def _merged(singles: list[Entry], layered: Sequence[Entry]) -> list[Entry]:
 
 
 def _entries(version: int, keys: Keys, codes: Codes, mask: npt.NDArray[np.bool_]) -> Entries:
+    if not mask.any():
+        return no_entries(version)
     return Entries(version, keys[mask], *code_columns(codes[mask]))
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from firewall.address_index import Keys, encode_many
 from firewall.set_entries import EntryColumns
-from firewall.set_keys import NO_KEYS, SetKeys, distinct
+from firewall.set_keys import NO_KEYS, SetKeys, distinct, set_keys
 
 Times = npt.NDArray[np.float64]
 Comments = npt.NDArray[np.object_]
@@ -73,6 +73,9 @@ def wanted(columns: Sequence[EntryColumns]) -> Wanted:
     parts: dict[int, list[EntryColumns]] = {4: [], 6: []}
     for some in columns:
         parts[some.version].append(some)
+    ends = {moment for some in columns for moment in _ends(some)}
+    if len(ends) <= 1 and not any(some.comments for some in columns):
+        return Wanted(set_keys(some.prefixes for some in columns), next(iter(ends), 0.0) or None)
     found: dict[int, Keys] = {4: NO_KEYS.four, 6: NO_KEYS.six}
     each: dict[int, Each] = {}
     for version, mine in parts.items():
@@ -94,6 +97,13 @@ def wanted(columns: Sequence[EntryColumns]) -> Wanted:
         return Wanted(keys_of_set, each=each)
     moment = float(times[0]) if len(times) else 0.0
     return Wanted(keys_of_set, moment or None, next(iter(comments), None) or None)
+
+
+def _ends(some: EntryColumns) -> list[float]:
+    """The moments that there are, or two of them."""
+    if not len(some):
+        return []
+    return [0.0] if some.expires_at is None else distinct(some.expires_at)[:2].tolist()
 
 
 def _each(columns: Sequence[EntryColumns]) -> Each:

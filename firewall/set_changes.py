@@ -166,7 +166,7 @@ class SetChanges(Commits, SetReads):
             self._check_source(present, source)
             before = self._ruleset.sets[name]
             come = asked.keys.minus(before)
-            known = asked.only(asked.keys.minus(come))
+            known = asked.only(asked.keys.changed(NO_KEYS, come))
             change = delta(before, come, NO_KEYS)
             return self._change_entries("set.add", present, change, asked.only(come), known)
 
@@ -178,7 +178,7 @@ class SetChanges(Commits, SetReads):
             present, asked = self._stored_set(name), wanted(columns)
             self._check_source(present, source)
             change = between(self._ruleset.sets[name], asked.keys)
-            known = asked.only(asked.keys.minus(change.come))
+            known = asked.only(asked.keys.changed(NO_KEYS, change.come))
             come = asked.only(change.come)
             return self._change_entries("set.replace", present, change, come, known, keep_comments=False)
 
@@ -215,7 +215,7 @@ class SetChanges(Commits, SetReads):
     ) -> EntriesOutcome:
         """`come`: entries that are not there yet; `known`: that are there and stay. `action`: for the audit."""
         there = len(known.keys)
-        if not (known.has_particulars or self._set_store.has_particulars(present.number)):
+        if there and not (known.has_particulars or self._set_store.has_particulars(present.number)):
             known = known.only(NO_KEYS)
         refreshed = 0
 
@@ -249,7 +249,7 @@ class SetChanges(Commits, SetReads):
     ) -> int:
         now, store = self._clock(), self._set_store
         if len(change.gone) * _FEW_KEPT > len(change.before) * (_FEW_KEPT - 1):
-            store.delete_all_but(number, change.before.minus(change.gone))
+            store.delete_all_but(number, change.before.changed(NO_KEYS, change.gone))
         else:
             store.delete_entries(number, change.gone)
         if not come.differs:

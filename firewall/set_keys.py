@@ -126,7 +126,20 @@ def delta(before: SetKeys, come: SetKeys, gone: SetKeys) -> SetDelta:
 
 
 def between(before: SetKeys, after: SetKeys) -> SetDelta:
-    return SetDelta(before, after, after.minus(before), before.minus(after))
+    parts = [_differences(before.of(version), after.of(version)) for version in BITS]
+    come, gone = (SetKeys(*each) for each in zip(*parts, strict=True))
+    return SetDelta(before, after, come, gone)
+
+
+def _differences(before: Keys, after: Keys) -> tuple[Keys, Keys]:
+    """What comes and what goes, by one search: of two million keys each search counts."""
+    if not len(before):
+        return after, before
+    at = np.searchsorted(before, after).clip(max=len(before) - 1)
+    stays = before[at] == after
+    goes = np.ones(len(before), np.bool_)
+    goes[at[stays]] = False
+    return after[~stays], before[goes]
 
 
 def distinct(keys: Keys) -> Keys:
@@ -147,6 +160,8 @@ def without(keys: Keys, gone: Keys) -> Keys:
     """Sorted keys without some of them."""
     if not len(gone):
         return keys
+    if len(gone) == len(keys):
+        return keys[:0]
     stays = np.ones(len(keys), np.bool_)
     stays[np.searchsorted(keys, gone)] = False
     return keys[stays]
@@ -154,6 +169,8 @@ def without(keys: Keys, gone: Keys) -> Keys:
 
 def with_others(keys: Keys, come: Keys) -> Keys:
     """Sorted keys and others, sorted, that are not among them."""
+    if not len(keys):
+        return come
     return np.insert(keys, np.searchsorted(keys, come), come) if len(come) else keys
 
 

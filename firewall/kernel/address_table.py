@@ -42,8 +42,10 @@ class AddressTable:
     def _map(self) -> Map:
         return self._maps[self._name]
 
-    def write(self, keys: Records, values: Records) -> None:
-        self._filter.mark(self._version, keys)
+    def write(self, keys: Records, values: Records, are_there: bool = False) -> None:
+        """`are_there`: all of them, so that the filter has their bits."""
+        if not are_there:
+            self._filter.mark(self._version, keys)
         if self._front is None:
             self._map.update_batch(keys, values)
             return

@@ -219,7 +219,7 @@ class KernelDatapath:
                 self._tables[each.version].write(entries_key_records(each), many_entry_records(each, epoch))
             for each in change.gone:
                 values = many_entry_records(each, epoch, is_there_before=True)
-                self._tables[each.version].write(entries_key_records(each), values)
+                self._tables[each.version].write(entries_key_records(each), values, are_there=True)
             for (old, new), found in zip(change.changed, many[1], strict=True):
                 values = many_entry_records(new, epoch)
                 values["old_rank"] = old.ranks

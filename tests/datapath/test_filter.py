@@ -147,6 +147,30 @@ def test_a_filter_whose_growth_is_cut_off_serves_all_the_same(
     assert fresh.judge(tcp("102.0.0.1")) == PASSES
 
 
+def test_a_filter_that_is_made_anew_in_parts_has_every_bit_meanwhile_and_no_other_at_the_end(
+    fresh: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firewall.kernel.address_filter._KEYS_A_PART", 1)
+    rng = random.Random(5)
+    made = fresh.kernel._datapath._filter
+    for _ in range(30):
+        made._left_behind = made._mask + 1
+        for _ in range(rng.randint(1, 6)):
+            change(fresh, rng)
+            assert_filter_complete(fresh)
+    made._left_behind = made._mask + 1
+    for _ in range(2000):
+        fresh.kernel.settle()
+        if made._renewal is None and not made._left_behind:
+            break
+    else:
+        raise AssertionError("it never ends")
+    left = bits_set(fresh)
+    fresh.restart()
+    assert bits_set(fresh) == left
+    assert_exact(fresh)
+
+
 def test_bits_that_nobody_needs_go(fresh: Loaded) -> None:
     fresh.rules({"id": "stays", "sources": ["10.0.0.1", "2001:db8::1"]})
     fresh.restart()

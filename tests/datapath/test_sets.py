@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from firewall.address import parse_prefix
+from firewall.address_index import decoded
 from firewall.errors import KernelRefused
 from firewall.set_entries import EntryColumns, SetEntry, entry_columns
 from tests import oracle
-from tests.datapath.contents import assert_exact
+from tests.datapath.contents import assert_exact, stored_sets, visible_entries
 from tests.datapath.frames import tcp
 from tests.datapath.loaded import Judged, Loaded
 from tests.datapath.sabotage import Sabotage
@@ -23,6 +25,7 @@ from tests.datapath.test_changes import state, stored
 from tests.datapath.test_property import World, random_arrivals
 from tests.datapath.test_swaps import BASE, DROPPED_HOSTS, SWAPS, both, flooded
 from tests.random_rules import prefix, random_rules
+from tests.unit.host import wait_for
 
 Content = Mapping[str, Iterable[str]]
 NAMES = ("a", "b", "c")
@@ -117,6 +120,32 @@ CHANGES: dict[str, Callable[[Loaded], object]] = {
 }
 
 
+
+
+def expiring(firewall: Loaded, name: str, prefixes: Iterable[str]) -> None:
+    """Entries that are there get a time that comes at once."""
+    until = time.time() + 0.02
+    firewall.enforcer.add_entries(name, entry_columns(SetEntry(parse_prefix(each), until) for each in prefixes))
+    wait_for(lambda: time.time() > until)
+
+
+def expire(firewall: Loaded, parts: int = 1000) -> None:
+    """What the watching thread would do, as often as it needs, or so many times."""
+    enforcer = firewall.enforcer
+    while parts and enforcer._set_store.next_expiry() is not None:
+        with enforcer._lock:
+            enforcer._expire_entries()
+        parts -= 1
+
+
+def expires(firewall: Loaded) -> None:
+    expiring(firewall, "a", EXPIRE)
+    expire(firewall)
+
+
+EXPIRE = ("10.0.0.1", "10.0.0.2", "2001:db8::1")
+CHANGES["entries expire"] = expires
+
 # One of each kind: what comes, goes, changes its rank, its rule, its structure.
 REFUSED = (
     "entries go",
@@ -189,6 +218,75 @@ def test_what_rules_with_sets_have_counted_is_not_lost(firewall: Loaded, few: No
     firewall.restart()
     assert {rule: hits for rule, hits in firewall.all_hits().items() if rule in before} == expected
     assert_exact(firewall)
+
+
+@pytest.fixture
+def in_parts_of_one(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firewall.set_changes._TAKEN_OUT_AT_ONCE", 1)
+    monkeypatch.setattr("firewall.set_changes._DELETED_AT_ONCE", 1)
+
+
+def test_what_goes_in_parts_has_its_hits_counted(firewall: Loaded, in_parts_of_one: None) -> None:
+    put(firewall, {"a": CONTENT["a"], "b": ()})
+    firewall.rules({"id": "first", "sources": ["@a"], "direction": "both"})
+    expiring(firewall, "a", EXPIRE)
+    verdicts(firewall)
+    before = firewall.all_hits()
+    assert before["first"][0]
+    expire(firewall)
+    assert firewall.all_hits() == before
+    assert_exact(firewall)
+    firewall.restart()
+    assert firewall.all_hits() == before
+
+
+def test_entries_expire_though_the_kernel_refuses_at_any_step(
+    firewall: Loaded, in_parts_of_one: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage = Sabotage(monkeypatch)
+    for at in range(100):
+        firewall.rules()
+        put(firewall, CONTENT)
+        # Where two rules stand at one prefix, one wins from then on that did not before.
+        firewall.rules(*RULES[:3])
+        expiring(firewall, "a", EXPIRE)
+        verdicts(firewall)
+        before = firewall.all_hits()
+        sabotage.begin(at)
+        try:
+            expire(firewall)
+        except KernelRefused:
+            sabotage.repair()
+            memory = {
+                key: tuple(entry)
+                for version in (4, 6)
+                for key, entry in decoded(firewall.enforcer._ruleset.addresses.winners(version))
+            }
+            kernel = {key: (each.rank, each.handle) for key, each in visible_entries(firewall).items()}
+            assert kernel == memory, sabotage.steps
+            expire(firewall)
+        else:
+            sabotage.repair()
+            break
+        assert_exact(firewall)
+        assert firewall.all_hits() == before
+        assert verdicts(firewall) == expected_verdicts(firewall), sabotage.steps
+    assert at > 0
+    assert_exact(firewall)
+
+
+def test_whoever_is_killed_while_entries_expire_starts_without_them(
+    firewall: Loaded, in_parts_of_one: None
+) -> None:
+    for parts in range(12):
+        put(firewall, CONTENT)
+        firewall.rules(*RULES)
+        expiring(firewall, "a", EXPIRE)
+        expire(firewall, parts)
+        firewall.restart()
+        assert stored_sets(firewall)["a"] == [parse_prefix("172.16.0.0/12")]
+        assert_exact(firewall)
+        assert verdicts(firewall) == expected_verdicts(firewall)
 
 
 def test_replacing_a_set_shows_no_packet_a_mixture(firewall: Loaded, few: None) -> None:

@@ -95,6 +95,46 @@ def test_many_that_expire_at_once_go_in_parts_and_the_rule_keeps_what_they_count
     assert host.kernel.applied - applied == 2 * 10  # 600 by 64: out of the kernel, then out of the store
 
 
+def test_what_expired_is_gone_for_everybody_also_while_it_cannot_be_deleted(host: Host) -> None:
+    add(host, "10.0.0.1", "10.0.0.2", ttl=10)
+    add(host, "10.0.0.3")
+    host.add("r", **RULE)
+    with fail_on(host.firewall._store, "DELETE FROM set_entries"):
+        host.now += 10
+        wait_for(lambda: in_kernel(host) == {"10.0.0.3"})
+        assert stored(host) == 3 and content(host) == ["10.0.0.3"]
+        assert [str(each.prefix) for each in host.firewall.all_entries("a")] == ["10.0.0.3"]
+        add(host, "10.0.0.1", ttl=20)
+        assert content(host) == ["10.0.0.1", "10.0.0.3"] and in_kernel(host) == {"10.0.0.1", "10.0.0.3"}
+    wait_for(lambda: stored(host) == 2)
+    assert content(host) == ["10.0.0.1", "10.0.0.3"] and in_kernel(host) == {"10.0.0.1", "10.0.0.3"}
+
+
+def test_what_expired_and_was_not_deleted_yet_is_not_there_after_a_start(host: Host) -> None:
+    add(host, "10.0.0.1", ttl=10)
+    add(host, "10.0.0.3")
+    host.add("r", **RULE)
+    with fail_on(host.firewall._store, "DELETE FROM set_entries"):
+        host.now += 10
+        wait_for(lambda: in_kernel(host) == {"10.0.0.3"})
+        host.stop()
+    host.start()
+    assert content(host) == ["10.0.0.3"] and in_kernel(host) == {"10.0.0.3"} and stored(host) == 1
+
+
+def test_entries_that_a_rule_with_ports_names_expire_all_at_once(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its policy is compiled anew for each part."""
+    monkeypatch.setattr("firewall.set_changes._TAKEN_OUT_AT_ONCE", 64)
+    add(host, *(f"10.0.{n >> 8}.{n & 255}" for n in range(300)), ttl=10)
+    host.add("ports", protocols=["tcp"], **RULE)
+    applied = host.kernel.applied
+    host.now += 10
+    wait_for(lambda: not stored(host))
+    assert host.kernel.applied - applied == 2 and content(host) == []
+
+
 def test_an_entry_that_is_added_again_lives_on(host: Host) -> None:
     add(host, "10.0.0.1", ttl=10)
     host.add("r", **RULE)
