@@ -17,6 +17,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -25,9 +26,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from firewall import addresses, set_changes
+from firewall.address import parse_prefix
 from firewall.address_list import parse_list
 from firewall.kernel import program_set
-from tests.datapath.contents import assert_exact
+from firewall.set_entries import EntryColumns, SetEntry, entry_columns
+from tests.datapath.contents import assert_exact, stored_sets
 from tests.datapath.loaded import Loaded, to_rule
 
 FIREWALL = str(Path(__file__).parents[2] / "firewall")
@@ -35,11 +39,18 @@ CHANGES_A_LIFE = 8
 MOST_LINES = 4000
 FIRST_TABLE = 64  # entries
 State = list[str]
+Content = dict[str, list[str]]  # of sets, by name
+SETS = ("a", "b")
 
 
-def state_of(rules: list[dict[str, Any]]) -> State:
+def state_of(rules: list[dict[str, Any]], content: Content) -> State:
     """Comparable, whatever ids the service gave."""
-    return sorted(json.dumps({**each, "id": None}, sort_keys=True, default=str) for each in rules)
+    told = sorted(json.dumps({**each, "id": None}, sort_keys=True, default=str) for each in rules)
+    return told + [f"{name}: {sorted(entries)}" for name, entries in sorted(content.items()) if entries]
+
+
+def content_of(loaded: Loaded) -> Content:
+    return {name: [str(each) for each in entries] for name, entries in stored_sets(loaded).items()}
 
 
 def present(loaded: Loaded) -> list[dict[str, Any]]:
@@ -55,6 +66,9 @@ def random_rule(chance: random.Random, rule_id: str) -> dict[str, Any]:
         {"protocols": ["tcp"], "destination_ports": [chance.randrange(1, 99)]},
         {"sources": [f"{address}/32"], "protocols": ["udp"]},
         {"interfaces": ["pretended-interface-0"], "protocols": ["icmp"]},
+        {"sources": ["@a"], "action": chance.choice(("drop", "allow"))},
+        {"sources": ["@a", "@b", address], "direction": "both"},
+        {"sources": ["@b"], "protocols": ["tcp"]},
     ]
     return {"id": rule_id, "priority": chance.randrange(3), **chance.choice(kinds)}
 
@@ -119,6 +133,35 @@ def group_change(
     return [*kept, *(rule.fields() for rule in added)], together
 
 
+def set_change(chance: random.Random, loaded: Loaded) -> tuple[Content, Callable[[], object]]:
+    """What is in the sets after it, and the change itself. What expires comes and goes within one."""
+    content = content_of(loaded)
+    name, count = chance.choice(SETS), chance.choice((1, 3, 40, 150))
+    pool = [f"10.0.{n % 4}.{n}" for n in range(200)] + [f"2001:db8::{n:x}" for n in range(200)]
+    some, before = chance.sample(pool, count), content[name]
+    kind = chance.choice(("add", "remove", "replace", "expire"))
+    enforcer = loaded.enforcer
+    if kind == "add":
+        return {**content, name: sorted({*before, *some})}, lambda: enforcer.add_entries(name, columns(some))
+    if kind == "remove":
+        left = sorted(set(before) - set(some))
+        return {**content, name: left}, lambda: enforcer.delete_entries(name, columns(some))
+    if kind == "replace":
+        return {**content, name: sorted(some)}, lambda: enforcer.replace_entries(name, columns(some))
+    come = [each for each in some if each not in before]
+
+    def expire() -> None:
+        enforcer.add_entries(name, columns(come, time.time() - 1))
+        while enforcer._set_store.next_expiry() is not None:
+            enforcer._expire_entries()
+
+    return content, expire
+
+
+def columns(prefixes: list[str], until: float | None = None) -> list[EntryColumns]:
+    return entry_columns(SetEntry(parse_prefix(each), until) for each in prefixes)
+
+
 class Bomb:
     """Kills this process at the n-th line that it executes of the firewall; says where."""
 
@@ -146,6 +189,8 @@ def live(directory: Path, seed: int, allowed: list[State], say: TextIO) -> None:
     """One life: check what is left, change, die."""
     chance = random.Random(seed)
     program_set.INITIAL_ADDRESSES = FIRST_TABLE
+    addresses._FEW = chance.choice((0, 256))
+    set_changes._TAKEN_OUT_AT_ONCE = set_changes._DELETED_AT_ONCE = 16
     root = directory / "bpf" / "root"
     if chance.random() < 0.1:
         shutil.rmtree(root, ignore_errors=True)
@@ -154,15 +199,21 @@ def live(directory: Path, seed: int, allowed: list[State], say: TextIO) -> None:
     if kills_the_start:
         Bomb(int(MOST_LINES ** chance.random()), say).arm()
     loaded = Loaded(directory, bpf=sizes)
-    found = state_of(present(loaded))
+    found = state_of(present(loaded), content_of(loaded))
     if found not in allowed:
-        raise AssertionError(f"lost or too much: {len(found)} rules, not {[len(each) for each in allowed]}")
+        raise AssertionError(f"lost or too much: {len(found)} lines, not {[len(each) for each in allowed]}")
     assert_exact(loaded)
     print(json.dumps({"state": found}), file=say, flush=True)
+    for name in SETS:
+        loaded.enforcer.put_set(name)
     armed_at = chance.randrange(CHANGES_A_LIFE)
     for number in range(CHANGES_A_LIFE * 3):
-        after, change = random_change(chance, loaded, seed * 100 + number)
-        print(json.dumps({"will": state_of(after)}), file=say, flush=True)
+        rules, content = present(loaded), content_of(loaded)
+        if chance.random() < 0.3:
+            content, change = set_change(chance, loaded)
+        else:
+            rules, change = random_change(chance, loaded, seed * 100 + number)
+        print(json.dumps({"will": state_of(rules, content)}), file=say, flush=True)
         if number == armed_at:
             Bomb(int(MOST_LINES ** chance.random()), say).arm()
         change()
