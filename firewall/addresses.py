@@ -8,7 +8,7 @@ Plans a change before anything is touched; knows no map. What rules name by sets
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from firewall.address_index import (
     Codes,
     Keys,
     code_columns,
+    codes_of,
     decoded,
     encode,
     key_columns,
@@ -76,13 +77,16 @@ class LayersPlan:
 @dataclass(frozen=True)
 class AddressPlan:
     """What a change does to the tables: entries of rules that name a prefix themselves by key after it, and of layers
-    the best there; edits in the kernel. `come`, `gone`: as in Change; `counts`: of the entries after it, by length."""
+    the best there; edits in the kernel. `come`, `gone`: as in Change; `joining`, `parting`: by the million, those that
+    come or go at prefixes that layers have too; `counts`: of the entries after it, by length."""
 
     entries: dict[Key, list[Entry]]
     layered: dict[Key, Entry]
     edits: list[Edit]
     come: list[Entries]
     gone: list[Entries]
+    joining: list[Entries]
+    parting: list[Entries]
     layers: LayersPlan
     counts: Counts
     after: Occupancy
@@ -224,9 +228,12 @@ class AddressTables:
             for key in address_keys(rule):
                 entries.setdefault(key, self.singles(key)).append(Entry(rule.rank, handle))
         layers = self.layers.changed(removed, added, sets or {}, deltas or {})
-        gone = [self._plan_leaving(each, entries, layers) for each in leaving]
-        come = [self._plan_arriving(each, entries, layers) for each in arriving]
-        return self._planned(entries, come, gone, self._plan_layers(layers, entries, deltas or {}))
+        gone, parting = _both(self._plan_leaving(each, entries, layers) for each in leaving)
+        come, joining = _both(self._plan_arriving(each, entries, layers) for each in arriving)
+        planned = self._plan_layers(layers, entries, deltas or {})
+        return self._planned(
+            entries, come, gone, self._beside_layers(planned, joining, parting), joining, parting
+        )
 
     def plan_spared(self, removed: Iterable[Prefix], added: Iterable[Prefix]) -> AddressPlan:
         """Prefixes of never_drop: entries of no rule, which beat every rule's."""
@@ -237,27 +244,58 @@ class AddressTables:
         for prefix in added:
             for key in _spared_keys(prefix):
                 entries.setdefault(key, self.singles(key)).append(_SPARED)
-        return self._planned(entries, [], [], LayersPlan(self.layers))
+        return self._planned(entries, [], [], LayersPlan(self.layers), [], [])
 
     def plan_many(self, arriving: Sequence[Entries]) -> AddressPlan:
         return self.plan((), (), arriving)
 
-    def _plan_arriving(self, each: Entries, entries: dict[Key, list[Entry]], layers: Layers) -> Entries:
-        """Those of prefixes that have no entry; the others are settled one by one, in `entries`."""
-        known = self._winners[each.version].contains(each.keys) | _named(each.version, each.keys, entries)
-        known |= self._in_layers(each, layers)
-        for key, entry in decoded(each.only(known)):
+    def _plan_arriving(
+        self, each: Entries, entries: dict[Key, list[Entry]], layers: Layers
+    ) -> tuple[Entries, Entries]:
+        """Those of prefixes that have no entry, and those of prefixes that layers alone have; the others are settled
+        one by one, in `entries`."""
+        won = self._winners[each.version].codes(each.keys)
+        named, in_layers = _named(each.version, each.keys, entries), self._in_layers(each, layers)
+        comes = (won == NO_CODE) & ~named & ~in_layers
+        joins = np.zeros(len(each), np.bool_)
+        if layers is self.layers:
+            joins = in_layers & ~named & (self.singles_of(each.version, each.keys) == NO_CODE)
+        for key, entry in decoded(each.only(~comes & ~joins)):
             entries.setdefault(key, self.singles(key)).append(entry)
-        return each.only(~known)
+        return each.only(comes), each.only(joins)
 
-    def _plan_leaving(self, each: Entries, entries: dict[Key, list[Entry]], layers: Layers) -> Entries:
-        """Those that are alone at their prefix; the others are settled one by one, in `entries`."""
-        present = self._winners[each.version].find(each.keys)
-        shared = _named(each.version, each.keys, entries) | _named(each.version, each.keys, self._losers)
-        alone = (present.handles == each.handles) & ~shared & ~self._in_layers(each, layers)
-        for key, entry in decoded(each.only(~alone)):
+    def _plan_leaving(
+        self, each: Entries, entries: dict[Key, list[Entry]], layers: Layers
+    ) -> tuple[Entries, Entries]:
+        """Those that are alone at their prefix, and those that are alone with layers there; the others are settled one
+        by one, in `entries`."""
+        version, keys = each.version, each.keys
+        named = _named(version, keys, entries) | _named(version, keys, self._losers)
+        is_first = self.singles_of(version, keys) == codes_of(each.ranks, each.handles)
+        in_layers = self._in_layers(each, layers)
+        goes = is_first & ~named & ~in_layers
+        parts = is_first & ~named & in_layers if layers is self.layers else np.zeros(len(each), np.bool_)
+        for key, entry in decoded(each.only(~goes & ~parts)):
             entries.setdefault(key, self.singles(key)).remove(entry)
-        return each.only(alone)
+        return each.only(goes), each.only(parts)
+
+    def _beside_layers(
+        self, planned: LayersPlan, joining: Sequence[Entries], parting: Sequence[Entries]
+    ) -> LayersPlan:
+        """With those at whose prefixes layers stand as before: they beat them, or are beaten."""
+        changed, hidden, revealed = list(planned.changed), list(planned.hidden), list(planned.revealed)
+        for some, comes in (*((each, True) for each in joining), *((each, False) for each in parting)):
+            mine, layered = codes_of(some.ranks, some.handles), self.layers.codes(some.version, some.keys)
+            wins = mine < layered
+            (hidden if comes else revealed).append(some.only(~wins))
+            pair = _entries(some.version, some.keys, layered, wins), some.only(wins)
+            changed.append(pair if comes else pair[::-1])
+        return replace(
+            planned,
+            changed=tuple(pair for pair in changed if len(pair[0])),
+            hidden=_some(hidden),
+            revealed=_some(revealed),
+        )
 
     def _in_layers(self, each: Entries, after: Layers) -> npt.NDArray[np.bool_]:
         now, then = self.layers.codes(each.version, each.keys), after.codes(each.version, each.keys)
@@ -317,7 +355,13 @@ class AddressTables:
         )
 
     def _planned(
-        self, entries: dict[Key, list[Entry]], come: list[Entries], gone: list[Entries], layers: LayersPlan
+        self,
+        entries: dict[Key, list[Entry]],
+        come: list[Entries],
+        gone: list[Entries],
+        layers: LayersPlan,
+        joining: list[Entries],
+        parting: list[Entries],
     ) -> AddressPlan:
         edits = []
         counts = self._counts.copy()
@@ -339,7 +383,7 @@ class AddressTables:
         counts = {length: count for length, count in counts.items() if count}
         is_same = counts.keys() == self._counts.keys()
         occupancy = self.occupancy if is_same else _occupancy(counts)
-        return AddressPlan(entries, layered, edits, come, gone, layers, counts, occupancy)
+        return AddressPlan(entries, layered, edits, come, gone, joining, parting, layers, counts, occupancy)
 
     def commit(self, plan: AddressPlan) -> None:
         for key, entries in plan.entries.items():
@@ -410,10 +454,16 @@ class PlannedAddresses:
         planned = self._plan.entries.get(key)
         if planned is not None:
             return planned
-        if any(_entry_of(each, key) for each in self._plan.gone):
+        gone, come = (*self._plan.gone, *self._plan.parting), (*self._plan.come, *self._plan.joining)
+        if any(_entry_of(each, key) for each in gone):
             return []
-        arriving = [entry for each in self._plan.come if (entry := _entry_of(each, key)) is not None]
+        arriving = [entry for each in come if (entry := _entry_of(each, key)) is not None]
         return arriving or self._tables.singles(key)
+
+
+def _both(pairs: Iterable[tuple[Entries, Entries]]) -> tuple[list[Entries], list[Entries]]:
+    made = list(pairs)
+    return [one for one, _ in made], [other for _, other in made]
 
 
 def _some(parts: Iterable[Entries]) -> tuple[Entries, ...]:

@@ -16,10 +16,10 @@ from firewall.commit import Commits
 from firewall.entry_columns import Wanted, wanted
 from firewall.errors import Conflict, Problem
 from firewall.rule import parse_id
+from firewall.ruleset import RulesetPlan
 from firewall.set_entries import EntryColumns
 from firewall.set_keys import NO_KEYS, SetDelta, between, delta
 from firewall.set_reads import SetReads
-from firewall.ruleset import RulesetPlan
 from firewall.set_store import Expired, Row, StoredSet
 from firewall.view import EntriesOutcome, SetView
 
@@ -37,8 +37,8 @@ class SetChanges(Commits, SetReads):
     """Every public method may be called from any thread. `source` says who asks: entries of a set are changed by its
     own source alone, or Conflict is raised. NotFound: there is no such set.
 
-    `_taken_out`: of entries whose time has come, the last that went from memory and kernel, while some of them are still
-    stored; `_is_surveyed`: the kernel knows which of them were hit."""
+    `_taken_out`: of entries whose time has come, the last that went from memory and kernel, while some of them are
+    still stored; `_is_surveyed`: the kernel knows which of them were hit."""
 
     _taken_out: Row | None = None
     _is_surveyed = False

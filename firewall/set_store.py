@@ -229,9 +229,7 @@ class SetStore:
         with failures("reading the sets"):
             return bool(self._connection.execute(query, (number,)).fetchone()[0])
 
-    def page(
-        self, number: int, query: EntryQuery, offset: int, limit: int, now: float
-    ) -> list[StoredEntry]:
+    def page(self, number: int, query: EntryQuery, offset: int, limit: int, now: float) -> list[StoredEntry]:
         where, parameters = _conditions(number, query, now)
         with failures("reading the sets"):
             rows = self._connection.execute(
@@ -284,7 +282,9 @@ class SetStore:
         for number, width, text, _ in rows:
             texts.setdefault(number, {})[width] = text
         keys = {
-            number: SetKeys(*(_decoded(version, bytes.fromhex(mine.get(_WIDTH[version], ""))) for version in BITS))
+            number: SetKeys(
+                *(_decoded(version, bytes.fromhex(mine.get(_WIDTH[version], ""))) for version in BITS)
+            )
             for number, mine in texts.items()
         }
         return Expired(keys, last, count)

@@ -16,7 +16,15 @@ MANY = 1000
 # Where a change has its steps: plan, store, entries, their table and its growth, policy, maps, system calls, programs.
 STEPS = {
     *("commit.py", "ruleset.py", "store.py", "datapath.py", "address_table.py", "address_filter.py"),
-    *("policy_maps.py", "list_import.py", "set_changes.py", "set_store.py", "maps.py", "bpf.py", "program_set.py"),
+    *(
+        "policy_maps.py",
+        "list_import.py",
+        "set_changes.py",
+        "set_store.py",
+        "maps.py",
+        "bpf.py",
+        "program_set.py",
+    ),
 }
 ROOT = Path(__file__).parents[2]
 

@@ -120,12 +120,12 @@ CHANGES: dict[str, Callable[[Loaded], object]] = {
 }
 
 
-
-
 def expiring(firewall: Loaded, name: str, prefixes: Iterable[str]) -> None:
     """Entries that are there get a time that comes at once."""
     until = time.time() + 0.02
-    firewall.enforcer.add_entries(name, entry_columns(SetEntry(parse_prefix(each), until) for each in prefixes))
+    firewall.enforcer.add_entries(
+        name, entry_columns(SetEntry(parse_prefix(each), until) for each in prefixes)
+    )
     wait_for(lambda: time.time() > until)
 
 

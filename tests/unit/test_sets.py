@@ -13,7 +13,7 @@ import pytest
 from firewall.address import Prefix, parse_prefix
 from firewall.address_index import decoded
 from firewall.address_layers import places_of
-from firewall.addresses import AddressTables, address_keys
+from firewall.addresses import AddressTables, PlannedAddresses, address_keys
 from firewall.datapath import Entries, Entry, Key
 from firewall.matching import matches
 from firewall.packet import Packet
@@ -112,12 +112,15 @@ class World:
         self._apply(back.edits, back.come, back.gone, back.changed)
         assert self.kernel == undone
         self.kernel = after
-        self.tables.commit(plan)
+        planned = PlannedAddresses(self.tables, plan)
         self.content |= content
         for handle in removed:
             del self.rules[handle]
         self.rules |= added
         self.lists = [each for each in self.lists if not any(each is gone for gone in leaving)] + arriving
+        for key, entries in self.naive().items():
+            assert planned.entries(key) == entries
+        self.tables.commit(plan)
 
     def _apply(
         self,
