@@ -16,20 +16,17 @@ from firewall.commit import Commits
 from firewall.entry_columns import Wanted, wanted
 from firewall.errors import Conflict, Problem
 from firewall.rule import parse_id
-from firewall.ruleset import RulesetPlan
 from firewall.set_entries import EntryColumns
 from firewall.set_keys import NO_KEYS, SetDelta, between, delta
 from firewall.set_reads import SetReads
-from firewall.set_store import Expired, Row, StoredSet
+from firewall.set_store import Expired, StoredSet
 from firewall.view import EntriesOutcome, SetView
 
 log = structlog.get_logger()
 
 API = "api"  # the source of sets that requests fill
 _FEW_KEPT = 10  # of how many entries one stays, where all the others are deleted at once
-# Of what expires: how many entries nobody can change anything beside.
-_TAKEN_OUT_AT_ONCE = 32_768
-_DELETED_AT_ONCE = 16_384
+_EXPIRE_AT_ONCE = 32_768
 _ALL = 1 << 40
 
 
@@ -37,11 +34,11 @@ class SetChanges(Commits, SetReads):
     """Every public method may be called from any thread. `source` says who asks: entries of a set are changed by its
     own source alone, or Conflict is raised. NotFound: there is no such set.
 
-    `_taken_out`: of entries whose time has come, the last that went from memory and kernel, while some of them are
-    still stored; `_is_surveyed`: the kernel knows which of them were hit."""
+    `_taken_out`: entries whose time has come, and that are gone but for the store, part by part. `_is_surveyed`: of
+    what expires now the kernel was asked which entries were hit; `_is_surveying`: it has not seen all yet."""
 
-    _taken_out: Row | None = None
-    _is_surveyed = False
+    _taken_out: tuple[Expired, ...] = ()
+    _is_surveyed = _is_surveying = False
 
     # -- sets
 
@@ -277,50 +274,52 @@ class SetChanges(Commits, SetReads):
         """A part of those whose time has come, so that nobody waits long for the lock; the others at once after. First
         all of them go from memory and kernel, for their time is over; then from the store, which takes longer and where
         they are as good as gone already."""
-        now = self._clock()
-        expired = self._set_store.expired(now, _TAKEN_OUT_AT_ONCE, self._taken_out)
-        is_last = expired.count < _TAKEN_OUT_AT_ONCE
+        if self._is_surveying:
+            self._is_surveying = not self._kernel.survey()
+            return
+        now, after = self._clock(), self._taken_out[-1].last if self._taken_out else None
+        expired = self._set_store.expired(now, _EXPIRE_AT_ONCE, after)
         if not expired.count:
-            self._delete_expired(now)
-        elif not is_last and self._is_in_policy(expired):  # which is compiled anew each time
-            self._take_out(self._set_store.expired(now, _ALL, self._taken_out))
-        elif is_last or self._is_surveyed:
+            self._delete_taken_out()
+        elif expired.count < _EXPIRE_AT_ONCE or self._is_surveyed:
             self._take_out(expired)
+        elif self._is_in_policy(expired):  # which is compiled anew each time
+            self._take_out(self._set_store.expired(now, _ALL, after))
         else:
-            self._is_surveyed = self._kernel.survey()
+            self._is_surveying = self._is_surveyed = True
 
     def _take_out(self, expired: Expired) -> None:
         with self._changing_alone():
-            plan = self._plan_expiry(expired)
+            names, sets = self._set_names(), self._ruleset.sets
+            gone = {names[number]: keys.common(sets[names[number]]) for number, keys in expired.keys.items()}
+            deltas = {name: delta(sets[name], NO_KEYS, keys) for name, keys in gone.items() if len(keys)}
+            plan = self._ruleset.plan((), (), self._interfaces.protected(), deltas=deltas, at_once=False)
             self._reserve_for(plan)
             self._owe(self._apply(plan.change))
             self._ruleset.commit(plan)
-        self._taken_out = expired.last
+        self._taken_out = (*self._taken_out, expired)
 
-    def _delete_expired(self, now: float) -> None:
-        """Of those, too, that are still in force because the clock went back meanwhile, or all was loaded anew."""
-        expired = self._set_store.expired(now, _DELETED_AT_ONCE)
-        if not expired.count:
-            if self._taken_out is not None:
-                self._taken_out, self._is_surveyed = None, False
-                self._kernel.forget_survey()
+    def _delete_taken_out(self) -> None:
+        """The first part of those that were taken out, but for what came again since."""
+        if not self._taken_out:
             return
-        names = self._set_names()
+        expired = self._taken_out[0]
         with self._changing_alone():
+            names = {number: name for number, name in self._set_names().items() if number in expired.keys}
+            sets = self._ruleset.sets
 
             def write() -> None:
-                for number, gone in expired.keys.items():
+                for number, name in names.items():
+                    gone = expired.keys[number].minus(sets[name])
                     self._set_store.delete_entries(number, gone)
-                    self._audit_entries("set.expire", names[number], SetDelta(gone, NO_KEYS, NO_KEYS, gone))
+                    self._audit_entries("set.expire", name, SetDelta(gone, NO_KEYS, NO_KEYS, gone))
 
-            self._perform(self._plan_expiry(expired), write, set(), [])
-        log.info("entries expired", count=expired.count, sets=sorted(names[each] for each in expired.keys))
-
-    def _plan_expiry(self, expired: Expired) -> RulesetPlan:
-        names, sets = self._set_names(), self._ruleset.sets
-        gone = {names[number]: keys.common(sets[names[number]]) for number, keys in expired.keys.items()}
-        deltas = {name: delta(sets[name], NO_KEYS, keys) for name, keys in gone.items() if len(keys)}
-        return self._ruleset.plan((), (), self._interfaces.protected(), deltas=deltas, at_once=False)
+            self._perform(self._ruleset.plan((), (), self._interfaces.protected()), write, set(), [])
+        self._taken_out = self._taken_out[1:]
+        if not self._taken_out:
+            self._is_surveyed = False
+            self._kernel.forget_survey()
+        log.info("entries expired", count=expired.count, sets=sorted(names.values()))
 
     def _set_names(self) -> dict[int, str]:
         return {each.number: each.name for each in self._set_store.sets()}

@@ -190,7 +190,7 @@ def live(directory: Path, seed: int, allowed: list[State], say: TextIO) -> None:
     chance = random.Random(seed)
     program_set.INITIAL_ADDRESSES = FIRST_TABLE
     addresses._FEW = chance.choice((0, 256))
-    set_changes._TAKEN_OUT_AT_ONCE = set_changes._DELETED_AT_ONCE = 16
+    set_changes._EXPIRE_AT_ONCE = 16
     root = directory / "bpf" / "root"
     if chance.random() < 0.1:
         shutil.rmtree(root, ignore_errors=True)

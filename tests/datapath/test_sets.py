@@ -222,8 +222,7 @@ def test_what_rules_with_sets_have_counted_is_not_lost(firewall: Loaded, few: No
 
 @pytest.fixture
 def in_parts_of_one(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firewall.set_changes._TAKEN_OUT_AT_ONCE", 1)
-    monkeypatch.setattr("firewall.set_changes._DELETED_AT_ONCE", 1)
+    monkeypatch.setattr("firewall.set_changes._EXPIRE_AT_ONCE", 1)
 
 
 def test_what_goes_in_parts_has_its_hits_counted(firewall: Loaded, in_parts_of_one: None) -> None:

@@ -82,8 +82,7 @@ def test_an_entry_whose_time_came_while_the_service_was_stopped_is_never_in_forc
 def test_many_that_expire_at_once_go_in_parts_and_the_rule_keeps_what_they_counted(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("firewall.set_changes._TAKEN_OUT_AT_ONCE", 64)
-    monkeypatch.setattr("firewall.set_changes._DELETED_AT_ONCE", 64)
+    monkeypatch.setattr("firewall.set_changes._EXPIRE_AT_ONCE", 64)
     add(host, *(f"10.0.{n >> 8}.{n & 255}" for n in range(300)), ttl=10)
     add(host, *(f"10.1.{n >> 8}.{n & 255}" for n in range(300)), ttl=10, name="b")
     host.add("r", sources=["@a", "@b"])
@@ -126,7 +125,7 @@ def test_entries_that_a_rule_with_ports_names_expire_all_at_once(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its policy is compiled anew for each part."""
-    monkeypatch.setattr("firewall.set_changes._TAKEN_OUT_AT_ONCE", 64)
+    monkeypatch.setattr("firewall.set_changes._EXPIRE_AT_ONCE", 64)
     add(host, *(f"10.0.{n >> 8}.{n & 255}" for n in range(300)), ttl=10)
     host.add("ports", protocols=["tcp"], **RULE)
     applied = host.kernel.applied
