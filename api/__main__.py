@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import structlog
@@ -14,6 +15,7 @@ from api import log, reach, server
 from api.access import group_number
 from api.listeners import listening, name_of
 from api.reload import Configuration
+from api.slow_start import SlowStart
 from api.wiring import build
 from firewall.errors import FirewallError
 from firewall.instance import only_instance
@@ -22,11 +24,13 @@ from firewall.settings import DEFAULT_PATH, load
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 
 
-def serve(config: Path) -> None:
-    """Runs the service until it is told to stop. Raises SystemExit with the status unless that is 0."""
+def serve(config: Path, start: SlowStart | None = None) -> None:
+    """Runs the service until it is told to stop. `start`: asks systemd for time already. Raises SystemExit with the
+    status unless that is 0."""
     log.configure()
     try:
-        status = _serve(Configuration(config, load(config)))
+        with SlowStart() if start is None else nullcontext(start) as asking:
+            status = _serve(Configuration(config, load(config)), asking)
     except FirewallError as error:
         level = "<3>" if log.stderr_is_the_journal() else ""
         print(f"{level}ebpf-fw: {error.detail}", file=sys.stderr)  # noqa: T201
@@ -39,7 +43,7 @@ def serve(config: Path) -> None:
         raise SystemExit(status)
 
 
-def _serve(configuration: Configuration) -> int:
+def _serve(configuration: Configuration, start: SlowStart) -> int:
     server.remember_signals()
     settings = configuration.settings
     log.set_level(settings.service.log_level)
@@ -48,7 +52,7 @@ def _serve(configuration: Configuration) -> int:
         addresses = ", ".join(name_of(listener) for listener in sockets)
         structlog.get_logger(__name__).info("listening", addresses=addresses)
         reach.warn_if_closed(sockets)
-        return server.run(build(settings), configuration, sockets)
+        return server.run(build(settings), configuration, sockets, start)
 
 
 if __name__ == "__main__":

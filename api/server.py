@@ -30,7 +30,7 @@ from api.listeners import tcp_addresses
 from api.log import fields_of
 from api.reload import Configuration
 from api.running import Running
-from api.slow_start import Work, ask_for_time
+from api.slow_start import SlowStart
 from api.systemd import ending, filters_stay, leaves_nobody, notify, reloading
 from api.tls import LOOK_S, ServerTls
 from api.watchdog import beat
@@ -108,7 +108,9 @@ class _Server(uvicorn.Server):
                     each.look()
 
 
-def run(enforcer: Enforcer, configuration: Configuration, sockets: Sequence[socket.socket]) -> int:
+def run(
+    enforcer: Enforcer, configuration: Configuration, sockets: Sequence[socket.socket], start: SlowStart
+) -> int:
     """Serves until SIGTERM or SIGINT; the process's exit status. Raises InvalidInput where TLS cannot be."""
     settings = configuration.settings.api
     tls = ServerTls(settings) if settings.has_tls else None
@@ -117,7 +119,7 @@ def run(enforcer: Enforcer, configuration: Configuration, sockets: Sequence[sock
     for warning in warnings_of(settings):
         log.warning(warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_live(app, app.state.running, configuration, sockets, tls))
+        return runner.run(_live(app, app.state.running, configuration, sockets, tls, start))
 
 
 async def _live(
@@ -126,6 +128,7 @@ async def _live(
     configuration: Configuration,
     sockets: Sequence[socket.socket],
     tls: ServerTls | None,
+    start: SlowStart,
 ) -> int:
     stop, reload = _signals()
     server = _Server(
@@ -159,7 +162,7 @@ async def _live(
     status = 1
     reloader: asyncio.Task[None] | None = None
     try:
-        if await _start(running):
+        if await _start(running, start):
             await _begin_outside(running, configuration)
             reloader = asyncio.create_task(_reload_when_told(reload, running, configuration, tls))
             if await _is_told_to_stop(stop, serving):
@@ -248,12 +251,11 @@ async def _reload_when_told(
         await _tell_readiness(running)
 
 
-async def _start(running: Running) -> bool:
+async def _start(running: Running, start: SlowStart) -> bool:
     notify("STATUS=compiling programs and filling maps")
-    began, work = time.monotonic(), Work()
-    asking = asyncio.create_task(ask_for_time(work, notify))
+    began = time.monotonic()
     try:
-        await asyncio.to_thread(work.of, running.enforcer.start)
+        await asyncio.to_thread(start.of, running.enforcer.start)
     except FirewallError as error:
         log.error("cannot start", **fields_of(error))
         return False
@@ -261,7 +263,7 @@ async def _start(running: Running) -> bool:
         log.exception("cannot start")
         return False
     finally:
-        asking.cancel()
+        start.end()
     _forget_what_lasts()
     running.phase = "running"
     for reason in await _tell_readiness(running):

@@ -78,11 +78,14 @@ def root(
 
 def serve(session: Session) -> None:
     """Run the service in the foreground, as --config says."""
-    from api.__main__ import serve as run
+    from api.slow_start import SlowStart
     from firewall.errors import FirewallError
 
     try:
-        run(session.config or DEFAULT_CONFIG)
+        with SlowStart() as start:
+            from api.__main__ import serve as run  # takes long to load
+
+            run(session.config or DEFAULT_CONFIG, start)
     except FirewallError as error:
         errors = [{"pointer": problem.pointer, "detail": problem.detail} for problem in error.problems]
         code = EXIT_USAGE if error.code == "invalid_config" else EXIT_FAILED

@@ -27,6 +27,7 @@ CLI_MAY_IMPORT = (
     "firewall.kernel.probe",
     "firewall.kernel.finding",
     "api.__main__",
+    "api.slow_start",
 )
 # Within the firewall: who must not know whom. The compilers are pure, the store keeps rules and knows no map.
 COMPILERS = ("firewall.policy", "firewall.addresses", "firewall.presence")
