@@ -259,7 +259,7 @@ def test_maps_that_may_differ_are_told_and_mended_before_anything_else(
         else:
             with pytest.raises(StoreFailed):
                 calls[0]()
-    told, unwritable = furnished.firewall.not_ready()
+        told, unwritable = furnished.firewall.not_ready()  # before the watch writes to the disk again
     assert "cannot be changed" in unwritable
     assert told.startswith("the maps may differ from the rules") and "ENOMEM" in told
     status = furnished.firewall.status()
