@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from api.slow_start import SlowStart
 from cli import session
 from cli.__main__ import app
 from firewall import settings
@@ -333,8 +335,15 @@ def test_status_shows_readiness_hooks_and_map_fill(service: FakeService) -> None
 
 def test_serve_runs_the_service_with_its_config(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Path] = []
+
+    def serve(config: Path, start: SlowStart) -> None:
+        started.append(config)
+        assert "slow start" in [each.name for each in threading.enumerate()], (
+            "systemd is asked for time already"
+        )
+
     entry = types.ModuleType("api.__main__")
-    entry.serve = started.append  # type: ignore[attr-defined]
+    entry.serve = serve  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "api.__main__", entry)
     assert run("serve").exit_code == 0
     assert run("serve", "--config", "other.toml").exit_code == 0
@@ -346,7 +355,7 @@ def test_serve_runs_the_service_with_its_config(monkeypatch: pytest.MonkeyPatch)
 def test_a_service_that_cannot_start_says_why(
     monkeypatch: pytest.MonkeyPatch, code: str, exit_code: int
 ) -> None:
-    def refuse(_: Path) -> None:
+    def refuse(_: Path, start: SlowStart) -> None:
         raise InvalidInput("the config is wrong", "mend it", (Problem("/api/listen", "no"),), code)
 
     entry = types.ModuleType("api.__main__")
