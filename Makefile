@@ -58,7 +58,7 @@ test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; instal
 	$(pytest) tests/vm $(PYTEST_ARGS)
 
 .PHONY: test-vm-short
-test-vm-short: setup  ## The part of it that takes five minutes: the package installed, upgraded, rebooted, removed (root)
+test-vm-short: setup  ## The part of it that takes some ten minutes: the package installed, upgraded, rebooted, removed (root)
 	@tests/vm/packages.sh
 	SYSTEM_SHORT=1 $(pytest) tests/vm/test_system.py $(PYTEST_ARGS)
 

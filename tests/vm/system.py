@@ -23,7 +23,7 @@ PACKAGE_LIFE = (
      "an_upgrade_leaves_a_stopped_service_alone", "prepare_reboot"),
     ("after_reboot", "remove", "purge"),
 )  # fmt: skip
-# What fits into five minutes, the making of the images included.
+# What everybody should see once before a change of the installation: some ten minutes.
 SHORT_LIFE = (
     ("install_package", "protect_by_config", "restart", "upgrade", "prepare_reboot"),
     ("after_reboot", "remove", "purge"),

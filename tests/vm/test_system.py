@@ -1,6 +1,6 @@
 """The life of an installation on a real system: installed, started, reloaded, killed, upgraded, rebooted, removed.
 
-SYSTEM_SHORT=1 runs the part that fits into five minutes.
+SYSTEM_SHORT=1 runs the part that takes some ten minutes, the making of the images included, on an emulated machine.
 """
 
 from __future__ import annotations
