@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 from firewall.address import BITS, Prefix
 from firewall.match import ICMP_PROTOCOLS, PORT_PROTOCOLS, TCP, IcmpType, PortRange, TcpFlags
@@ -56,9 +56,15 @@ class Match:
         return self.protocols is None and _is_any_interface(self.interfaces) and not self.is_partial
 
 
-@lru_cache(maxsize=1 << 15)
+# Of rules that there are: what a service has ever seen would be without end.
+_matches: WeakKeyDictionary[Rule, Match] = WeakKeyDictionary()
+
+
 def match_of(rule: Rule) -> Match:
-    return _match_of(rule)
+    found = _matches.get(rule)
+    if found is None:
+        found = _matches[rule] = _match_of(rule)
+    return found
 
 
 def _match_of(rule: Rule) -> Match:

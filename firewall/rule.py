@@ -49,7 +49,7 @@ def rank_of(priority: int, action: str) -> int:
     return C["RANK_FIRST"] + priority * 2 + C["RANK_ALLOW"] * (action == "allow")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Rule:
     """A rule that cannot be invalid. Empty tuples mean any. Times are seconds since 1970, UTC."""
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firewall import containment
 from firewall.analysis import Neighbours, matches_nothing, same_packets
 from firewall.containment import covers, match_of, may_meet
 from firewall.rule import Rule, rule_from_fields
@@ -143,6 +144,17 @@ def test_containment_and_disjointness_hold_for_every_packet(seed: int) -> None:
 
 
 # --- the whole rule set
+
+
+def test_what_a_rule_matches_is_forgotten_with_it() -> None:
+    """A service sees more rules in a year than its memory holds."""
+    kept = rule(id="kept", sources=["10.0.0.1"])
+    match_of(kept)
+    before = len(containment._matches)
+    for number in range(100):
+        match_of(rule(id=f"gone-{number}", sources=["10.0.0.1"]))
+    assert len(containment._matches) == before
+    assert match_of(kept) is match_of(kept)
 
 
 @given(SEEDS, st.integers(2, 40))
