@@ -56,6 +56,7 @@ class MapAudit:
         self._control: bytes | None = None
         self._sums: dict[str, int] = {}
         self._passes: dict[int, _Pass] = {}
+        self._told: dict[int, list[str]] = {version: [] for version in VERSIONS}
         self._changes = 0
         self._turn = 0
 
@@ -98,6 +99,7 @@ class MapAudit:
                     control[name] = np.frombuffer(self._control, control.dtype)[name]
         self._sums.clear()
         self._passes.clear()
+        self._told = {version: [] for version in VERSIONS}
 
     # -- checksums
 
@@ -116,11 +118,20 @@ class MapAudit:
         return int.from_bytes((self._control or bytes(8))[:8], "little")
 
     def _entries(self, maps: PinnedMaps, version: int, expected: Expected) -> list[str]:
+        """What is wrong with the entries: told until a walk over all of them has found nothing."""
         tables = _tables(maps, version)
         walk = self._passes.get(version)
         if walk is None or walk.tables != tables:
             parts = _parts(maps, version)
             walk = self._passes[version] = _Pass(tables, parts, self._changes)
+        found = self._step(maps, version, walk, expected)
+        if found is not None:
+            del self._passes[version]
+            self._told[version] = found
+        return self._told[version]
+
+    def _step(self, maps: PinnedMaps, version: int, walk: _Pass, expected: Expected) -> list[str] | None:
+        """The next part of a walk: what ends it, None where it goes on."""
         looked_at = 0
         for part in walk.parts:
             stray = self._strays(version, part, walk, expected)
@@ -130,8 +141,7 @@ class MapAudit:
                 return [f"address_filter lacks bits of address{version}"]
             looked_at += len(part[0])
             if looked_at >= _ENTRIES_A_LOOK:
-                return []
-        del self._passes[version]
+                return None
         return self._missing(maps, version, walk, expected)
 
     def _strays(self, version: int, part: tuple[Records, Records], walk: _Pass, expected: Expected) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.netns.test_confirmation import guardians
 from tests.netns.test_restart import ROOT, RULES, hooks, state
 from tests.netns.topology import wait_until
 from tests.netns.traffic import add_rule, assert_blocked, ethernet, frame, ip, packets_of, ping, udp, udp_to
@@ -220,6 +221,7 @@ def test_a_stop_that_keeps_the_filters_keeps_no_change_that_nobody_confirmed(mak
     assert world.stop() == 0
     assert ping(world).passes()
     assert world.daemon.pin_root.exists()
+    wait_until(lambda: not guardians(world), "the guardian sees that nothing waits", 20)
 
 
 def test_interfaces_that_the_config_no_longer_names_are_let_go_at_the_next_start(
