@@ -158,10 +158,10 @@ class MapAudit:
             return []  # each that was met is wanted
         seen = np.concatenate([no_entries(version).keys, *walk.seen])
         missing = wanted[~np.isin(wanted, seen)]
-        if len(missing) > _ENTRIES_A_LOOK and walk.changes != self._changes:
-            return self._told[version]  # a list came during the walk: the next one meets it
         if len(missing) and walk.changes != self._changes:
             # What came since may stand in a part that was walked before.
+            if len(missing) > _ENTRIES_A_LOOK:
+                return self._told[version]  # a list came: the next walk meets it
             missing = missing[~_are_there(maps, version, _records(version, missing))]
         return [f"address{version} lacks {len(missing)} entries"] if len(missing) else []
 
@@ -173,8 +173,7 @@ def _parts(maps: PinnedMaps, version: int) -> Iterator[tuple[Records, Records]]:
 
 
 def _are_there(maps: PinnedMaps, version: int, keys: Records) -> npt.NDArray[np.bool_]:
-    table = maps[f"address{version}"]
-    there = np.array([table.lookup(key.tobytes()) is not None for key in keys], np.bool_)
+    there, _ = maps[f"address{version}"].lookup_many(keys, ADDRESS_ENTRY)
     return there | (rows_in_use(maps).find(numbers4(keys)) >= 0) if version == 4 else there
 
 
