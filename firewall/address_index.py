@@ -79,9 +79,9 @@ def key_fields(version: int, keys: Keys) -> tuple[list[int], list[int], list[int
 
 def place_of(keys: Keys, encoded: Any) -> int | None:
     """Of a key among sorted ones."""
-    wanted = np.array([encoded], keys.dtype)
-    at = int(np.searchsorted(keys, wanted)[0])
-    return at if at < len(keys) and keys[at] == wanted[0] else None
+    wanted = np.array(encoded, keys.dtype)  # of no dimension: half of what one element costs
+    at = int(keys.searchsorted(wanted))
+    return at if at < len(keys) and keys[at] == wanted else None
 
 
 def codes_of(ranks: npt.NDArray[Any], handles: npt.NDArray[Any]) -> Codes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from firewall.audit_entry import AuditEntry, Origin
 from firewall.store import Store
-from firewall.store_failures import failures
+from firewall.store_failures import Failures
 
 _COLUMNS = "at, kind, actor, source, request_id, call, reason, action, target, before, after, summary"
 _INSERT = f"INSERT INTO audit ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
@@ -45,7 +45,7 @@ class AuditLog:
             entry.at, entry.kind, by.actor, by.source, by.request_id, by.call, by.reason,
             entry.action, entry.target, entry.before, entry.after, entry.summary,
         )  # fmt: skip
-        with failures("writing the audit"):
+        with Failures("writing the audit"):
             number = self._store.connection.execute(_INSERT, row).lastrowid
         assert number is not None
         return number
@@ -54,7 +54,7 @@ class AuditLog:
         """The newest first."""
         clauses, parameters = _conditions(query)
         where = f"WHERE {' AND '.join(clauses)}" if clauses else ""
-        with failures("reading the audit"):
+        with Failures("reading the audit"):
             rows = self._store.connection.execute(
                 f"SELECT id, {_COLUMNS} FROM audit {where} ORDER BY id DESC LIMIT ?", [*parameters, limit]
             ).fetchall()
@@ -63,14 +63,14 @@ class AuditLog:
     def excess(self, kind: str, keep: int) -> int | None:
         """The id up to which entries of a kind are too old to be kept; None where there are none such."""
         query = "SELECT id FROM audit WHERE kind = ? ORDER BY id DESC LIMIT 1 OFFSET ?"
-        with failures("reading the audit"):
+        with Failures("reading the audit"):
             row = self._store.connection.execute(query, (kind, keep)).fetchone()
         return None if row is None else int(row[0])
 
     def trim(self, kind: str, up_to: int) -> int:
         """Deletes the oldest of a kind, not all at once; how many."""
         connection = self._store.connection
-        with failures("trimming the audit"):
+        with Failures("trimming the audit"):
             ids = connection.execute(
                 "SELECT id FROM audit WHERE kind = ? AND id <= ? ORDER BY id LIMIT ?",
                 (kind, up_to, TRIM_CHUNK),

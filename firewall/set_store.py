@@ -19,7 +19,7 @@ from firewall.address import BITS, Prefix
 from firewall.address_index import Keys, encode_many, key_columns
 from firewall.set_keys import SetKeys
 from firewall.store import Store
-from firewall.store_failures import failures
+from firewall.store_failures import Failures
 from firewall.view import EntryQuery
 
 _CHUNK = 32_768
@@ -84,18 +84,18 @@ class SetStore:
 
     def sets(self) -> list[StoredSet]:
         """By name."""
-        with failures("reading the sets"):
+        with Failures("reading the sets"):
             rows = self._connection.execute(f"SELECT {_COLUMNS} FROM sets ORDER BY name").fetchall()
         return [StoredSet(*row) for row in rows]
 
     def by_name(self, name: str) -> StoredSet | None:
-        with failures("reading the sets"):
+        with Failures("reading the sets"):
             query = f"SELECT {_COLUMNS} FROM sets WHERE name = ?"
             row = self._connection.execute(query, (name,)).fetchone()
         return None if row is None else StoredSet(*row)
 
     def create(self, name: str, description: str, source: str, now: float) -> StoredSet:
-        with failures("writing the set"):
+        with Failures("writing the set"):
             row = self._connection.execute(
                 "INSERT INTO sets (name, description, source, created_at, updated_at) VALUES (?,?,?,?,?)",
                 (name, description, source, now, now),
@@ -104,18 +104,18 @@ class SetStore:
         return StoredSet(row.lastrowid, name, description, source, now, now)
 
     def describe(self, number: int, description: str, source: str, now: float) -> None:
-        with failures("writing the set"):
+        with Failures("writing the set"):
             self._connection.execute(
                 "UPDATE sets SET description = ?, source = ?, updated_at = ? WHERE number = ?",
                 (description, source, now, number),
             )
 
     def note_update(self, number: int, now: float) -> None:
-        with failures("writing the set"):
+        with Failures("writing the set"):
             self._connection.execute("UPDATE sets SET updated_at = ? WHERE number = ?", (now, number))
 
     def delete(self, number: int) -> None:
-        with failures("deleting the set"):
+        with Failures("deleting the set"):
             for table in ("set_entries", "sets"):
                 self._connection.execute(f"DELETE FROM {table} WHERE number = ?", (number,))
 
@@ -132,7 +132,7 @@ class SetStore:
 
     def _keys(self, clause: str, parameters: Sequence[object]) -> SetKeys:
         found = []
-        with failures("reading the sets"):
+        with Failures("reading the sets"):
             for version in BITS:
                 query = f"SELECT group_concat(hex(key), '') FROM {clause} AND length(key) = {_WIDTH[version]}"
                 text = self._connection.execute(query, parameters).fetchone()[0]
@@ -144,7 +144,7 @@ class SetStore:
     ) -> None:
         """Entries that are not there yet, or whose time has come, all alike."""
         values = {"number": number, "expires_at": expires_at, "comment": comment, "now": now}
-        with failures("writing the entries"):
+        with Failures("writing the entries"):
             for version in BITS:
                 for part in _parts(version, come.of(version)):
                     self._connection.execute(
@@ -164,7 +164,7 @@ class SetStore:
     ) -> None:
         """Entries that are not there yet, or whose time has come."""
         rows = zip(_blobs(version, keys), expires_at, comments, strict=True)
-        with failures("writing the entries"):
+        with Failures("writing the entries"):
             self._connection.executemany(
                 "REPLACE INTO set_entries VALUES (?,?,?,?,?,NULL)",
                 ((number, key, until, comment, now) for key, until, comment in rows),
@@ -183,7 +183,7 @@ class SetStore:
         """Of entries that are there: how many were others. `keep_comments`: where there is none now."""
         rows = zip(_blobs(version, keys), expires_at, comments, strict=True)
         comment = "coalesce(:comment, comment)" if keep_comments else ":comment"
-        with failures("writing the entries"):
+        with Failures("writing the entries"):
             return self._connection.executemany(
                 f"UPDATE set_entries SET expires_at = :until, comment = {comment}, updated_at = :now"
                 " WHERE number = :number AND key = :key"
@@ -195,7 +195,7 @@ class SetStore:
             ).rowcount
 
     def delete_entries(self, number: int, gone: SetKeys) -> None:
-        with failures("deleting the entries"):
+        with Failures("deleting the entries"):
             for version in BITS:
                 for part in _parts(version, gone.of(version)):
                     self._connection.execute(
@@ -206,7 +206,7 @@ class SetStore:
 
     def delete_all_but(self, number: int, kept: SetKeys) -> None:
         """Where few stay: costs a fifth of deleting each of the others."""
-        with failures("deleting the entries"):
+        with Failures("deleting the entries"):
             keys = [blob for version in BITS for blob in _blobs(version, kept.of(version))]
             rows = [
                 row
@@ -226,12 +226,12 @@ class SetStore:
             "SELECT EXISTS (SELECT 1 FROM set_entries WHERE number = ?"
             " AND (expires_at IS NOT NULL OR comment IS NOT NULL))"
         )
-        with failures("reading the sets"):
+        with Failures("reading the sets"):
             return bool(self._connection.execute(query, (number,)).fetchone()[0])
 
     def page(self, number: int, query: EntryQuery, offset: int, limit: int, now: float) -> list[StoredEntry]:
         where, parameters = _conditions(number, query, now)
-        with failures("reading the sets"):
+        with Failures("reading the sets"):
             rows = self._connection.execute(
                 f"SELECT key, expires_at, comment, created_at, updated_at FROM set_entries WHERE {where}"
                 " ORDER BY key LIMIT ? OFFSET ?",
@@ -241,7 +241,7 @@ class SetStore:
 
     def count(self, number: int, query: EntryQuery, now: float) -> int:
         where, parameters = _conditions(number, query, now)
-        with failures("reading the sets"):
+        with Failures("reading the sets"):
             row = self._connection.execute(
                 f"SELECT count(*) FROM set_entries WHERE {where}", parameters
             ).fetchone()
@@ -255,7 +255,7 @@ class SetStore:
         )
         connection = self._store.own_connection()
         try:
-            with failures("reading the sets"):
+            with Failures("reading the sets"):
                 for key, *rest in connection.execute(query, (number, now)):
                     yield StoredEntry(_prefix(key), *rest)
         finally:
@@ -271,7 +271,7 @@ class SetStore:
         )
         parameters: list[object] = [now, *(after or _FIRST_ROW), limit]
         texts: dict[int, dict[int, str]] = {}
-        with failures("reading the sets"):
+        with Failures("reading the sets"):
             rows = self._connection.execute(
                 f"SELECT number, length(key), group_concat(hex(key), ''), count(*) FROM ({some})"
                 " GROUP BY number, length(key)",
@@ -290,12 +290,12 @@ class SetStore:
         return Expired(keys, last, count)
 
     def delete_expired(self, now: float) -> int:
-        with failures("deleting the entries"):
+        with Failures("deleting the entries"):
             query = "DELETE FROM set_entries WHERE expires_at <= ?"
             return self._connection.execute(query, (now,)).rowcount
 
     def next_expiry(self) -> float | None:
-        with failures("reading the sets"):
+        with Failures("reading the sets"):
             row = self._connection.execute(
                 "SELECT min(expires_at) FROM set_entries WHERE expires_at IS NOT NULL"
             ).fetchone()

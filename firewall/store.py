@@ -28,7 +28,7 @@ from firewall.audit_entry import AuditEntry
 from firewall.errors import FirewallError, StoreFailed
 from firewall.hits import Hits, Reset
 from firewall.rule import Rule, rank_of, rule_from_fields
-from firewall.store_failures import failures
+from firewall.store_failures import Failures
 from firewall.timings import Timings
 from firewall.view import RuleQuery
 
@@ -144,7 +144,7 @@ class TransactionLost(StoreFailed):
     """The database gave up the transaction as a whole, as it does where the disk is full or broken."""
 
 
-_failures = partial(failures, hint=_DISK_HINT)
+_failures = partial(Failures, hint=_DISK_HINT)
 
 
 class Store:
@@ -323,7 +323,7 @@ class Store:
     ) -> list[str]:
         """Inside a transaction. `written` replaces what has its handle. `keep_hits`: of the deleted, which may come
         back. The written rules as they are stored: JSON of what differs from the defaults."""
-        handles = [(handle,) for handle in deleted]
+        gone = [(handle,) for handle in deleted]
         of_blocks = [
             (each,) for each in (*deleted, *(each.handle for each in written)) if self._block_of(each)
         ]
@@ -335,13 +335,17 @@ class Store:
         self._revision += 1
         self.next_handle = max([self.next_handle, *(each.handle + 1 for each in written)])
         with _failures("writing the rules"):
-            self._writer.executemany("DELETE FROM rules WHERE handle = ?", handles)
+            self._write_many("DELETE FROM rules WHERE handle = ?", gone)
             if not keep_hits:
-                self._writer.executemany("DELETE FROM hits WHERE handle = ?", handles)
-                self._writer.executemany("DELETE FROM resets WHERE handle = ?", handles)
-            self._writer.executemany("INSERT OR IGNORE INTO gone VALUES (?)", of_blocks)
-            self._writer.executemany("INSERT OR REPLACE INTO rules VALUES (?,?,?,?,?,?,?,?,?)", rows)
+                self._write_many("DELETE FROM hits WHERE handle = ?", gone)
+                self._write_many("DELETE FROM resets WHERE handle = ?", gone)
+            self._write_many("INSERT OR IGNORE INTO gone VALUES (?)", of_blocks)
+            self._write_many("INSERT OR REPLACE INTO rules VALUES (?,?,?,?,?,?,?,?,?)", rows)
         return [row[2] for row in rows]
+
+    def _write_many(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        if rows:  # each statement costs, even one about nothing
+            self._writer.executemany(statement, rows)
 
     def _write_meta(self) -> None:
         self._writer.executemany(

@@ -6,16 +6,25 @@ Owns that translation, for all who read or write tables.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from firewall.errors import StoreFailed
 
 
-@contextmanager
-def failures(action: str, hint: str = "check the disk and the state directory") -> Iterator[None]:
-    """Around statements; `action` in words. Raises StoreFailed."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreFailed(f"{action} failed: {error}", hint) from error
+class Failures:
+    """Around statements; `action` in words. Raises StoreFailed. (A class: it stands around each statement, and a
+    generator costs as much as a short one.)"""
+
+    __slots__ = ("_action", "_hint")
+
+    def __init__(self, action: str, hint: str = "check the disk and the state directory") -> None:
+        self._action = action
+        self._hint = hint
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise StoreFailed(f"{self._action} failed: {error}", self._hint) from error

@@ -11,7 +11,7 @@ from functools import cached_property
 from firewall.commit import Commits
 from firewall.errors import AlreadyExists, Conflict, NotFound, Problem
 from firewall.rule import format_time
-from firewall.store_failures import failures
+from firewall.store_failures import Failures
 from firewall.tokens import NewToken, Token, Tokens, Uses, digest_of, new_text
 
 MOST_TOKENS = 1000
@@ -39,7 +39,7 @@ class TokenChanges(Commits):
                 raise Conflict(f"there are {MOST_TOKENS:,} tokens already", hint, code="too_many_tokens")
             by = self._origin.actor if self._origin else "service"
             token = Token(name, public_id, digest_of(text), scope, self._clock(), by, expires_at)
-            with self._store.transaction(), failures("writing the token"):
+            with self._store.transaction(), Failures("writing the token"):
                 row = tuple(getattr(token, column) for column in _COLUMNS.split(", "))
                 self._store.connection.execute(f"INSERT INTO tokens ({_COLUMNS}) VALUES (?,?,?,?,?,?,?)", row)
                 self._store.connection.execute("INSERT OR IGNORE INTO meta VALUES (?, 1)", (_EVER,))
@@ -71,7 +71,7 @@ class TokenChanges(Commits):
         due = self._uses.due()
         if not due:
             return
-        with self._store.transaction(), failures("writing when tokens were used"):
+        with self._store.transaction(), Failures("writing when tokens were used"):
             self._store.connection.executemany(
                 "UPDATE tokens SET last_used_at = ? WHERE public_id = ?",
                 [(at, each) for each, at in due.items()],
@@ -89,7 +89,7 @@ class TokenChanges(Commits):
             if token is None:
                 hint = "GET /v1/tokens lists them"
                 raise NotFound(f"there is no token {name!r}", hint, code="token_not_found")
-            with self._store.transaction(), failures("revoking the token"):
+            with self._store.transaction(), Failures("revoking the token"):
                 self._store.connection.execute("DELETE FROM tokens WHERE name = ?", (name,))
                 self._audit("token.revoke", name, _fields(token))
             self.tokens = Tokens(each for each in self.tokens.all() if each.name != name)
@@ -97,20 +97,20 @@ class TokenChanges(Commits):
 
     @cached_property
     def tokens(self) -> Tokens:
-        with failures("reading the tokens"):
+        with Failures("reading the tokens"):
             rows = self._store.connection.execute(f"SELECT {_COLUMNS} FROM tokens").fetchall()
         return Tokens(Token(*row) for row in rows)
 
     @cached_property
     def _uses(self) -> Uses:
         asked = "SELECT public_id, last_used_at FROM tokens WHERE last_used_at IS NOT NULL"
-        with failures("reading the tokens"):
+        with Failures("reading the tokens"):
             return Uses(dict(self._store.connection.execute(asked).fetchall()))
 
     @cached_property
     def has_had_tokens(self) -> bool:
         """Whether there is a token, or was."""
-        with failures("reading the tokens"):
+        with Failures("reading the tokens"):
             row = self._store.connection.execute("SELECT 1 FROM meta WHERE key = ?", (_EVER,)).fetchone()
         return row is not None
 

@@ -14,7 +14,7 @@ import numpy as np
 from firewall.set_keys import SetKeys
 from firewall.set_store import SetStore
 from firewall.store import BlockRules, InterfaceRequest, Record, Store
-from firewall.store_failures import failures
+from firewall.store_failures import Failures
 
 _KEPT = 20  # changes that ended
 _COLUMNS = "id, what, made_at, deadline, due, boot, added, removed, changed, state, reason, ended_at"
@@ -84,7 +84,7 @@ class UndoLog:
     def begin(self, change: PendingChange) -> int:
         """Writes a new change; its number. Its own id is not looked at."""
         values = [getattr(change, name) for name in _COLUMNS.split(", ")[1:]]
-        with failures("writing the change"):
+        with Failures("writing the change"):
             row = self._store.connection.execute(
                 f"INSERT INTO changes ({_COLUMNS.partition(', ')[2]}) VALUES (?,?,?,?,?,?,?,?,?,?,?)", values
             )
@@ -97,7 +97,7 @@ class UndoLog:
         of_blocks = self._store.in_blocks(going)
         loose = set(going) - set(of_blocks)
         come = {each.handle for each in written} - set(going)
-        with failures("writing the change"):
+        with Failures("writing the change"):
             self._store.connection.executemany(
                 "INSERT INTO undo_rules SELECT ?, rules.* FROM rules WHERE handle = ?",
                 [(change, handle) for handle in sorted(loose)],
@@ -110,7 +110,7 @@ class UndoLog:
         self._save_ranges(change, "imported", ranges)
 
     def _save_ranges(self, change: int, kind: str, ranges: Ranges) -> None:
-        with failures("writing the change"):
+        with Failures("writing the change"):
             self._store.connection.executemany(
                 "INSERT INTO undo_ranges VALUES (?,?,?,?)",
                 [(change, kind, first, past) for first, past in ranges],
@@ -118,14 +118,14 @@ class UndoLog:
 
     def save_interface(self, change: int, name: str, request: InterfaceRequest | None) -> None:
         values = (None,) * 4 if request is None else request[1:]
-        with failures("writing the change"):
+        with Failures("writing the change"):
             row = (change, name, *values)
             self._store.connection.execute("INSERT INTO undo_interfaces VALUES (?,?,?,?,?,?)", row)
 
     def save_set(self, change: int, number: int) -> None:
         """Before it changes, or goes: all of it as it is."""
         connection = self._store.connection
-        with failures("writing the change"):
+        with Failures("writing the change"):
             connection.execute(
                 "INSERT INTO undo_sets SELECT ?, number, name, description, source, created_at, updated_at"
                 " FROM sets WHERE number = ?",
@@ -136,7 +136,7 @@ class UndoLog:
             )
 
     def save_new_set(self, change: int, number: int, name: str) -> None:
-        with failures("writing the change"):
+        with Failures("writing the change"):
             self._store.connection.execute(
                 "INSERT INTO undo_sets VALUES (?,?,?,NULL,NULL,NULL,NULL)", (change, number, name)
             )
@@ -144,7 +144,7 @@ class UndoLog:
     def end(self, change: int, state: str, reason: str, now: float) -> None:
         """Confirmed or rolled back: nothing more is known of it than that."""
         connection = self._store.connection
-        with failures("ending the change"):
+        with Failures("ending the change"):
             if state == "confirmed":  # what deleted rules had counted was kept in case they came back
                 for table in ("hits", "resets"):
                     connection.execute(
@@ -173,7 +173,7 @@ class UndoLog:
     def take_back(self, change: int, reason: str, now: float) -> None:
         """Everything that the change touched is stored as it was."""
         connection = self._store.connection
-        with failures("taking the change back"):
+        with Failures("taking the change back"):
             for first, past in self._ranges(change, "added"):
                 for table in ("rules", "hits", "resets"):
                     connection.execute(f"DELETE FROM {table} WHERE handle >= ? AND handle < ?", (first, past))
@@ -223,7 +223,7 @@ class UndoLog:
 
     def awaits_set(self, name: str) -> int | None:
         """A change that waits, whose way back has rules that name a set."""
-        with failures("reading the changes"):
+        with Failures("reading the changes"):
             row = self._store.connection.execute(
                 "SELECT change FROM undo_rules WHERE instr(fields, ?) > 0 LIMIT 1", (f'"@{name}"',)
             ).fetchone()
@@ -234,14 +234,14 @@ class UndoLog:
     def changes(self, state: str | None = None) -> list[PendingChange]:
         """The oldest first."""
         where = "" if state is None else "WHERE state = ?"
-        with failures("reading the changes"):
+        with Failures("reading the changes"):
             rows = self._store.connection.execute(
                 f"SELECT {_COLUMNS} FROM changes {where} ORDER BY id", () if state is None else (state,)
             ).fetchall()
         return [PendingChange(*row) for row in rows]
 
     def touched(self, change: int) -> Touched:
-        with failures("reading the changes"):
+        with Failures("reading the changes"):
             rows = self._store.connection.execute(
                 "SELECT handle, id FROM undo_rules WHERE change = ?", (change,)
             ).fetchall()
@@ -255,13 +255,13 @@ class UndoLog:
         )
 
     def _sets(self, change: int) -> dict[int, str]:
-        with failures("reading the changes"):
+        with Failures("reading the changes"):
             query = "SELECT number, name FROM undo_sets WHERE change = ?"
             return dict(self._store.connection.execute(query, (change,)).fetchall())
 
     def undo(self, change: int, now: float) -> Undo:
         connection = self._store.connection
-        with failures("reading the changes"):
+        with Failures("reading the changes"):
             rows = connection.execute(
                 "SELECT handle, id, fields, created_at, updated_at, expires_at FROM undo_rules"
                 " WHERE change = ? ORDER BY handle",
@@ -304,7 +304,7 @@ class UndoLog:
                 yield self._store.block_part(block, np.concatenate(parts))
 
     def interfaces(self, change: int) -> dict[str, InterfaceRequest | None]:
-        with failures("reading the changes"):
+        with Failures("reading the changes"):
             rows = self._store.connection.execute(
                 "SELECT name, attach, mode, ingress, egress FROM undo_interfaces WHERE change = ?", (change,)
             ).fetchall()
@@ -316,7 +316,7 @@ class UndoLog:
         }
 
     def _ranges(self, change: int, kind: str) -> Ranges:
-        with failures("reading the changes"):
+        with Failures("reading the changes"):
             return list(
                 self._store.connection.execute(
                     "SELECT first, past FROM undo_ranges WHERE change = ? AND kind = ? ORDER BY first",

@@ -12,7 +12,6 @@ Whether an entry stands here or in the hash map is address_table.py's to say.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from firewall.datapath import Key
 from firewall.kernel.bpf import Layout, Map, Records
 from firewall.kernel.maps import PinnedMaps
+from firewall.kernel.row_memory import MappedRows, RowMemory
 from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, PREFIX4, C
 from firewall.presence import hashes4
 
@@ -38,8 +38,7 @@ _PREFIX_BITS = _U64((1 << 33) - 1)
 _UNUSED_BIT = _U64(1 << 33)
 _BOTH = _U64(1 << 32 | 1)
 _ALL = (1 << 64) - 1
-_WINDOW = 4096  # rows of a large array that are mapped alone
-_PAGE = mmap.PAGESIZE // FRONT_ROW.itemsize
+_MULTIPLIER = C["FILTER_MULTIPLIER"]
 _PART = 1 << 16  # rows that are read at once
 # `rank` and `old_rank` of a row as one word.
 _RANKS_AT = FRONT_ROW.fields["entry"][1] + ADDRESS_ENTRY.fields["rank"][1]  # type: ignore[index]
@@ -48,72 +47,29 @@ _RANKS: Layout = np.dtype(
 )
 
 
-class Rows:
-    """Views of all rows or of some that follow one another; `first`: the number of the first."""
-
-    def __init__(self, rows: Records, first: int = 0) -> None:
-        self.rows = rows
-        self.first = first
-        self.keys: Numbers = rows["key"]
-        self.entries: Records = rows["entry"]
-        self.ranks: Numbers = rows.view(_RANKS)["both"]
-
-    def hits_at(self, at: Places) -> Records:
-        """Entries as they are, with what they counted as their own."""
-        entries = self.entries[at]
-        for field in ("packets", "bytes"):
-            entries[field] -= self.rows[f"{field}_before"][at]
-        return entries
-
-
 class AddressRows:
     """Of one array. Not thread-safe: one writer. A new process may take cleared rows at once: its start took longer
     than a packet."""
 
-    def __init__(
-        self, buckets: int, ways: int, rows: Records | None = None, table: Map | None = None
-    ) -> None:
-        """`rows`: mapped for good; else `table` is mapped where it is needed, since what is mapped counts as memory of
-        this process."""
+    def __init__(self, buckets: int, ways: int, memory: RowMemory) -> None:
         self.buckets = buckets
         self._ways = ways
-        self._table = table
-        self._fixed = Rows(rows) if rows is not None else None
-        self._whole = self._fixed
-        self._window: Rows | None = None  # those that were asked for last
+        self._memory = memory
+        self._rows = memory.rows
+        self._keys: Numbers = memory.rows["key"]
+        self._entries: Records = memory.rows["entry"]
+        self._ranks: Numbers = memory.rows.view(_RANKS)["both"]
         self._is_left = np.zeros(buckets * ways, np.bool_)
-        self.has_left = False
+        self._left: list[Places] = []
 
-    # -- memory
+    @property
+    def has_left(self) -> bool:
+        """Whether rows were cleared that packets may still read."""
+        return bool(self._left)
 
     def let_go(self) -> None:
-        """Of what was mapped for a change of many."""
-        self._whole, self._window = self._fixed, None
-
-    def _all(self) -> Rows:
-        if self._whole is None:
-            assert self._table is not None
-            self._whole = Rows(self._table.mapped_part(FRONT_ROW, 0, len(self._is_left)))
-        return self._whole
-
-    def _view(self, rows: Places) -> Rows:
-        """With these rows in it, and the buckets that begin with them."""
-        if not len(rows):
-            return self._part(0, self._ways)
-        first, end = int(rows.min()), min(int(rows.max()) + self._ways, len(self._is_left))
-        return self._all() if end - first > _WINDOW else self._part(first, end)
-
-    def _part(self, first: int, end: int) -> Rows:
-        """At least these."""
-        if self._whole is not None:
-            return self._whole
-        window = self._window
-        if window is None or first < window.first or end > window.first + len(window.rows):
-            assert self._table is not None
-            begin = first // _PAGE * _PAGE
-            past = min(-(-end // _PAGE) * _PAGE, len(self._is_left))
-            window = self._window = Rows(self._table.mapped_part(FRONT_ROW, begin, past), begin)
-        return window
+        """Of memory that was mapped for a change of many."""
+        self._memory.let_go()
 
     # -- where
 
@@ -126,9 +82,9 @@ class AddressRows:
         places = np.full(len(numbers), NOWHERE, np.int64)
         if not len(numbers):
             return places
-        view = self._view(begin)
+        self._memory.need_at(begin)
         for way in reversed(range(self._ways)):
-            is_here = view.keys[begin + (way - view.first)] == numbers
+            is_here = self._keys[begin + way] == numbers
             places[is_here] = begin[is_here] + way
         return places
 
@@ -142,63 +98,59 @@ class AddressRows:
         begin = self._buckets_of(numbers) * self._ways
         order = np.argsort(begin, kind="stable")
         begin = begin[order]
-        view = self._view(begin)
+        self._memory.need_at(begin)
         free = np.stack(
-            [
-                (view.keys[begin + (way - view.first)] == 0) & ~self._is_left[begin + way]
-                for way in range(self._ways)
-            ],
+            [(self._keys[begin + way] == 0) & ~self._is_left[begin + way] for way in range(self._ways)],
             axis=1,
         )
         nth_of_bucket = np.arange(len(begin)) - np.searchsorted(begin, begin)
         nth_free = np.cumsum(free, axis=1, dtype=np.int8)
         has_room = nth_free[:, -1] > nth_of_bucket
         way = np.argmax(free & (nth_free == (nth_of_bucket + 1)[:, None]), axis=1)
-        at = (begin + way)[has_room] - view.first
+        at = (begin + way)[has_room]
         chosen = order[has_room]
-        view.entries[at] = values[chosen]
-        view.rows["packets_before"][at] = 0
-        view.rows["bytes_before"][at] = 0
-        view.keys[at] = numbers[chosen]
+        self._entries[at] = values[chosen]
+        self._rows["packets_before"][at] = 0
+        self._rows["bytes_before"][at] = 0
+        self._keys[at] = numbers[chosen]
         taken[chosen] = True
         return taken
 
     def clear(self, places: Places) -> None:
         if len(places):
-            view = self._view(places)
-            view.keys[places - view.first] = 0
+            self._memory.need_at(places)
+            self._keys[places] = 0
             self._is_left[places] = True
-            self.has_left = True
+            self._left.append(places)
 
     def passed(self) -> None:
         """No packet is left that could read a row which was cleared before."""
-        if self.has_left:
-            self._is_left[:] = False
-            self.has_left = False
+        for places in self._left:
+            self._is_left[places] = False
+        self._left.clear()
 
     # -- one alone: whole numbers cost a tenth of arrays of one
 
-    def _bucket_of(self, number: int) -> tuple[Rows, int, list[int]]:
-        """Rows with its bucket in them, where that begins, and the keys there."""
-        begin = ((number * C["FILTER_MULTIPLIER"] & _ALL) >> 32) * self.buckets >> 32
+    def _bucket_of(self, number: int) -> tuple[int, list[int]]:
+        """Where its bucket begins, and the keys there."""
+        begin = ((number * _MULTIPLIER & _ALL) >> 32) * self.buckets >> 32
         begin *= self._ways
-        view = self._part(begin, begin + self._ways)
-        at = begin - view.first
-        return view, begin, view.keys[at : at + self._ways].tolist()
+        self._memory.need_one(begin)
+        return begin, self._keys[begin : begin + self._ways].tolist()
 
     def find_one(self, number: int) -> int:
-        _, begin, keys = self._bucket_of(number)
+        begin, keys = self._bucket_of(number)
         return begin + keys.index(number) if number in keys else NOWHERE
 
     def put_one(self, number: int, value: bytes) -> bool:
         """A prefix that is nowhere yet. False where no row is free for it."""
-        view, begin, keys = self._bucket_of(number)
+        begin, keys = self._bucket_of(number)
         for place, key in enumerate(keys, begin):
             if not key and not self._is_left[place]:
-                row = view.rows[place - view.first]
+                row = self._rows[place]
                 row["entry"] = np.frombuffer(value, ADDRESS_ENTRY)[0]
                 row["packets_before"] = row["bytes_before"] = 0
-                view.keys[place - view.first] = number
+                self._keys[place] = number
                 return True
         return False
 
@@ -213,55 +165,56 @@ class AddressRows:
 
         At every moment a packet that reads the words of an entry in whatever order finds the rank before or the one
         after; if it reads some of them before a store and some after, too."""
-        view = self._view(places)
-        at = places - view.first
+        self._memory.need_at(places)
         comes = values["since"] > epoch
-        self._change_now(view, at[~comes], values[~comes], epoch, wait)
-        self._change_then(view, at[comes], values[comes], epoch, wait)
-        view.entries["handle"][at] = values["handle"]
-        anew, begins = at[~goes_on], values[~goes_on]
+        self._change_now(places[~comes], values[~comes], epoch, wait)
+        self._change_then(places[comes], values[comes], epoch, wait)
+        self._entries["handle"][places] = values["handle"]
+        anew, begins = places[~goes_on], values[~goes_on]
         for field in ("packets", "bytes"):
-            view.rows[f"{field}_before"][anew] = view.entries[field][anew] - begins[field]
+            self._rows[f"{field}_before"][anew] = self._entries[field][anew] - begins[field]
 
-    def _change_now(
-        self, view: Rows, at: Places, values: Records, epoch: int, wait: Callable[[], None]
-    ) -> None:
+    def _change_now(self, at: Places, values: Records, epoch: int, wait: Callable[[], None]) -> None:
         """One word has both ranks, so `since` says nothing from then on."""
         if not len(at):
             return
-        view.ranks[at] = values["rank"].astype(np.uint64) * _BOTH
-        waiting = at[view.entries["since"][at] > epoch]
+        self._ranks[at] = values["rank"].astype(np.uint64) * _BOTH
+        waiting = at[self._entries["since"][at] > epoch]
         if len(waiting):
             wait()
-            view.entries["since"][waiting] = 0
+            self._entries["since"][waiting] = 0
 
-    def _change_then(
-        self, view: Rows, at: Places, values: Records, epoch: int, wait: Callable[[], None]
-    ) -> None:
+    def _change_then(self, at: Places, values: Records, epoch: int, wait: Callable[[], None]) -> None:
         """Both ranks become what is seen now; then `since` may go to the epoch to come; then nobody reads `rank`."""
         if not len(at):
             return
-        waits = view.entries["since"][at] > epoch
-        seen = np.where(waits, view.entries["old_rank"][at], view.entries["rank"][at])
-        view.ranks[at] = seen.astype(np.uint64) * _BOTH
+        entries = self._entries
+        waits = entries["since"][at] > epoch
+        seen = np.where(waits, entries["old_rank"][at], entries["rank"][at])
+        self._ranks[at] = seen.astype(np.uint64) * _BOTH
         wait()
-        view.entries["since"][at] = values["since"]
+        entries["since"][at] = values["since"]
         wait()
-        view.entries["rank"][at] = values["rank"]
+        entries["rank"][at] = values["rank"]
 
     def add_hits(self, places: Places, packets: Numbers, size: Numbers) -> None:
         """Hits that were counted elsewhere for these entries. Programs count on meanwhile."""
-        view = self._view(places)
-        at = places - view.first
-        view.rows["packets_before"][at] -= packets
-        view.rows["bytes_before"][at] -= size
+        self._memory.need_at(places)
+        self._rows["packets_before"][places] -= packets
+        self._rows["bytes_before"][places] -= size
 
     # -- reading
 
     def values(self, places: Places) -> Records:
         """Entries, with their own hits."""
-        view = self._view(places)
-        return view.hits_at(places - view.first)
+        self._memory.need_at(places)
+        return self._values(places)
+
+    def _values(self, places: Places) -> Records:
+        entries = self._entries[places]
+        for field in ("packets", "bytes"):
+            entries[field] -= self._rows[f"{field}_before"][places]
+        return entries
 
     def dump(self, part: int = _PART) -> Iterator[tuple[Records, Records]]:
         """As Map.dump()."""
@@ -272,19 +225,24 @@ class AddressRows:
         """Prefixes, where they stand, their entries: those that packets meet."""
         for first in range(0, len(self._is_left), part):
             end = min(first + part, len(self._is_left))
-            view = self._part(first, end)
-            some = slice(first - view.first, end - view.first)
-            at = np.flatnonzero(self._is_met(view.keys[some].copy(), first))
+            with self._memory.part(first, end):
+                keys = self._keys[first:end].copy()
+                at = np.flatnonzero(self._is_met(keys, first))
+                values = self._values(at + first)
             if len(at):
-                yield view.keys[some][at], at + first, view.hits_at(at + some.start)
+                yield keys[at], at + first, values
 
     def clear_unmet(self) -> None:
         """Rows with a key that no packet looks for there, or meets before: others wrote them."""
-        keys = self._all().keys.copy()
+        keys = self._all_keys()
         self.clear(np.flatnonzero((keys != 0) & ~self._is_met(keys, 0)))
 
     def clear_all(self) -> None:
-        self.clear(np.flatnonzero(self._all().keys != 0))
+        self.clear(np.flatnonzero(self._all_keys() != 0))
+
+    def _all_keys(self) -> Numbers:
+        self._memory.need_all()
+        return self._keys.copy()
 
     def _is_met(self, keys: Numbers, first: int) -> Mask:
         """Of the keys of whole buckets, those that packets look for there."""
@@ -298,7 +256,12 @@ class AddressRows:
 
 
 def front_of(maps: PinnedMaps) -> AddressRows:
-    return AddressRows(C["FRONT_ROWS"], 1, maps.arrays["address_front"])
+    return AddressRows(C["FRONT_ROWS"], 1, RowMemory(maps.arrays["address_front"]))
+
+
+def rows_of(table: Map, buckets: int) -> AddressRows:
+    """Of the array of a large table."""
+    return AddressRows(buckets, WAYS, MappedRows(table, buckets * WAYS))
 
 
 def rows_in_use(maps: PinnedMaps) -> AddressRows:
@@ -307,7 +270,7 @@ def rows_in_use(maps: PinnedMaps) -> AddressRows:
     if live is None:
         return front_of(maps)
     slot, buckets = live
-    return AddressRows(buckets, WAYS, table=maps.rows(slot))
+    return rows_of(maps.rows(slot), buckets)
 
 
 def number_of(key: Key) -> int:

@@ -34,6 +34,7 @@ from firewall.kernel.address_rows import (
     number_of,
     prefixes_of,
     rows_in_use,
+    rows_of,
 )
 from firewall.kernel.bpf import Map, Records
 from firewall.kernel.keys import PREFIX, key_bytes
@@ -67,6 +68,7 @@ class AddressTable:
         self._most_behind: int | None = None  # entries in the hash map of IPv4, at most
         self._pins: Path | None = None
         self._is_tidy = True
+        self._room = 0  # entries that there is room for, as far as is known
         self.moves = 0  # times that entries went to other places
 
     @property
@@ -99,8 +101,8 @@ class AddressTable:
             some = rest[part]
             self._write_elsewhere(self._rows, keys[some], numbers[some], values[some], behind[part])
 
-    def write_one(self, key: Key, value: bytes, goes_on: bool) -> None:
-        """The same for one."""
+    def write_one(self, key: Key, value: bytes, goes_on: bool, is_new: bool) -> None:
+        """The same for one. `is_new`: no rule had this prefix."""
         self._filter.mark_one(key)
         record = key_bytes(key)
         if self._rows is None:
@@ -112,7 +114,7 @@ class AddressTable:
             values, epoch = np.frombuffer(value, ADDRESS_ENTRY), int(self._maps.control["epoch"])
             self._rows.rewrite(np.array([place]), values, np.array([goes_on]), epoch, self._wait)
             return
-        is_behind = self._map.lookup(record) is not None
+        is_behind = not is_new and self._map.lookup(record) is not None
         if is_behind or not self._rows.put_one(number, value):
             if not is_behind:
                 self._make_room(1)
@@ -171,15 +173,9 @@ class AddressTable:
             found, copies = self._map.lookup_many(keys, ADDRESS_ENTRY)
             return found, copies[:, 0]
         numbers, values = numbers4(keys), np.zeros(len(keys), ADDRESS_ENTRY)
-        found = np.zeros(len(keys), np.bool_)
-        # All of a large array is mapped for many keys, but a page for each of a few.
-        step = 1 if len(keys) <= _FEW_LOOKUPS else len(keys)
-        for begin in range(0, len(keys), step):
-            part = slice(begin, begin + step)
-            places = self._rows.find(numbers[part])
-            found[part] = places >= 0
-            values[part][places >= 0] = self._rows.values(places[places >= 0])
-        here = found.copy()
+        places = self._rows.find(numbers)
+        here = places >= 0
+        found, values[here] = here.copy(), self._rows.values(places[here])
         found[~here], copies = self._map.lookup_many(keys[~here], ADDRESS_ENTRY)
         values[~here] = copies[:, 0]
         return found, values
@@ -242,6 +238,15 @@ class AddressTable:
         """Makes room for so many; `pins`: below which the maps are pinned. Raises KernelRefused and leaves all as it
         was for packets."""
         self._pins = pins
+        if entries <= self._room and self._is_tidy:
+            return
+        self._grow(entries, pins)
+        live, room = self._maps.live_rows, _most_in(self._map.info.max_entries)
+        if self._rows is not None:
+            room = min(FRONT_ENTRIES, room) if live is None else min(_room_of(live[1]), room * _BEHIND_ROWS)
+        self._room = room
+
+    def _grow(self, entries: int, pins: Path) -> None:
         if self._rows is None:
             self._grow_map(entries, pins)
             return
@@ -293,7 +298,7 @@ class AddressTable:
         self._moved()
         try:
             self._maps.replace_rows(slot, new_rows(slot, buckets), pins)
-            rows = AddressRows(buckets, WAYS, table=self._maps.rows(slot))
+            rows = rows_of(self._maps.rows(slot), buckets)
             behind = self._fill_from_map(old, rows)
             counted = self._fill_from_rows(old, rows)
         except BaseException:
@@ -380,6 +385,10 @@ def _room_of(buckets: int) -> int:
 def _room_for(entries: int, have: int) -> int:
     """Capacity of a hash map for so many entries. A full preallocated map makes CPUs fight over the last free
     elements, so a part of it stays free; powers of two, because its buckets are one in any case."""
-    while have - have // 25 < entries:
+    while _most_in(have) < entries:
         have *= 2
     return have
+
+
+def _most_in(capacity: int) -> int:
+    return capacity - capacity // 25

@@ -55,6 +55,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _quick = ctypes.PyDLL(None, use_errno=True).syscall
 _quick.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_long)
 _quick.restype = ctypes.c_long
+
+
+class _ElementAttr(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("fd", "key", "value", "flags"))
+
+
 _ELEMENT = np.dtype([("fd", "<u8"), ("key", "<u8"), ("value", "<u8"), ("flags", "<u8")])
 Records = npt.NDArray[np.void]
 Layout = np.dtype[np.void]
@@ -281,13 +287,24 @@ class Map:
 
     def _element(self, command: int, key: bytes, value: int, action: str, missing_ok: bool) -> bool:
         holder = ctypes.create_string_buffer(key, len(key))
-        attr = struct.pack("=IIQQQ", self.fd, 0, ctypes.addressof(holder), value, 0)
-        allowed = (errno.ENOENT,) if missing_ok else ()
-        return call(command, attr, f"{action} map {self.info.name}", allowed)[0] >= 0
+        attr = _ElementAttr(self.fd, ctypes.addressof(holder), value, 0)
+        if _quick(_BPF, command, ctypes.addressof(attr), ctypes.sizeof(attr)) >= 0:
+            return True
+        number = ctypes.get_errno()
+        if missing_ok and number == errno.ENOENT:
+            return False
+        raise kernel_refused(f"{action} map {self.info.name}", number)
 
     def update(self, key: bytes, value: bytes) -> None:
         holder = ctypes.create_string_buffer(value, len(value))
         self._element(MAP_UPDATE, key, ctypes.addressof(holder), "writing", False)
+
+    def point_at(self, slot: int, inner: Map) -> None:
+        """Of a map of maps. The kernel waits until no program is in the map that was there."""
+        key = ctypes.create_string_buffer(slot.to_bytes(4, "little"), 4)
+        fd = ctypes.create_string_buffer(inner.fd.to_bytes(4, "little"), 4)
+        attr = struct.pack("=QQQQ", self.fd, ctypes.addressof(key), ctypes.addressof(fd), 0)
+        call(MAP_UPDATE, attr, f"writing map {self.info.name}")
 
     def lookup(self, key: bytes, size: int | None = None) -> bytes | None:
         """`size`: of the value as the system call copies it, for per-CPU maps."""

@@ -69,7 +69,7 @@ def _lets_go(
         try:
             return method(self, *arguments, **named)
         finally:
-            self._let_go()
+            self._tables[4].let_go()
 
     return wrapped
 
@@ -137,10 +137,6 @@ class KernelDatapath:
         if any(table.has_left_rows for table in self._tables.values()):
             self._wait()
 
-    def _let_go(self) -> None:
-        for table in self._tables.values():
-            table.let_go()
-
     @_lets_go
     def tidy(self) -> None:
         """What has time; a part of it at each call."""
@@ -204,7 +200,7 @@ class KernelDatapath:
             if edit.new is None:
                 self._tables[edit.key.version].delete_one(edit.key)
             else:
-                self._write_one(edit.key, edit.new, None if _goes_over(edit) else present.get(edit.key))
+                self._write_one(edit, present)
         if change.after != change.before:
             write_occupancy(self.maps.control, change.after)
 
@@ -215,7 +211,7 @@ class KernelDatapath:
         try:
             for edit in change.edits:
                 if edit.new is not None:
-                    self._write_one(edit.key, edit.new, None if _goes_over(edit) else present.get(edit.key))
+                    self._write_one(edit, present)
             self._delete([edit for edit in change.edits if edit.new is None])
             for (old, new), found in zip(change.changed, many[1], strict=True):
                 is_same = old.handles == new.handles
@@ -229,18 +225,16 @@ class KernelDatapath:
         self._cut_off = None
         write_occupancy(self.maps.control, change.after)
 
-    def _write_one(self, key: Key, entry: Entry, before: np.void | None) -> None:
-        """`before`: the entry that there was, whose hits go on."""
+    def _write_one(self, edit: Edit, present: Present) -> None:
+        assert edit.new is not None
+        rank, handle = edit.new
+        before = None if _goes_over(edit) else present.get(edit.key)
         value = np.zeros((), ADDRESS_ENTRY)
-        if before is not None:
+        if before is not None:  # its hits go on
             value[()] = before
-        value["since"], value["rank"], value["old_rank"], value["handle"] = (
-            0,
-            entry.rank,
-            entry.rank,
-            entry.handle,
-        )
-        self._tables[key.version].write_one(key, value.tobytes(), before is not None)
+        value["since"], value["rank"], value["old_rank"], value["handle"] = 0, rank, rank, handle
+        is_new = edit.old is None
+        self._tables[edit.key.version].write_one(edit.key, value.tobytes(), before is not None, is_new)
 
     def _apply_at_once(self, change: Change, present: Present, many: Many) -> None:
         """`many`: what had been hit of the entries that go, and that change, by the million."""

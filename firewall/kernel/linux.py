@@ -81,6 +81,7 @@ class LinuxKernel:
         self._offloaded: dict[int, OffloadDevice] = {}
         self._attached: dict[tuple[int, int], tuple[Link, str]] = {}
         self._policy: Policy | None = None
+        self._fitting: Policy | None = None  # one that there is room for
         self._is_promoted = True
         self._questions: Questions | None = None
         self._superseded: PinnedMaps | None = None
@@ -146,7 +147,7 @@ class LinuxKernel:
     def _use(self, chosen: ProgramSet, capacities: Capacities) -> None:
         self._forget_questions()
         self._set, self._programs = chosen, chosen.programs
-        self._capacities = capacities
+        self._capacities, self._fitting = capacities, None
         self._datapath = KernelDatapath(chosen.maps, self._options)
         self._datapath.pinned_below(self._pins())
         self._own_maps |= {each.info.id for each in chosen.maps.maps.values()}
@@ -158,8 +159,14 @@ class LinuxKernel:
         self._use(built, capacities)
 
     def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
-        _check_intervals(policy.interval_count)
+        if policy is not self._fitting:
+            _check_intervals(policy.interval_count)
         self._datapath.reserve(entries, self._pins())
+        if policy is not self._fitting:
+            self._make_room(policy)
+            self._fitting = policy
+
+    def _make_room(self, policy: Policy) -> None:
         present = self._capacities
         wanted_sizes = replace(
             present,

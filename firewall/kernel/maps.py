@@ -108,7 +108,7 @@ class PinnedMaps:
         try:
             beside.unlink(missing_ok=True)
             pin(fresh.fd, beside)
-            self._point_at(outer, slot, fresh)
+            self.maps[outer].point_at(slot, fresh)
             beside.rename(pins / "maps" / name)
         except BaseException:
             fresh.close()
@@ -121,12 +121,9 @@ class PinnedMaps:
     def point_at_addresses(self) -> None:
         """Makes the programs use the pinned tables, also where a crash came between the steps of a replacement."""
         for version in (4, 6):
-            self._point_at(f"address{version}_maps", 0, self.maps[f"address{version}"])
+            self.maps[f"address{version}_maps"].point_at(0, self.maps[f"address{version}"])
         for slot in range(C["ROWS_SLOTS"]):
-            self._point_at("rows_maps", slot, self.rows(slot))
-
-    def _point_at(self, outer: str, slot: int, inner: Map) -> None:
-        self.maps[outer].update(slot.to_bytes(4, "little"), inner.fd.to_bytes(4, "little"))
+            self.maps["rows_maps"].point_at(slot, self.rows(slot))
 
     # -- rows of large IPv4 tables
 

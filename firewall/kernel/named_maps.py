@@ -119,7 +119,8 @@ def read_counters(maps: PinnedMaps, counters: Counters) -> Records:
 
 def clear_counters(maps: PinnedMaps, counters: Counters) -> None:
     """Of entries that no packet is counted for now."""
-    maps.arrays["entry_counters"][counters] = 0
+    if len(counters):
+        maps.arrays["entry_counters"][counters] = 0
 
 
 def carried(old: PinnedMaps, new: PinnedMaps, before: Records | None = None) -> Records:

@@ -204,7 +204,7 @@ def _ensure_addresses(beside: Path) -> None:
         if not path.exists():
             entries = bpf.Map.hash(path.name, PREFIX[version], ADDRESS_ENTRY, INITIAL_ADDRESSES)
             outer = bpf.Map.pinned(beside / "maps" / f"{path.name}_maps")
-            outer.update(bytes(4), entries.fd.to_bytes(4, "little"))
+            outer.point_at(0, entries)
             bpf.pin(entries.fd, path)
             entries.close()
             outer.close()
@@ -213,7 +213,7 @@ def _ensure_addresses(beside: Path) -> None:
         if not path.exists():
             outer_path = beside / "maps" / "rows_maps"
             with closing(no_rows(slot)) as rows, closing(bpf.Map.pinned(outer_path)) as outer:
-                outer.update(slot.to_bytes(4, "little"), rows.fd.to_bytes(4, "little"))
+                outer.point_at(slot, rows)
                 bpf.pin(rows.fd, path)
 
 

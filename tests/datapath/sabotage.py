@@ -37,6 +37,7 @@ class Sabotage:
         patch.setattr(Map, "update_batch", self._step("update_batch", update_batch, half_updated))
         patch.setattr(Map, "delete_batch", self._step("delete_batch", delete_batch, half_deleted))
         patch.setattr(Map, "update", self._step("update", update))
+        patch.setattr(Map, "point_at", self._step("point_at", Map.point_at))
         patch.setattr(GracePeriod, "wait", self._step("wait", GracePeriod.wait))
         patch.setattr(GracePeriod, "finish", self._step("finish", GracePeriod.finish))
         # Its own writes are steps as well; this one is after all of them.

@@ -352,7 +352,7 @@ def test_address_tables_grow_or_stay_as_they_were(fresh: Loaded, monkeypatch: py
         (Map, "hash"),
         (Map, "update_batch"),
         (firewall_maps, "pin"),
-        (Map, "update"),
+        (Map, "point_at"),
         (Path, "rename"),
     ):
         base(fresh)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from firewall.address_list import parse_list
@@ -23,6 +24,8 @@ from firewall.kernel.address_rows import AddressRows, rows_in_use
 from firewall.kernel.bpf import Map
 from firewall.kernel.grace import GracePeriod
 from firewall.kernel.maps import PinnedMaps
+from firewall.kernel.row_memory import MappedRows
+from firewall.layout import FRONT_ROW
 from tests.datapath.contents import assert_exact, behind, bucket_of, in_rows
 from tests.datapath.frames import tcp
 from tests.datapath.loaded import XDP_PASS, Judged, Loaded
@@ -168,7 +171,7 @@ def refuses(put: Callable[..., Any]) -> Callable[..., Any]:
 GROWTH: list[tuple[Any, str]] = [
     (Map, "inner_array"),
     (firewall_maps, "pin"),
-    (Map, "update"),
+    (Map, "point_at"),
     (AddressRows, "put"),
     (PinnedMaps, "use_rows"),
     (GracePeriod, "wait"),
@@ -299,7 +302,8 @@ def test_what_others_write_into_rows_is_noticed_and_mended(fresh: Loaded, what: 
     fresh.kernel.settle()
     assert look(fresh) == []
     rows = rows_in_use(fresh.kernel._set.maps)
-    EDITS[what](rows._all().rows)
+    rows._memory.need_all()
+    EDITS[what](rows._memory.rows)
     rows.let_go()
     assert any("address4" in each for each in look(fresh))
     fresh.kernel.restore()
@@ -319,3 +323,51 @@ def test_the_word_that_leads_to_rows_is_put_back(fresh: Loaded, fresh_directory:
     assert int(fresh.kernel._set.maps.control["rows"]) == word
     assert {fresh.judge(tcp(each)) for each in lines} == {DROPPED}
     assert_exact(fresh)
+
+
+def resident_of(memory: MappedRows) -> int:
+    """Kilobytes of its addresses that count as memory of this process."""
+    first, found, is_inside = memory.rows.ctypes.data, 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="ascii").splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            begin = int(words[0].split("-")[0], 16)
+            is_inside = first <= begin < first + memory.rows.nbytes
+        elif is_inside and words[0] == "Rss:":
+            found += int(words[1])
+    return found
+
+
+def test_rows_are_mapped_when_they_are_asked_for_and_let_go_when_they_are_many() -> None:
+    buckets, a_page = 1 << 14, 4096 // FRONT_ROW.itemsize
+    count = 4 * buckets
+    table = address_table.new_rows(0, buckets)
+    memory = MappedRows(table, count)
+    assert resident_of(memory) == 0
+    memory.need_one(5)
+    memory.rows["key"][5] = 7
+    memory.need_at(np.array([count - 1, 5, 6]))
+    memory.rows["key"][count - 1] = 8
+    assert resident_of(memory) == 2 * 4
+    memory.let_go()
+    assert resident_of(memory) == 2 * 4  # a few stay
+    with memory.part(0, 10 * a_page):
+        assert memory.rows["key"][: 10 * a_page].sum() == 7
+        assert resident_of(memory) == 11 * 4
+    assert resident_of(memory) == 4
+    memory.need_at(np.arange(0, 257 * a_page, a_page))
+    assert resident_of(memory) == memory.rows.nbytes // 1024
+    memory.let_go()
+    assert resident_of(memory) == 0
+    memory.need_all()
+    with memory.part(0, a_page):
+        pass
+    assert memory.rows["key"].sum() == 15
+    memory.let_go()
+    rows = memory.rows
+    del memory
+    rows_address = rows.ctypes.data
+    assert f"{rows_address:x}-" in Path("/proc/self/maps").read_text(encoding="ascii")
+    del rows
+    assert f"{rows_address:x}-" not in Path("/proc/self/maps").read_text(encoding="ascii")
+    table.close()

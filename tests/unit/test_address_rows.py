@@ -13,6 +13,7 @@ from firewall.datapath import Key
 from firewall.kernel.address_rows import NOWHERE, WAYS, AddressRows, number_of, prefixes_of
 from firewall.kernel.address_table import FRONT_ENTRIES, _buckets_for, _room_of
 from firewall.kernel.keys import key_records
+from firewall.kernel.row_memory import RowMemory
 from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, RANK_NONE
 from firewall.presence import numbers4
 
@@ -23,7 +24,7 @@ Words = tuple[int, int, int]
 
 def made(buckets: int = 16, ways: int = WAYS) -> tuple[AddressRows, npt.NDArray[np.void]]:
     memory = np.zeros(buckets * ways, FRONT_ROW)
-    return AddressRows(buckets, ways, memory), memory
+    return AddressRows(buckets, ways, RowMemory(memory)), memory
 
 
 def numbers(count: int, seed: int = 1) -> npt.NDArray[np.uint64]:
