@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from firewall.layout import SPAN, C
+from firewall.layout import C
 from firewall.policy_columns import START, Ints, Ranges, Starts
 
 Words = npt.NDArray[np.uint64]
-Spans = npt.NDArray[np.void]
 _BUCKETS = 1 << C["POLICY_INDEX_BITS"]
 _BLOCK = 1 << C["POLICY_BLOCK_BITS"]
 _AT_ONCE = 1024  # crowded buckets whose blocks are worked out together: all at once took half a gigabyte
@@ -75,6 +75,21 @@ class Classes:
         return -(-words // C["LINE_WORDS"])
 
 
+class Reaches(NamedTuple):
+    """Of parts of all addresses: the first interval that reaches into each, and how many do; where that is 0, the
+    first of the blocks that say it of smaller parts."""
+
+    firsts: npt.NDArray[np.uint32]
+    counts: npt.NDArray[np.uint32]
+
+    def part(self, first: int, end: int) -> Reaches:
+        return Reaches(self.firsts[first:end], self.counts[first:end])
+
+
+def no_reaches(size: int = 0) -> Reaches:
+    return Reaches(np.zeros(size, np.uint32), np.zeros(size, np.uint32))
+
+
 class _Prefixes(NamedTuple):
     """Distinct prefixes: the places of their first start and of the first beyond, their length, their set of rules."""
 
@@ -126,7 +141,8 @@ def address_intervals(ranges: Ranges, bits: Ints, anywhere: Words) -> tuple[Inte
 
 def set_bits(rows: Words, row: Ints, bit: Ints) -> None:
     values = np.left_shift(np.uint64(1), (bit & 63).astype(np.uint64))
-    np.bitwise_or.at(rows, (row, bit >> 6), values)
+    # By one index: numpy has a fast way for that alone.
+    np.bitwise_or.at(rows.reshape(-1), row * rows.shape[1] + (bit >> 6), values)
 
 
 def _distinct(
@@ -173,8 +189,11 @@ def _painted(
     owners = np.zeros(size, np.int64)
     parents, own = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
     levels, count = [], 1
-    for length in np.unique(prefixes.lengths):
-        first, beyond, _, sets = (column[prefixes.lengths == length] for column in prefixes)
+    order = np.argsort(prefixes.lengths, kind="stable")
+    every_first, every_beyond, lengths, every_set = (column[order] for column in prefixes)
+    begins = np.flatnonzero(np.append(True, lengths[1:] != lengths[:-1])).tolist()
+    for begin, end in pairwise((*begins, len(lengths))):
+        first, beyond, sets = every_first[begin:end], every_beyond[begin:end], every_set[begin:end]
         pairs, classes = np.unique(owners[first] * set_count + sets, return_inverse=True)
         parents.append(pairs // set_count)
         own.append(pairs % set_count)
@@ -188,30 +207,26 @@ def _painted(
     return owners, np.concatenate(parents), np.concatenate(own), levels
 
 
-def index_spans(intervals: Intervals, base: int, blocks_at: int) -> tuple[Spans, Spans]:
+def index_reaches(intervals: Intervals, base: int, blocks_at: int) -> tuple[Reaches, Reaches]:
     """Which IPv4 intervals reach into each bucket of addresses: by the leading bits, and the blocks of
     crowded buckets. The first interval is element `base`, the first block element `blocks_at`."""
     starts = intervals.starts
     if len(starts) == 1:
-        return _spans(np.full(_BUCKETS, base), 1), np.empty(0, SPAN)
+        return Reaches(np.full(_BUCKETS, base, np.uint32), np.ones(_BUCKETS, np.uint32)), no_reaches()
     first, last = intervals.reach
-    spans = _spans(first + base, last - first + 1)
+    firsts, counts = (first + base).astype(np.uint32), (last - first + 1).astype(np.uint32)
     crowded = intervals.crowded
-    spans[crowded] = _spans(blocks_at + np.arange(len(crowded)) * _BLOCK, 0)
-    blocks = np.empty(len(crowded) * _BLOCK, SPAN)
+    firsts[crowded] = blocks_at + np.arange(len(crowded)) * _BLOCK
+    counts[crowded] = 0
+    blocks = no_reaches(len(crowded) * _BLOCK)
     for at in range(0, len(crowded), _AT_ONCE):
         some = crowded[at : at + _AT_ONCE]
         begins = (some[:, None] * _BLOCK + np.arange(_BLOCK)).reshape(-1).astype(np.uint64) << _BLOCK_SHIFT
         first = np.searchsorted(starts, begins, "right") - 1
         last = np.searchsorted(starts, begins + (np.uint64(1) << _BLOCK_SHIFT), "left") - 1
-        blocks[at * _BLOCK : (at + len(some)) * _BLOCK] = _spans(first + base, last - first + 1)
-    return spans, blocks
-
-
-def _spans(first: Ints, count: Ints | int) -> Spans:
-    spans = np.empty(len(first), SPAN)
-    spans["first"], spans["count"] = first, count
-    return spans
+        mine = slice(at * _BLOCK, (at + len(some)) * _BLOCK)
+        blocks.firsts[mine], blocks.counts[mine] = first + base, last - first + 1
+    return Reaches(firsts, counts), blocks
 
 
 def _reaching_into(starts: Starts) -> tuple[Ints, Ints]:

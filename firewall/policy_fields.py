@@ -190,7 +190,7 @@ def port_rows(ranges: Ranges, bits: Ints, anywhere: Words, pool: Pool) -> npt.ND
     sweep = np.zeros((len(starts), len(anywhere)), np.uint64)
     sweep[0] = anywhere
     values = np.left_shift(np.uint64(1), (members & 63).astype(np.uint64))
-    np.bitwise_xor.at(sweep, (at[:-1], members >> 6), values)
+    np.bitwise_xor.at(sweep.reshape(-1), at[:-1] * sweep.shape[1] + (members >> 6), values)
     np.bitwise_xor.accumulate(sweep, axis=0, out=sweep)
     numbers = pool.numbers_of(sweep)
     return np.repeat(numbers, np.diff(np.append(starts, C["PORT_ROWS"]).clip(max=C["PORT_ROWS"])))

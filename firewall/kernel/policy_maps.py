@@ -17,7 +17,7 @@ from firewall.kernel.maps import PinnedMaps
 from firewall.kernel.named_maps import write_named
 from firewall.layout import INTERFACE_KEY, SPAN, C
 from firewall.policy import HookPolicy, Policy
-from firewall.policy_addresses import Classes, Spans, Words, index_spans
+from firewall.policy_addresses import Classes, Reaches, Words, index_reaches
 
 _HOOKS = C["HOOK_COUNT"]
 _AT_ONCE = 1 << 20  # of the index
@@ -35,7 +35,8 @@ def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tup
     write_named(maps, generation, policy.named)
     naming = np.array(list(policy.named.rules), np.uint32)
     for hook, image in enumerate(policy.hooks):
-        _write_arrays(maps, generation * _HOOKS + hook, image, base, naming)
+        if image.words:
+            _write_arrays(maps, generation * _HOOKS + hook, image, base, naming)
         _write_head(maps, generation * _HOOKS + hook, image, base, options[hook], spans[hook])
     interfaces = [
         (ifindex, generation * _HOOKS + hook, vector + base)
@@ -124,29 +125,32 @@ def _write_intervals(
         mine = []
         for side in range(C["SIDE_COUNT"]):
             four, six = image.intervals4[side], image.intervals6[side]
+            mine.append((at6, len(six)))
+            if not image.words:  # no packet asks
+                continue
             rows = maps.arrays["policy_ranges4"][at4 : at4 + len(four)]
             rows["start"], rows["line"] = four.starts, lines[four.classes]
             scope = (generation * _HOOKS + hook) * C["SIDE_COUNT"] + side
-            index_rows, blocks = index_spans(four, at4, blocks_at)
-            for first in range(0, len(blocks), _AT_ONCE):
-                some = blocks[first : first + _AT_ONCE]
-                index[blocks_at + first : blocks_at + first + len(some)] = _reaches(some)
-            index[scope * buckets : (scope + 1) * buckets] = _reaches(index_rows)
-            blocks_at += len(blocks)
+            buckets_reached, blocks = index_reaches(four, at4, blocks_at)
+            size = len(blocks.firsts)
+            for first in range(0, size, _AT_ONCE):
+                end = min(first + _AT_ONCE, size)
+                index[blocks_at + first : blocks_at + end] = _encoded(blocks.part(first, end))
+            index[scope * buckets : (scope + 1) * buckets] = _encoded(buckets_reached)
+            blocks_at += size
             rows = maps.arrays["policy_ranges6"][at6 : at6 + len(six)]
             rows["start"] = six.starts.view(">u8").reshape(-1, 2)
             rows["line"] = lines[six.classes]
-            mine.append((at6, len(six)))
             at4, at6 = at4 + len(four), at6 + len(six)
         spans.append(mine)
     return spans
 
 
-def _reaches(spans: Spans) -> npt.NDArray[np.uint32]:
+def _encoded(reaches: Reaches) -> npt.NDArray[np.uint32]:
     """As policy_index4 has them (bpf/layout.h): blocks by their numbers."""
-    blocks = (spans["first"] - np.uint32(C["POLICY_BLOCKS_BEGIN"])) >> C["POLICY_BLOCK_BITS"]
-    first = np.where(spans["count"] == 0, blocks, spans["first"])
-    return np.asarray(first << C["INDEX_COUNT_BITS"] | spans["count"], np.uint32)
+    first, count = reaches
+    blocks = (first - np.uint32(C["POLICY_BLOCKS_BEGIN"])) >> np.uint32(C["POLICY_BLOCK_BITS"])
+    return np.where(count == 0, blocks, first) << np.uint32(C["INDEX_COUNT_BITS"]) | count
 
 
 def _replace(table: Map, keys: Records, vectors: list[int], is_ours: object) -> None:

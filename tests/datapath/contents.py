@@ -310,10 +310,11 @@ def policy_differences(loaded: Loaded, policy: Policy) -> Iterator[str]:
     maps, generation = loaded.kernel._set.maps, loaded.kernel._datapath.epoch & 1
     for hook, image in enumerate(policy.hooks):
         scope = generation * len(HOOKS) + hook
-        for what, wanted, found in tables(maps, scope, image):
-            if not same_vectors(all_vectors(policy, maps), wanted, maps.vectors["word"], found):
-                yield f"{HOOKS[hook]}: {what}"
-        yield from (f"{HOOKS[hook]}: {what}" for what in class_differences(policy, maps, scope, image))
+        if image.words:  # else no packet asks the tables
+            for what, wanted, found in tables(maps, scope, image):
+                if not same_vectors(all_vectors(policy, maps), wanted, maps.vectors["word"], found):
+                    yield f"{HOOKS[hook]}: {what}"
+            yield from (f"{HOOKS[hook]}: {what}" for what in class_differences(policy, maps, scope, image))
         for what, wanted_value, found_value in plain_values(maps, scope, image):
             if not np.array_equal(wanted_value, found_value):
                 yield f"{HOOKS[hook]}: {what}"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from firewall.address import BITS, Prefix, host_bits
 from firewall.layout import RANK_NONE, C
 from firewall.policy import Policy, PolicyRule, compile_policy, policy_words
-from firewall.policy_addresses import Intervals, Words, index_spans
+from firewall.policy_addresses import Intervals, Words, index_reaches
 from firewall.rule import rule_from_fields
 from tests import oracle, random_rules
 from tests.oracle import Packet
@@ -354,11 +354,12 @@ def test_an_address_has_the_vector_of_all_rules_with_a_prefix_around_it(version:
 
 def by_index(intervals: Intervals, address: int) -> int:
     """The search of bpf/policy.h."""
-    spans, blocks = index_spans(intervals, 1000, 7000)
-    span = spans[address >> 16]
-    if not span["count"]:
-        span = blocks[int(span["first"]) - 7000 + (address >> 8 & 255)]
-    at, count = int(span["first"]) - 1000, int(span["count"])
+    buckets, blocks = index_reaches(intervals, 1000, 7000)
+    first, count = int(buckets.firsts[address >> 16]), int(buckets.counts[address >> 16])
+    if not count:
+        place = first - 7000 + (address >> 8 & 255)
+        first, count = int(blocks.firsts[place]), int(blocks.counts[place])
+    at = first - 1000
     while count > 1:
         half = count // 2
         at += half if address >= intervals.starts[at + half] else 0
