@@ -1,7 +1,8 @@
 """Owns the wiring of `ebpf-fw`: which command is whose, and `serve`, which becomes the service."""
 
+import inspect
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,21 +24,7 @@ from cli import (
     tokens,
 )
 from cli.failure import EXIT_FAILED, EXIT_USAGE, failure
-from cli.session import (
-    DEFAULT_CONFIG,
-    AsJson,
-    Ca,
-    Certificate,
-    Config,
-    Key,
-    Session,
-    Token,
-    TokenFile,
-    Url,
-    Why,
-    command,
-    shared_options,
-)
+from cli.session import DEFAULT_CONFIG, Session, command, shared_options, with_shared_options
 
 app = typer.Typer(
     name="ebpf-fw",
@@ -57,23 +44,17 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     ctx: typer.Context,
-    url: Url = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Certificate = None,
-    key: Key = None,
-    why: Why = None,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    **shared: Any,
 ) -> None:
-    shared_options(ctx, url, as_json, config, token, token_file, ca, cert, key, why)
+    shared_options(ctx, **shared)
+
+
+app.callback()(with_shared_options(root, [inspect.signature(root).parameters["show_version"]]))
 
 
 def serve(session: Session) -> None:

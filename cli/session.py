@@ -8,7 +8,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -183,16 +183,20 @@ def command(
             with exit_codes(session.as_json):
                 body(session, **given)
 
+        shared_names = [name for name in inspect.signature(shared_options).parameters if name != "ctx"]
         own = list(inspect.signature(body).parameters.values())[1:]
-        shared = inspect.signature(shared_options).parameters.values()
-        shared_names = [each.name for each in shared if each.name != "ctx"]
-        # typer reads a command's options from its signature, and gives them by keyword.
-        keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *shared)]
-        run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
-        app.command(name, **settings)(run)
+        app.command(name, **settings)(with_shared_options(run, own))
         return body
 
     return register
+
+
+def with_shared_options(run: Callable[..., None], own: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """Typer reads options from a signature, and gives them by keyword: it finds the shared ones behind the `own`."""
+    shared = inspect.signature(shared_options).parameters.values()
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *shared)]
+    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    return run
 
 
 @contextmanager
