@@ -284,6 +284,8 @@ class AddressTables:
         self, planned: LayersPlan, joining: Sequence[Entries], parting: Sequence[Entries]
     ) -> LayersPlan:
         """With those at whose prefixes layers stand as before: they beat them, or are beaten."""
+        if not joining and not parting:
+            return planned
         changed, hidden, revealed = list(planned.changed), list(planned.hidden), list(planned.revealed)
         for some, comes in (*((each, True) for each in joining), *((each, False) for each in parting)):
             mine, layered = codes_of(some.ranks, some.handles), self.layers.codes(some.version, some.keys)

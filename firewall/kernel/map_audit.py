@@ -62,7 +62,7 @@ class MapAudit:
 
     def wrote(self, maps: PinnedMaps, policy: bool) -> None:
         """We changed the maps: entries and control words, and perhaps the policy."""
-        self._control = _control(maps)
+        self._control = maps.arrays["control_map"].tobytes()
         self._changes += 1
         if policy:
             self._sums.clear()
@@ -71,7 +71,8 @@ class MapAudit:
         """What is not as we left it, in words. What the last change left for later may be there: nothing looks at it,
         and it is nobody's entry any more."""
         found = []
-        if self._control is not None and _control(maps) != self._control:
+        now = maps.arrays["control_map"].tobytes()
+        if self._control is not None and _ours(now, maps) != _ours(self._control, maps):
             found.append("the control words were changed")
         found += [
             f"address{version}_maps leads to another table"
@@ -206,8 +207,9 @@ def _is_filtered(maps: PinnedMaps, version: int, keys: Records) -> bool:
     return bool((words[wanted.places] & wanted.bits == wanted.bits).all())
 
 
-def _control(maps: PinnedMaps) -> bytes:
-    words = maps.arrays["control_map"].copy()
+def _ours(control: bytes, maps: PinnedMaps) -> bytes:
+    """Of the control words those that rules decide."""
+    words = np.frombuffer(control, maps.arrays["control_map"].dtype).copy()
     for name in _NOT_OURS:
         words[name] = 0
     return words.tobytes()
