@@ -71,6 +71,10 @@ class AddressRows:
         """Of memory that was mapped for a change of many."""
         self._memory.let_go()
 
+    def rest(self) -> None:
+        """Of what many single changes had mapped, too."""
+        self._memory.rest()
+
     # -- where
 
     def _buckets_of(self, numbers: Numbers) -> Places:

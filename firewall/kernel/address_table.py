@@ -192,6 +192,11 @@ class AddressTable:
         if self._rows is not None:
             self._rows.let_go()
 
+    def rest(self) -> None:
+        """Of what many single changes had at hand, too."""
+        if self._rows is not None:
+            self._rows.rest()
+
     @property
     def has_left_rows(self) -> bool:
         """Whether entries were taken from rows that packets may still read."""

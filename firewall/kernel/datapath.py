@@ -140,6 +140,7 @@ class KernelDatapath:
     @_lets_go
     def tidy(self) -> None:
         """What has time; a part of it at each call."""
+        self._tables[4].rest()
         self.free_rows()
         with suppress(FirewallError):  # a bit too many costs a probe
             self._filter.renew_in_parts()

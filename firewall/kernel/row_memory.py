@@ -2,7 +2,8 @@
 
 What is mapped counts as memory of this process, and mapping all of a large array for one row takes milliseconds. So
 addresses for all of it are set aside, and pages come there: one for one row, all for many. Some stay until they are
-many: taking a page away costs more than having it, since the other CPUs must be told.
+many: taking a page away costs more than having it, since the other CPUs must be told. Where single rows come by the
+hundred, all of it is mapped until there is a rest.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ class RowMemory:
         return nullcontext()
 
     def let_go(self) -> None:
-        """Of what was mapped, where that is much."""
+        """Of what was mapped for many, where that is much."""
+
+    def rest(self) -> None:
+        """The same, of what single rows had mapped too."""
 
 
 class MappedRows(RowMemory):
@@ -75,6 +79,7 @@ class MappedRows(RowMemory):
         weakref.finalize(memory, _munmap, self._begin, self._size).atexit = False
         self._is_mapped = np.zeros(self._pages, np.bool_)
         self._count = 0  # pages that are mapped
+        self._is_busy = False
         super().__init__(np.frombuffer(memoryview(memory), FRONT_ROW, count))
 
     def need_all(self) -> None:
@@ -94,8 +99,13 @@ class MappedRows(RowMemory):
 
     def need_one(self, place: int) -> None:
         page = place // _A_PAGE
-        if not self._is_mapped[page]:
+        if self._is_mapped[page]:
+            return
+        if self._count < _MOST_ALONE:
             self._map(page, page + 1)
+        else:
+            self.need_all()
+            self._is_busy = True
 
     @contextmanager
     def part(self, first: int, end: int) -> Iterator[None]:
@@ -108,8 +118,12 @@ class MappedRows(RowMemory):
                 self._unmap(*pages)
 
     def let_go(self) -> None:
-        if self._count > _MOST_ALONE:
+        if self._count > _MOST_ALONE and not self._is_busy:
             self._unmap(0, self._pages)
+
+    def rest(self) -> None:
+        self._is_busy = False
+        self.let_go()
 
     def _map(self, first: int, end: int) -> bool:
         """Whether they were not mapped already."""

@@ -359,6 +359,15 @@ def test_rows_are_mapped_when_they_are_asked_for_and_let_go_when_they_are_many()
     assert resident_of(memory) == memory.rows.nbytes // 1024
     memory.let_go()
     assert resident_of(memory) == 0
+    for page in range(256):
+        memory.need_one(page * a_page)
+    memory.let_go()
+    assert resident_of(memory) == 256 * 4
+    memory.need_one(300 * a_page)  # they come by the hundred
+    memory.let_go()
+    assert resident_of(memory) == memory.rows.nbytes // 1024
+    memory.rest()
+    assert resident_of(memory) == 0
     memory.need_all()
     with memory.part(0, a_page):
         pass
