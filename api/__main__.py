@@ -20,6 +20,7 @@ from api.wiring import build
 from firewall.errors import FirewallError
 from firewall.instance import only_instance
 from firewall.settings import DEFAULT_PATH, load
+from firewall.spare_memory import keep_nothing_large
 
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 
@@ -45,6 +46,7 @@ def serve(config: Path, start: SlowStart | None = None) -> None:
 
 def _serve(configuration: Configuration, start: SlowStart) -> int:
     server.remember_signals()
+    keep_nothing_large()
     settings = configuration.settings
     log.set_level(settings.service.log_level)
     group = group_number(settings.api.socket_group)

@@ -37,5 +37,9 @@ class Entries:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def at(self, rows: npt.NDArray[np.int64]) -> Entries:
+        """In the rows' order."""
+        return Entries(self.version, self.keys[rows], self.ranks[rows], self.handles[rows])
+
     def only(self, mask: npt.NDArray[np.bool_]) -> Entries:
         return Entries(self.version, self.keys[mask], self.ranks[mask], self.handles[mask])

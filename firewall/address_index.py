@@ -6,7 +6,7 @@ in 18 bytes. 16 bytes an IPv4 entry, 26 an IPv6 one; a change costs a dictionary
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,16 @@ def decoded(entries: Entries) -> Iterator[tuple[Key, Entry]]:
         *fields, entries.ranks.tolist(), entries.handles.tolist(), strict=True
     ):
         yield Key(entries.version, scope, length, address), Entry(rank, handle)
+
+
+def encoded(version: int, entries: Iterable[tuple[Key, Entry]]) -> Entries:
+    """As columns, sorted."""
+    rows = [(encode(key), *entry) for key, entry in entries]
+    if not rows:
+        return no_entries(version)
+    keys, ranks, handles = zip(*rows, strict=True)
+    columns = np.array(ranks, np.uint32), np.array(handles, np.uint32)
+    return sorted_entries(Entries(version, np.array(keys, _DTYPES[version]), *columns))
 
 
 def encode(key: Key) -> Any:
@@ -197,31 +207,16 @@ class AddressIndex:
             return
         changed, self._changed = self._changed, {}
         touched = np.array([encode(key) for key in changed], _DTYPES[self.version])
-        base = self._base.only(~np.isin(self._base.keys, touched, assume_unique=True))
-        alive = [(encode(key), *entry) for key, entry in changed.items() if entry is not None]
+        present = touched[self.contains(touched)]
+        if len(present):
+            self.remove(present)
+        alive = [(key, entry) for key, entry in changed.items() if entry is not None]
         if alive:
-            keys, ranks, handles = zip(*alive, strict=True)
-            fresh = Entries(
-                self.version,
-                np.array(keys, _DTYPES[self.version]),
-                np.array(ranks, np.uint32),
-                np.array(handles, np.uint32),
-            )
-            base = _joined(base, fresh)
-        self._base = sorted_entries(base)
+            self.add(encoded(self.version, alive))
 
 
 def _columns(entries: Entries) -> tuple[Keys, npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
     return entries.keys, entries.ranks, entries.handles
-
-
-def _joined(one: Entries, other: Entries) -> Entries:
-    return Entries(
-        one.version,
-        np.concatenate((one.keys, other.keys)),
-        np.concatenate((one.ranks, other.ranks)),
-        np.concatenate((one.handles, other.handles)),
-    )
 
 
 def sorted_entries(entries: Entries) -> Entries:

@@ -97,6 +97,15 @@ class Layers:
     def places(self, version: int) -> Iterator[tuple[Place, Layer]]:
         return ((place, layer) for place, layer in self._by_place.items() if place.version == version)
 
+    def has_rules_of(self, other: Layers) -> bool:
+        """Whether the same rules name the same sets."""
+        if self is other:
+            return True
+        mine, theirs = self._by_place, other._by_place
+        return mine.keys() == theirs.keys() and all(
+            layer.entries == theirs[place].entries for place, layer in mine.items()
+        )
+
     def get(self, place: Place) -> Layer | None:
         return self._by_place.get(place)
 

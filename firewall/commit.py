@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from firewall.cautious import Cautious
 from firewall.datapath import Change
+from firewall.departing import Departing
 from firewall.errors import FirewallError, StoreFailed, table_full
 from firewall.hits import NO_HITS, Hits
 from firewall.ruleset import RulesetPlan
@@ -68,7 +68,7 @@ class Handles:
         return handle in self.some or any(handle in each for each in self.ranges)
 
 
-class Commits(Cautious):
+class Commits(Departing):
     """Performs plans."""
 
     _group: _Group | None = None
@@ -193,10 +193,19 @@ class Commits(Cautious):
             if gone is not None:
                 self._take_back(plan.change, gone)
             raise
-        self._ruleset.commit(plan)
+        self._committed(plan)
 
     def _save_gone(self, gone: dict[int, Hits], deleted: Container[int]) -> None:
         self._store.add_hits((handle, hits) for handle, hits in gone.items() if handle not in deleted)
+
+    def _committed(self, plan: RulesetPlan) -> None:
+        """Memory follows a change that the kernel has."""
+        before = self._ruleset.addresses.layers
+        self._ruleset.commit(plan)
+        try:
+            self._spare_touched(plan, before)
+        except FirewallError as refusal:
+            self._drift(refusal)
 
     # -- in a group
 
@@ -220,7 +229,7 @@ class Commits(Cautious):
             if isinstance(error, TransactionLost):
                 self._give_up(group, error)
             raise
-        self._ruleset.commit(plan)
+        self._committed(plan)
         made.gone.update(gone)
         group.made.append(made)
 
@@ -260,7 +269,7 @@ class Commits(Cautious):
             for made in reversed(group.made):
                 plan = self._ruleset.plan(made.written, made.removed, self._interfaces.protected())
                 self._owe(self._apply(plan.change))
-                self._ruleset.commit(plan)
+                self._committed(plan)
         except Exception as refusal:
             self._drift(refusal)
         self._forget_who_never_was()

@@ -100,6 +100,8 @@ class Confirmations(InterfaceChanges):
     def _roll_back(self, change: PendingChange, reason: str) -> None:
         now = self._clock()
         undo = self._undo_log.undo(change.id, now)
+        if undo.sets:
+            self._spare_all()  # entries get back the times that they had
         sets = self._ruleset.sets
         held, self._ruleset.held_rules = self._ruleset.held_rules, 0
         try:

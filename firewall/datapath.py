@@ -231,6 +231,22 @@ class Kernel(Protocol):
 
     def forget_survey(self) -> None: ...
 
+    def doom(self, entries: Sequence[Entries]) -> None:
+        """More entries that are to go together, with fall(): those that are there as they are told. Until then packets
+        meet them as before. They stay in the tables; one that is changed meanwhile is as the change says, and stays."""
+
+    def are_doomed(self) -> bool:
+        """Gets a part of them ready; whether all are, as far as nobody wrote them otherwise."""
+
+    def fall(self) -> None:
+        """No packet that starts after this meets any that is ready. One store, however many there are."""
+
+    def spare(self, entries: Sequence[Entries]) -> None:
+        """Those of some entries that are among these are not any more, and packets meet them, also after fall()."""
+
+    def forget_doomed(self) -> None:
+        """They are gone, or spared. After it doom() begins anew."""
+
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         """By key, in order; NO_HITS where there is no such entry."""
 

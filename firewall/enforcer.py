@@ -180,7 +180,8 @@ class Enforcer(
                 looks += [self._watched.look_at_some_hooks, self._watched.look_at_pins]
                 next_look = time.monotonic() + _LOOK_S
                 spare.look()
-            if time.monotonic() >= next_maps_look:
+            # What has fallen is missed by nobody.
+            if time.monotonic() >= next_maps_look and not self._has_fallen:
                 looks.append(self._watched.look_at_maps)
                 next_maps_look = time.monotonic() + _MAPS_LOOK_S
             failed = [step for step in steps if not self._try(step)]
@@ -215,6 +216,8 @@ class Enforcer(
         return True
 
     def _until_next_expiry(self) -> float:
+        if self._is_getting_ready:
+            return _BREATH_S
         try:
             found = [self._store.next_expiry(), self._set_store.next_expiry()]
         except FirewallError:

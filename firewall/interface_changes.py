@@ -145,7 +145,7 @@ class InterfaceChanges(Commits, Reads):
         if plan is not None:
             self._reserve_for(plan)
             self._apply(plan.change)
-            self._ruleset.commit(plan)
+            self._committed(plan)
 
 
 def _request_fields(request: InterfaceRequest | None) -> dict[str, object] | None:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import structlog
 
 from firewall.datapath import Answer, Question
+from firewall.departing import Departing
 from firewall.described import Description, frame_of
 from firewall.errors import InvalidInput, NotFound, Problem
-from firewall.in_force import InForce
 from firewall.layout import HOOKS, REASONS, VERDICTS
 from firewall.matching import MatchingRule, matching_rules
 from firewall.packet import Packet
@@ -40,7 +40,7 @@ class Place(NamedTuple):
     mode: str | None
 
 
-class Judging(InForce):
+class Judging(Departing):
     """Every method may be called from any thread."""
 
     def place(self, hook: int, interface: str | None) -> Place:
@@ -76,7 +76,9 @@ class Judging(InForce):
             answer = self._kernel.judge(Question(place.hook, place.ifindex, has_ethernet, frame, length))
             packet = _packet(place, answer, length)
             matching = matching_rules(packet, self._ruleset) if packet and _asked_rules(answer) else []
-            is_consistent = self._panic is not None or _is_expected(answer, matching)
+            # What has fallen is told by memory until it was taken out.
+            is_expected = self._has_fallen or _is_expected(answer, matching)
+            is_consistent = self._panic is not None or is_expected
             matching = [each for each in matching if each.handle]  # never_drop is no rule
             # A rule with several prefixes around an address matches by each of them.
             distinct = {each.handle: each for each in reversed(matching)}

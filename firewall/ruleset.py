@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ Sets = Mapping[str, SetKeys]
 @dataclass(frozen=True)
 class RulesetPlan:
     """`policy_rules` and `policy` None: the policy stays as it is. `sets`: by name, after it. `fresh_entries`: counters
-    of entries of sets that start at 0."""
+    of entries of sets that start at 0. `deltas`: of the sets that change."""
 
     addresses: AddressPlan
     change: Change
@@ -42,6 +42,7 @@ class RulesetPlan:
     fresh_entries: Counters
     freed_slots: tuple[int, ...]
     sets: Sets
+    deltas: Mapping[str, SetDelta] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,10 @@ class Ruleset:
         come = [each for each in added if is_policy(each)]
         again = self._naming(deltas) if deltas else set()
         if not gone and not come and not again:
-            return self._without_policy(addresses, sets, at_once)
-        return self._plan_policy(addresses, gone, come, interfaces, sets, again, deltas)
+            plan = self._without_policy(addresses, sets, at_once)
+        else:
+            plan = self._plan_policy(addresses, gone, come, interfaces, sets, again, deltas)
+        return replace(plan, deltas=deltas) if deltas else plan
 
     def _without_policy(
         self, addresses: AddressPlan, sets: Sets | None = None, at_once: bool = True

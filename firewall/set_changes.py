@@ -7,38 +7,23 @@ set, performed by firewall.commit. What is stored of an entry is firewall.set_st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 
-import structlog
-
-from firewall.audited import FEW
-from firewall.commit import Commits
 from firewall.entry_columns import Wanted, wanted
 from firewall.errors import Conflict, Problem
 from firewall.rule import parse_id
 from firewall.set_entries import EntryColumns
+from firewall.set_expiry import SetExpiry
 from firewall.set_keys import NO_KEYS, SetDelta, between, delta
-from firewall.set_reads import SetReads
-from firewall.set_store import Expired, StoredSet
+from firewall.set_store import StoredSet
 from firewall.view import EntriesOutcome, SetView
-
-log = structlog.get_logger()
 
 API = "api"  # the source of sets that requests fill
 _FEW_KEPT = 10  # of how many entries one stays, where all the others are deleted at once
-_EXPIRE_AT_ONCE = 32_768
-_ALL = 1 << 40
 
 
-class SetChanges(Commits, SetReads):
+class SetChanges(SetExpiry):
     """Every public method may be called from any thread. `source` says who asks: entries of a set are changed by its
-    own source alone, or Conflict is raised. NotFound: there is no such set.
-
-    `_taken_out`: entries whose time has come, and that are gone but for the store, part by part. `_is_surveyed`: of
-    what expires now the kernel was asked which entries were hit; `_is_surveying`: it has not seen all yet."""
-
-    _taken_out: tuple[Expired, ...] = ()
-    _is_surveyed = _is_surveying = False
+    own source alone, or Conflict is raised. NotFound: there is no such set."""
 
     # -- sets
 
@@ -111,22 +96,6 @@ class SetChanges(Commits, SetReads):
     @property
     def _confirmed_by(self) -> int | None:
         return self._pending_id if self._is_unconfirmed else None
-
-    def _audit_entries(self, action: str, name: str, change: SetDelta, **summary: object) -> None:
-        """Few entries by name, many by number and digest."""
-        if len(change.come) + len(change.gone) <= FEW:
-            gone, come = change.gone.texts(), change.come.texts()
-            self._audit(action, name, gone or None, come or None, **summary)
-            return
-        digest = sha256()
-        for sign, keys in ((b"-", change.gone), (b"+", change.come)):
-            digest.update(sign + keys.four.tobytes() + keys.six.tobytes())
-        told = {
-            "added": len(change.come),
-            "removed": len(change.gone),
-            "digest": f"sha256:{digest.hexdigest()}",
-        }
-        self._audit(action, name, None, None, **told, **summary)
 
     def _confirm_later(self) -> None:
         if self._is_unconfirmed:
@@ -222,6 +191,7 @@ class SetChanges(Commits, SetReads):
                 self._begin_pending(len(change.come), len(change.gone), len(known.keys))
                 self._undo_log.save_set(self._pending_id, present.number)
             refreshed = self._write_entries(present.number, change, come, known, keep_comments)
+            self._spare_keys(known.keys)
             if refreshed or not change.is_empty:
                 self._set_store.note_update(present.number, self._clock())
                 self._audit_entries(
@@ -267,64 +237,3 @@ class SetChanges(Commits, SetReads):
             return self._write_entries(present.number, empty, known.only(NO_KEYS), known, keep_comments)
         finally:
             self._store.rollback()
-
-    # -- expiry
-
-    def _expire_entries(self) -> None:
-        """A part of those whose time has come, so that nobody waits long for the lock; the others at once after. First
-        all of them go from memory and kernel, for their time is over; then from the store, which takes longer and where
-        they are as good as gone already."""
-        if self._is_surveying:
-            self._is_surveying = not self._kernel.survey()
-            return
-        now, after = self._clock(), self._taken_out[-1].last if self._taken_out else None
-        expired = self._set_store.expired(now, _EXPIRE_AT_ONCE, after)
-        if not expired.count:
-            self._delete_taken_out()
-        elif expired.count < _EXPIRE_AT_ONCE or self._is_surveyed:
-            self._take_out(expired)
-        elif self._is_in_policy(expired):  # which is compiled anew each time
-            self._take_out(self._set_store.expired(now, _ALL, after))
-        else:
-            self._is_surveying = self._is_surveyed = True
-
-    def _take_out(self, expired: Expired) -> None:
-        with self._changing_alone():
-            names, sets = self._set_names(), self._ruleset.sets
-            gone = {names[number]: keys.common(sets[names[number]]) for number, keys in expired.keys.items()}
-            deltas = {name: delta(sets[name], NO_KEYS, keys) for name, keys in gone.items() if len(keys)}
-            plan = self._ruleset.plan((), (), self._interfaces.protected(), deltas=deltas, at_once=False)
-            self._reserve_for(plan)
-            self._owe(self._apply(plan.change))
-            self._ruleset.commit(plan)
-        self._taken_out = (*self._taken_out, expired)
-
-    def _delete_taken_out(self) -> None:
-        """The first part of those that were taken out, but for what came again since."""
-        if not self._taken_out:
-            return
-        expired = self._taken_out[0]
-        with self._changing_alone():
-            names = {number: name for number, name in self._set_names().items() if number in expired.keys}
-            sets = self._ruleset.sets
-
-            def write() -> None:
-                for number, name in names.items():
-                    gone = expired.keys[number].minus(sets[name])
-                    self._set_store.delete_entries(number, gone)
-                    self._audit_entries("set.expire", name, SetDelta(gone, NO_KEYS, NO_KEYS, gone))
-
-            self._perform(self._ruleset.plan((), (), self._interfaces.protected()), write, set(), [])
-        self._taken_out = self._taken_out[1:]
-        if not self._taken_out:
-            self._is_surveyed = False
-            self._kernel.forget_survey()
-        log.info("entries expired", count=expired.count, sets=sorted(names.values()))
-
-    def _set_names(self) -> dict[int, str]:
-        return {each.number: each.name for each in self._set_store.sets()}
-
-    def _is_in_policy(self, expired: Expired) -> bool:
-        names = self._set_names()
-        expiring = {names[number] for number in expired.keys}
-        return any(not expiring.isdisjoint(each.rule.sets) for each in self._ruleset.policy_rules.values())

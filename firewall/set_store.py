@@ -9,8 +9,10 @@ A row whose time has come is as good as gone, whenever it is deleted: no answer 
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,8 @@ from firewall.view import EntryQuery
 _CHUNK = 32_768
 _WIDTH = {4: 6, 6: 18}
 _DIGIT = 256
+_STEPS = 8  # of a search for a moment at which many entries expire: each looks at as many rows
+_LEAST_S = 0.001
 # Numbers from 0 to :count - 1 in order: two digits of loops over constants, a third of what a recursive query takes.
 _ROWS = (
     f"WITH digit (d) AS (VALUES {','.join(f'({each})' for each in range(_DIGIT))}),"
@@ -68,6 +72,13 @@ class Expired:
     keys: dict[int, SetKeys]
     last: Row | None
     count: int
+
+
+class Burst(NamedTuple):
+    """Moments, seconds since 1970."""
+
+    first: float
+    last: float
 
 
 class SetStore:
@@ -265,29 +276,48 @@ class SetStore:
 
     def expired(self, now: float, limit: int, after: Row | None = None) -> Expired:
         """The first whose time has come, behind a row."""
-        some = (
-            "SELECT expires_at, number, key FROM set_entries WHERE expires_at <= ?"
-            " AND (expires_at, number, key) > (?, ?, ?) ORDER BY expires_at, number, key LIMIT ?"
-        )
-        parameters: list[object] = [now, *(after or _FIRST_ROW), limit]
-        texts: dict[int, dict[int, str]] = {}
         with Failures("reading the sets"):
             rows = self._connection.execute(
-                f"SELECT number, length(key), group_concat(hex(key), ''), count(*) FROM ({some})"
-                " GROUP BY number, length(key)",
-                parameters,
+                "SELECT expires_at, number, key FROM set_entries WHERE expires_at <= ?"
+                " AND (expires_at, number, key) > (?, ?, ?) ORDER BY expires_at, number, key LIMIT ?",
+                (now, *(after or _FIRST_ROW), limit),
             ).fetchall()
-            count = sum(row[3] for row in rows)
-            last = self._connection.execute(f"{some} OFFSET ?", [*parameters, max(0, count - 1)]).fetchone()
-        for number, width, text, _ in rows:
-            texts.setdefault(number, {})[width] = text
+        found: dict[int, dict[int, list[bytes]]] = defaultdict(
+            lambda: {width: [] for width in _WIDTH.values()}
+        )
+        for _, number, key in rows:
+            found[number][len(key)].append(key)
         keys = {
-            number: SetKeys(
-                *(_decoded(version, bytes.fromhex(mine.get(_WIDTH[version], ""))) for version in BITS)
-            )
-            for number, mine in texts.items()
+            number: SetKeys(*(_decoded(version, b"".join(mine[_WIDTH[version]])) for version in BITS))
+            for number, mine in found.items()
         }
-        return Expired(keys, last, count)
+        return Expired(keys, rows[-1] if rows else None, len(rows))
+
+    def nth_expiry(self, number: int) -> float | None:
+        """When the entry expires that is the nth to do so; None where fewer do."""
+        return self._moment("expires_at IS NOT NULL ORDER BY expires_at LIMIT 1 OFFSET ?", number - 1)
+
+    def burst(self, begin: float, end: float, many: int, within_s: float) -> Burst | None:
+        """The first moment of a time from which on so many entries expire within seconds, and the last of these."""
+        for _ in range(_STEPS):
+            first = self._moment("expires_at > ? AND expires_at <= ? ORDER BY expires_at LIMIT 1", begin, end)
+            if first is None:
+                return None
+            nth = self._moment("expires_at >= ? ORDER BY expires_at LIMIT 1 OFFSET ?", first, many - 1)
+            if nth is None:
+                return None
+            if nth <= first + within_s:
+                among = "expires_at >= ? AND expires_at <= ? ORDER BY expires_at DESC LIMIT 1"
+                return Burst(first, self._moment(among, first, first + within_s) or nth)
+            begin = max(nth - within_s - _LEAST_S, first + within_s / 4)
+        return None
+
+    def _moment(self, clause: str, *parameters: float) -> float | None:
+        with Failures("reading the sets"):
+            row = self._connection.execute(
+                f"SELECT expires_at FROM set_entries WHERE {clause}", parameters
+            ).fetchone()
+        return None if row is None else float(row[0])
 
     def delete_expired(self, now: float) -> int:
         with Failures("deleting the entries"):

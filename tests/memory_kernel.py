@@ -95,6 +95,9 @@ class MemoryKernel:
 
     def __init__(self, max_addresses: int = 1 << 20, max_rules: int = 4096) -> None:
         self.entries: dict[Key, Entry] = {}
+        self.doomed: dict[Key, Entry] = {}
+        self.fallen: dict[Key, Entry] = {}
+        self.falls = 0
         self.policy: Policy | None = None
         self.hits: dict[int, Hits] = {}
         self.hooks: dict[tuple[str, int], Attached] = {}
@@ -155,6 +158,12 @@ class MemoryKernel:
         self._fail("writing map address4")
         self.applied += 1
         gone: dict[int, Hits] = {}
+        touched = [key for each in change.gone for key, _ in decoded(each)]
+        touched += [key for before, _ in change.changed for key, _ in decoded(before)]
+        for key in (*touched, *(edit.key for edit in change.edits)):
+            if key in self.fallen:
+                self.entries[key] = self.fallen.pop(key)
+            self.doomed.pop(key, None)
         for key, old, new in change.edits:
             assert self.entries.get(key) == old, (
                 f"{key}: {self.entries.get(key)} in the kernel, {old} expected"
@@ -179,6 +188,30 @@ class MemoryKernel:
                     gone[old.handle] = self.hits.pop(old.handle)
         self.policy = change.policy or self.policy
         return gone
+
+    def doom(self, entries: Sequence[Entries]) -> None:
+        for each in entries:
+            self.doomed |= {key: entry for key, entry in decoded(each) if self.entries.get(key) == entry}
+
+    def are_doomed(self) -> bool:
+        return True
+
+    def fall(self) -> None:
+        """Those that nobody wrote otherwise meanwhile."""
+        self.falls += 1
+        for key, entry in self.doomed.items():
+            if self.entries.get(key) == entry:
+                self.fallen[key] = self.entries.pop(key)
+
+    def spare(self, entries: Sequence[Entries]) -> None:
+        for each in entries:
+            for key, entry in decoded(each):
+                if self.doomed.pop(key, None) is not None:
+                    self.fallen.pop(key, None)
+                    self.entries[key] = entry
+
+    def forget_doomed(self) -> None:
+        self.doomed.clear()
 
     def survey(self) -> bool:
         return True

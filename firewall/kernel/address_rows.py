@@ -21,7 +21,7 @@ from firewall.datapath import Key
 from firewall.kernel.bpf import Layout, Map, Records
 from firewall.kernel.maps import PinnedMaps
 from firewall.kernel.row_memory import MappedRows, RowMemory
-from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, PREFIX4, C
+from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, PREFIX4, RANK_NONE, C
 from firewall.presence import hashes4
 
 Numbers = npt.NDArray[np.uint64]
@@ -200,6 +200,30 @@ class AddressRows:
         entries["since"][at] = values["since"]
         wait()
         entries["rank"][at] = values["rank"]
+
+    # -- entries that go with an epoch to come: the same three steps, for many in parts
+
+    def hold(self, places: Places, epoch: int) -> None:
+        """Both ranks become what is seen now."""
+        entries = self._entries
+        for at in self._in_parts(places):
+            waits = entries["since"][at] > epoch
+            seen = np.where(waits, entries["old_rank"][at], entries["rank"][at])
+            self._ranks[at] = seen.astype(np.uint64) * _BOTH
+
+    def appoint(self, places: Places, end: int) -> None:
+        """After hold() and a wait: those that packets read now have one rank, whatever `since` says."""
+        for at in self._in_parts(places):
+            self._entries["since"][at] = end
+
+    def vanish(self, places: Places) -> None:
+        """After appoint() and a wait: nobody reads `rank` before the epoch has come."""
+        for at in self._in_parts(places):
+            self._entries["rank"][at] = RANK_NONE
+
+    def _in_parts(self, places: Places) -> Iterator[Places]:
+        self._memory.need_at(places)
+        return (places[begin : begin + _PART] for begin in range(0, len(places), _PART))
 
     def add_hits(self, places: Places, packets: Numbers, size: Numbers) -> None:
         """Hits that were counted elsewhere for these entries. Programs count on meanwhile."""

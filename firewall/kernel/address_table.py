@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from firewall.datapath import Key
+from firewall.datapath import Entries, Key
 from firewall.errors import FirewallError
 from firewall.kernel.address_filter import AddressFilter
 from firewall.kernel.address_rows import (
@@ -30,6 +30,7 @@ from firewall.kernel.address_rows import (
     AddressRows,
     Mask,
     Numbers,
+    Places,
     front_of,
     number_of,
     prefixes_of,
@@ -37,9 +38,9 @@ from firewall.kernel.address_rows import (
     rows_of,
 )
 from firewall.kernel.bpf import Map, Records
-from firewall.kernel.keys import PREFIX, key_bytes
+from firewall.kernel.keys import PREFIX, entries_key_records, key_bytes, many_entry_records
 from firewall.kernel.maps import PinnedMaps
-from firewall.layout import ADDRESS_ENTRY, LAYOUT, PREFIX4, C
+from firewall.layout import ADDRESS_ENTRY, LAYOUT, PREFIX4, RANK_NONE, C
 from firewall.presence import numbers4
 
 FRONT_ENTRIES = 1024
@@ -82,24 +83,38 @@ class AddressTable:
     ) -> None:
         """Entries, each key once. `goes_on`: of those that are there, whose hits go on; else they begin with those of
         their values. `are_there`: all of them, so that the filter has their bits."""
+        self._write(keys, lambda rows: values[rows], goes_on, are_there)
+
+    def come(self, entries: Entries, epoch: int) -> None:
+        """Entries of which there are none yet, with an epoch to come: their values are made part by part."""
+        self._write(
+            entries_key_records(entries),
+            lambda rows: many_entry_records(entries.at(rows), epoch),
+            None,
+            False,
+        )
+
+    def _write(
+        self, keys: Records, values: Callable[[Places], Records], goes_on: Mask | None, are_there: bool
+    ) -> None:
+        """`values`: of some, by their numbers."""
         if not are_there:
             self._filter.mark(self._version, keys)
         if self._rows is None:
-            self._map.update_batch(keys, values)
+            for some in _parts(np.arange(len(keys))):
+                self._map.update_batch(keys[some], values(some))
             return
         numbers = numbers4(keys)
         places = self._rows.find(numbers)
-        here = places >= 0
-        if here.any():
+        here = np.flatnonzero(places >= 0)
+        if len(here):
             goes_on = np.zeros(len(keys), np.bool_) if goes_on is None else goes_on
-            epoch = int(self._maps.control["epoch"])
-            self._rows.rewrite(places[here], values[here], goes_on[here], epoch, self._wait)
-        rest = np.flatnonzero(~here)
+            self._rows.rewrite(places[here], values(here), goes_on[here], self._epoch, self._wait)
+        rest = np.flatnonzero(places < 0)
         behind = self._behind(keys[rest], numbers[rest])
-        for begin in range(0, len(rest), _PART):
-            part = slice(begin, begin + _PART)
+        for part in _parts(np.arange(len(rest))):
             some = rest[part]
-            self._write_elsewhere(self._rows, keys[some], numbers[some], values[some], behind[part])
+            self._write_elsewhere(self._rows, keys[some], numbers[some], values(some), behind[part])
 
     def write_one(self, key: Key, value: bytes, goes_on: bool, is_new: bool) -> None:
         """The same for one. `is_new`: no rule had this prefix."""
@@ -159,6 +174,71 @@ class AddressTable:
         else:
             self._map.delete(key_bytes(key))
         self._filter.leave(1)
+
+    # -- entries that go with an epoch to come
+
+    def leave(self, entries: Entries, end: int) -> None:
+        """Entries that are there: packets meet them as they are until the epoch `end`, and then no more."""
+        keys = entries_key_records(entries)
+        places = self._places(keys)
+        here = places[places >= 0]
+        if self._rows is not None and len(here):
+            self._rows.hold(here, self._epoch)
+            self._wait()
+            self._rows.appoint(here, end)
+            self._wait()
+            self._rows.vanish(here)
+        for some in _parts(np.flatnonzero(places < 0)):
+            values = many_entry_records(entries.at(some), end, is_there_before=True)
+            self._map.update_batch(keys[some], values)
+
+    def hold(self, entries: Entries, end: int) -> None:
+        """The first step of the same, for those that are there as they are told. appoint() and vanish() come after it,
+        each after a wait; what was written otherwise since then is left alone."""
+        keys, epoch = entries_key_records(entries), self._epoch
+        places, _ = self._in_rows(entries)
+        if self._rows is not None:
+            self._rows.hold(places, epoch)
+        rest = np.flatnonzero(self._places(keys) < 0)
+        if not len(rest):
+            return
+        found, copies = self._map.lookup_many(keys[rest], ADDRESS_ENTRY)
+        values, some = copies[found, 0], rest[found]
+        met = _is_met(values, entries.at(some), epoch)
+        values, some = values[met], some[met]
+        values["old_rank"], values["since"], values["rank"] = entries.ranks[some], end, RANK_NONE
+        self._map.update_batch(keys[some], values)
+
+    def appoint(self, entries: Entries, end: int) -> None:
+        places, values = self._in_rows(entries)
+        is_held = (values["since"] <= self._epoch) & (values["rank"] == values["old_rank"])
+        if self._rows is not None:
+            self._rows.appoint(places[is_held], end)
+
+    def vanish(self, entries: Entries, end: int) -> None:
+        places, values = self._in_rows(entries)
+        if self._rows is not None:
+            self._rows.vanish(places[values["since"] == end])
+
+    def _in_rows(self, entries: Entries) -> tuple[Places, Records]:
+        """Of those that stand there as they are told: where, and their values."""
+        places = self._places(entries_key_records(entries))
+        here = np.flatnonzero(places >= 0)
+        if self._rows is None or not len(here):
+            return places[here], np.zeros(0, ADDRESS_ENTRY)
+        places, values = places[here], self._rows.values(places[here])
+        is_same = _is_met(values, entries.at(here), self._epoch)
+        return places[is_same], values[is_same]
+
+    def _places(self, keys: Records) -> Places:
+        """In the rows, or NOWHERE."""
+        if self._rows is None:
+            return np.full(len(keys), NOWHERE, np.int64)
+        return self._rows.find(numbers4(keys))
+
+    @property
+    def _epoch(self) -> int:
+        return int(self._maps.control["epoch"])
 
     def lookup(self, key: Key) -> bytes | None:
         if self._rows is not None:
@@ -342,6 +422,16 @@ class AddressTable:
                 self._map.update_batch(prefixes_of(numbers[~taken]), values[~taken])
             parts.append(_hits_of(values))
         return parts
+
+
+def _parts(rows: Places) -> Iterator[Places]:
+    return (rows[begin : begin + _PART] for begin in range(0, len(rows), _PART))
+
+
+def _is_met(values: Records, entries: Entries, epoch: int) -> Mask:
+    """Which of the values are what packets of an epoch meet as these entries."""
+    ranks = np.where(values["since"] <= epoch, values["rank"], values["old_rank"])
+    return np.asarray((ranks == entries.ranks) & (values["handle"] == entries.handles))
 
 
 _COUNTERS = ("packets", "bytes")

@@ -26,6 +26,7 @@ from firewall.kernel.address_rows import Mask
 from firewall.kernel.address_table import AddressTable
 from firewall.kernel.bpf import Records
 from firewall.kernel.clock import tick_to_wall, wall_to_tick
+from firewall.kernel.departure import Departure
 from firewall.kernel.grace import GracePeriod
 from firewall.kernel.interface_counters import InterfaceCounters
 from firewall.kernel.keys import (
@@ -69,7 +70,7 @@ def _lets_go(
         try:
             return method(self, *arguments, **named)
         finally:
-            self._tables[4].let_go()
+            self._let_go()
 
     return wrapped
 
@@ -106,6 +107,7 @@ class KernelDatapath:
         self._unsettled: Change | None = None
         self._cut_off: tuple[Change, Present, Many] | None = None
         self._survey: _Survey | None = None
+        self._doomed: Departure | None = None
         self._epoch_word = maps.arrays["control_map"].view("<u8")
         self._cpus = possible_cpus()
         self.interfaces = InterfaceCounters(maps, self._cpus)
@@ -136,6 +138,12 @@ class KernelDatapath:
         """Makes rows that entries left free for others."""
         if any(table.has_left_rows for table in self._tables.values()):
             self._wait()
+
+    def _let_go(self) -> None:
+        """Not between the parts of a departure: to map rows anew costs more than to write a part of them."""
+        if self._doomed is not None and not self._doomed.is_at_rest:
+            return
+        self._tables[4].let_go()
 
     @_lets_go
     def tidy(self) -> None:
@@ -244,10 +252,9 @@ class KernelDatapath:
         try:
             self._write_entries(change.edits, present, since=epoch, before=True)
             for each in change.come:
-                self._tables[each.version].write(entries_key_records(each), many_entry_records(each, epoch))
+                self._tables[each.version].come(each, epoch)
             for each in change.gone:
-                values = many_entry_records(each, epoch, is_there_before=True)
-                self._tables[each.version].write(entries_key_records(each), values, are_there=True)
+                self._tables[each.version].leave(each, epoch)
             for (old, new), found in zip(change.changed, many[1], strict=True):
                 values = many_entry_records(new, epoch)
                 values["old_rank"] = old.ranks
@@ -361,8 +368,7 @@ class KernelDatapath:
         found = []
         for each in many:
             rows = np.flatnonzero(is_in(each.keys, self._survey.hit[each.version]))
-            some = Entries(each.version, each.keys[rows], each.ranks[rows], each.handles[rows])
-            (hit,) = self._hit([some])
+            (hit,) = self._hit([each.at(rows)])
             found.append(Hit(rows[hit.rows], hit.records))
         return found
 
@@ -399,6 +405,55 @@ class KernelDatapath:
             keys = [edit.key for edit in edits if edit.key.version == version]
             if keys:
                 self._tables[version].delete(key_records(version, keys))
+
+    # -- entries that go together, at a moment to come
+
+    @_lets_go
+    def doom(self, entries: Sequence[Entries]) -> None:
+        """Kernel.doom(): the first of the three steps for these."""
+        self.settle()
+        if self._doomed is None:
+            self._doomed = Departure(self.epoch)
+        for each in entries:
+            self._doomed.add(each)  # before it is one of them: spare() must know it
+            self._tables[each.version].hold(each, self._doomed.end)
+
+    @_lets_go
+    def are_doomed(self) -> bool:
+        """Kernel.are_doomed(): the other two steps, a part of the entries at each call."""
+        if self._doomed is None:
+            return True
+        return self._doomed.go_on(self._tables, self._wait)
+
+    @_lets_go
+    def fall(self) -> None:
+        """Kernel.fall()."""
+        if self._doomed is not None:
+            self._take_back()  # what waits for an epoch of its own must not come with this one
+            self._epoch_word[0] = self._doomed.end | self.epoch & 1
+            self._doomed.has_fallen = True
+
+    @_lets_go
+    def spare(self, entries: Sequence[Entries]) -> None:
+        """Kernel.spare()."""
+        if self._doomed is None:
+            return
+        self.settle()
+        for each in entries:
+            spared = self._doomed.leave_out(each)
+            if not len(spared):
+                continue
+            try:
+                (hit,) = self._hit([spared])
+                goes_on = np.ones(len(spared), np.bool_)
+                self._write_counted(spared, many_entry_records(spared, 0), hit, goes_on)
+            except BaseException:
+                self._doomed.add(spared)
+                raise
+
+    @_lets_go
+    def forget_doomed(self) -> None:
+        self._doomed = None
 
     # -- the whole content
 

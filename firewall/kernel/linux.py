@@ -292,6 +292,24 @@ class LinuxKernel:
     def forget_survey(self) -> None:
         self._datapath.forget_survey()
 
+    def doom(self, entries: Sequence[Entries]) -> None:
+        with self._noting_entries():
+            self._datapath.doom(entries)
+
+    def are_doomed(self) -> bool:
+        return self._datapath.are_doomed()
+
+    def fall(self) -> None:
+        with self._noting_entries():
+            self._datapath.fall()
+
+    def spare(self, entries: Sequence[Entries]) -> None:
+        with self._noting_entries():
+            self._datapath.spare(entries)
+
+    def forget_doomed(self) -> None:
+        self._datapath.forget_doomed()
+
     def tidy(self) -> None:
         if self._datapath.settles_at_once:
             self.settle()
@@ -305,6 +323,14 @@ class LinuxKernel:
             policy = change is None or change.policy is not None
         finally:
             self._audit.wrote(self._set.maps, policy)
+
+    @contextmanager
+    def _noting_entries(self) -> Iterator[None]:
+        """For the audit: the policy is as it was."""
+        try:
+            yield
+        finally:
+            self._audit.wrote(self._set.maps, False)
 
     def address_hits(self, keys: Sequence[Key]) -> list[Hits]:
         hits = self._datapath.address_hits(keys)

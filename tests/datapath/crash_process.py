@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from firewall import addresses, set_changes
+from firewall import addresses, set_expiry
 from firewall.address import parse_prefix
 from firewall.address_list import parse_list
 from firewall.kernel import address_table, program_set
@@ -192,7 +192,7 @@ def live(directory: Path, seed: int, allowed: list[State], say: TextIO) -> None:
     program_set.INITIAL_ADDRESSES = FIRST_TABLE
     address_table.FRONT_ENTRIES, address_table.FEWEST_BUCKETS = FRONT, BUCKETS
     addresses._FEW = chance.choice((0, 256))
-    set_changes._EXPIRE_AT_ONCE = 16
+    set_expiry._EXPIRE_AT_ONCE = 16
     root = directory / "bpf" / "root"
     if chance.random() < 0.1:
         shutil.rmtree(root, ignore_errors=True)

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from firewall.address import parse_prefix
+from firewall.address import BITS, format_address, parse_prefix
 from firewall.address_index import decoded
+from firewall.caution import Caution
+from firewall.datapath import Key
 from firewall.errors import KernelRefused
 from firewall.set_entries import SetEntry, entry_columns
 from tests import oracle
@@ -120,6 +122,12 @@ def expire(firewall: Loaded, parts: int = 1000) -> None:
         parts -= 1
 
 
+def text_of(key: Key) -> str:
+    return format_address(key.version, key.address) + (
+        "" if key.length == BITS[key.version] else f"/{key.length}"
+    )
+
+
 def expires(firewall: Loaded) -> None:
     expiring(firewall, "a", EXPIRE)
     expire(firewall)
@@ -204,7 +212,7 @@ def test_what_rules_with_sets_have_counted_is_not_lost(firewall: Loaded, few: No
 
 @pytest.fixture
 def in_parts_of_one(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firewall.set_changes._EXPIRE_AT_ONCE", 1)
+    monkeypatch.setattr("firewall.set_expiry._EXPIRE_AT_ONCE", 1)
 
 
 def test_what_goes_in_parts_has_its_hits_counted(firewall: Loaded, in_parts_of_one: None) -> None:
@@ -244,6 +252,11 @@ def test_entries_expire_though_the_kernel_refuses_at_any_step(
                 for key, entry in decoded(firewall.enforcer._ruleset.addresses.winners(version))
             }
             kernel = {key: (each.rank, each.handle) for key, each in visible_entries(firewall).items()}
+            if (
+                firewall.enforcer._has_fallen
+            ):  # so these are dead, and memory has them until they are taken out
+                assert {text_of(key) for key in memory.keys() - kernel.keys()} <= set(EXPIRE)
+                memory = {key: memory[key] for key in kernel}
             assert kernel == memory, sabotage.steps
             expire(firewall)
         else:
@@ -268,6 +281,158 @@ def test_whoever_is_killed_while_entries_expire_starts_without_them(
         assert stored_sets(firewall)["a"] == [parse_prefix("172.16.0.0/12")]
         assert_exact(firewall)
         assert verdicts(firewall) == expected_verdicts(firewall)
+
+
+# -- many that expire together
+
+
+SOON_S = 0.6
+GONE = [f"10.1.{n}.1" for n in range(20)] + ["2001:db8:1::1", "10.2.0.0/16"]
+GONE_FRAMES = [tcp(source, dport=80) for source in ("10.1.3.1", "10.1.19.1", "10.2.3.4", "2001:db8:1::1")]
+
+
+def step(firewall: Loaded) -> None:
+    """What the watching thread does once."""
+    with firewall.enforcer._lock:
+        firewall.enforcer._expire_entries()
+
+
+def get_ready(firewall: Loaded, ttl: float = SOON_S) -> float:
+    """Entries of set "a" that expire together are ready in the kernel; answers when they expire."""
+    put(firewall, {"a": ["10.0.0.1"], "b": ()})
+    firewall.rules({"id": "first", "sources": ["@a"], "direction": "both", "priority": 50})
+    until = time.time() + ttl
+    firewall.enforcer.add_entries("a", entry_columns(SetEntry(parse_prefix(each), until) for each in GONE))
+    while firewall.enforcer._departure is None or not firewall.enforcer._departure.is_ready:
+        step(firewall)
+    assert time.time() < until
+    return until
+
+
+def judged(firewall: Loaded) -> list[str]:
+    return [firewall.judge(frame, "ingress").verdict for frame in GONE_FRAMES]
+
+
+def fall(firewall: Loaded, until: float) -> None:
+    wait_for(lambda: time.time() > until)
+    step(firewall)
+    assert firewall.enforcer._has_fallen
+
+
+@pytest.fixture
+def together(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firewall.set_expiry._EXPIRE_AT_ONCE", 4)
+
+
+def test_many_that_expire_together_fall_at_one_moment(firewall: Loaded, together: None) -> None:
+    until = get_ready(firewall)
+    firewall.add(id="other", sources=["192.0.2.7", "192.0.2.8"], priority=3)
+    firewall.add(id="ports", destination_ports=[22], priority=3)
+    assert judged(firewall) == ["drop"] * 4
+    epoch = firewall.kernel._datapath.epoch
+    fall(firewall, until)
+    assert judged(firewall) == ["pass"] * 4
+    assert firewall.kernel._datapath.epoch & 1 == epoch & 1
+    assert firewall.enforcer.set("a").entries == 1 + len(GONE), "nothing was taken out yet"
+    assert firewall.judge(tcp("10.0.0.1"), "ingress").verdict == "drop"
+    hits = firewall.all_hits()
+    expire(firewall)
+    assert_exact(firewall)
+    assert firewall.all_hits() == hits and hits["first"][0] == 5
+    assert firewall.enforcer._departure is None
+
+
+def again_with_another_time(firewall: Loaded) -> None:
+    firewall.enforcer.add_entries("a", entry_columns([SetEntry(parse_prefix("10.1.3.1"), time.time() + 100)]))
+
+
+def again_after_it_went(firewall: Loaded) -> None:
+    firewall.enforcer.delete_entries("a", columns(["10.1.3.1"]))
+    firewall.enforcer.add_entries("a", columns(["10.1.3.1"]))
+
+
+def all_with_another_time(firewall: Loaded) -> None:
+    firewall.enforcer.add_entries("a", columns(GONE))
+
+
+BEFORE_THE_FALL: dict[str, tuple[Callable[[Loaded], object], list[str]]] = {
+    "nothing": (lambda firewall: None, ["pass"] * 4),
+    "an entry gets another time": (again_with_another_time, ["drop", "pass", "pass", "pass"]),
+    "an entry goes and comes": (again_after_it_went, ["drop", "pass", "pass", "pass"]),
+    "all get another time": (all_with_another_time, ["drop"] * 4),
+    "a rule that loses names one": (
+        lambda firewall: firewall.add(id="loses", sources=["10.1.3.1"], priority=90),
+        ["drop", "pass", "pass", "pass"],
+    ),
+    "a rule that wins names one": (
+        lambda firewall: firewall.add(id="wins", sources=["10.1.3.1"], priority=1),
+        ["drop", "pass", "pass", "pass"],
+    ),
+    "a rule that loses names the set of others": (
+        lambda firewall: (
+            firewall.enforcer.add_entries("b", columns(["10.1.19.1", "2001:db8:1::1"])),
+            firewall.add(id="loses", sources=["@b"], priority=90),
+        ),
+        ["pass", "drop", "pass", "drop"],
+    ),
+    "the rule gets another priority": (
+        lambda firewall: firewall.edit("first", priority=60),
+        ["pass"] * 4,
+    ),
+    "the rule goes and another names the set": (
+        lambda firewall: (
+            firewall.delete("first"),
+            firewall.add(id="second", sources=["@a"], priority=70),
+        ),
+        ["pass"] * 4,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BEFORE_THE_FALL)
+@pytest.mark.parametrize("is_before", [True, False], ids=["before", "after"])
+def test_what_changes_while_entries_wait_to_fall_is_right_after(
+    firewall: Loaded, together: None, what: str, is_before: bool
+) -> None:
+    until = get_ready(firewall)
+    change, expected = BEFORE_THE_FALL[what]
+    if not is_before:
+        fall(firewall, until)
+    change(firewall)
+    if is_before:
+        while firewall.enforcer._departure is None or not firewall.enforcer._departure.is_ready:
+            if time.time() > until or firewall.enforcer._set_store.next_expiry() is None:
+                break
+            step(firewall)
+        assert judged(firewall) == ["drop"] * 4
+        wait_for(lambda: time.time() > until)
+        step(firewall)
+    if not is_before or firewall.enforcer._departure is not None:
+        found = judged(firewall)
+        assert all(
+            verdict == "drop" for verdict, right in zip(found, expected, strict=True) if right == "drop"
+        )
+    expire(firewall)
+    assert judged(firewall) == expected
+    assert_exact(firewall)
+
+
+def test_entries_that_get_back_the_time_they_had_do_not_fall(firewall: Loaded, together: None) -> None:
+    put(firewall, {"a": GONE})
+    firewall.rules({"id": "first", "sources": ["@a"], "direction": "both"})
+    until = time.time() + SOON_S
+    expiring = entry_columns(SetEntry(parse_prefix(each), until) for each in GONE)
+    firewall.enforcer.cautiously(
+        Caution("a time", confirm_within_s=60), lambda: firewall.enforcer.add_entries("a", expiring)
+    )
+    while firewall.enforcer._departure is None or not firewall.enforcer._departure.is_ready:
+        step(firewall)
+    firewall.enforcer.roll_back()
+    wait_for(lambda: time.time() > until)
+    for _ in range(20):
+        step(firewall)
+    assert judged(firewall) == ["drop"] * 4
+    assert_exact(firewall)
 
 
 def test_replacing_a_set_shows_no_packet_a_mixture(firewall: Loaded, few: None) -> None:

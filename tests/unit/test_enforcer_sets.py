@@ -83,16 +83,44 @@ def test_an_entry_whose_time_came_while_the_service_was_stopped_is_never_in_forc
 def test_many_that_expire_at_once_go_in_parts_and_the_rule_keeps_what_they_counted(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("firewall.set_changes._EXPIRE_AT_ONCE", 64)
+    monkeypatch.setattr("firewall.set_expiry._EXPIRE_AT_ONCE", 64)
     add(host, *(f"10.0.{n >> 8}.{n & 255}" for n in range(300)), ttl=10)
     add(host, *(f"10.1.{n >> 8}.{n & 255}" for n in range(300)), ttl=10, name="b")
     host.add("r", sources=["@a", "@b"])
     applied = host.kernel.applied
     host.now += 10
     wait_for(lambda: not in_kernel(host))
-    assert (content(host, "a"), content(host, "b")) == ([], [])
     wait_for(lambda: not stored(host))
+    assert (content(host, "a"), content(host, "b")) == ([], [])
     assert host.kernel.applied - applied == 2 * 10  # 600 by 64: out of the kernel, then out of the store
+    assert host.kernel.falls == 1
+
+
+def test_many_that_expire_at_once_are_ready_before_and_go_when_their_time_comes_together(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firewall.set_expiry._EXPIRE_AT_ONCE", 64)
+    add(host, *(f"10.0.{n >> 8}.{n & 255}" for n in range(300)), ttl=40)
+    add(host, *(f"10.1.{n >> 8}.{n & 255}" for n in range(50)), ttl=40.3)
+    add(host, *(f"10.2.{n >> 8}.{n & 255}" for n in range(50)), ttl=41)
+    add(host, *(f"10.3.{n >> 8}.{n & 255}" for n in range(10)), ttl=3)
+    host.add("r", **RULE)
+    host.now += 10
+    wait_for(lambda: len(in_kernel(host)) == 400)
+    assert host.firewall._departure is None and not host.kernel.doomed
+    host.now += 15
+    wait_for(lambda: host.firewall._departure is not None and host.firewall._departure.is_ready)
+    assert len(host.kernel.doomed) == 350 and len(in_kernel(host)) == 400
+    host.firewall.add_entries("a", entries(["10.0.0.7"], 100))  # lives on
+    host.now += 15.2
+    assert not host.kernel.falls
+    host.now += 0.2
+    wait_for(lambda: len(in_kernel(host)) == 51)
+    assert host.kernel.falls == 1
+    host.now += 1
+    wait_for(lambda: in_kernel(host) == {"10.0.0.7"} and stored(host) == 1)
+    assert content(host) == ["10.0.0.7"] and host.firewall._departure is None
+    assert not host.kernel.fallen and not host.kernel.doomed
 
 
 def test_what_expired_is_gone_for_everybody_also_while_it_cannot_be_deleted(host: Host) -> None:
@@ -126,7 +154,7 @@ def test_entries_that_a_rule_with_ports_names_expire_all_at_once(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its policy is compiled anew for each part."""
-    monkeypatch.setattr("firewall.set_changes._EXPIRE_AT_ONCE", 64)
+    monkeypatch.setattr("firewall.set_expiry._EXPIRE_AT_ONCE", 64)
     add(host, *(f"10.0.{n >> 8}.{n & 255}" for n in range(300)), ttl=10)
     host.add("ports", protocols=["tcp"], **RULE)
     applied = host.kernel.applied

@@ -32,6 +32,30 @@ def test_the_heap_that_is_free_is_given_back() -> None:
     assert after < before + 20
 
 
+HOLES = """
+import sys
+from firewall.spare_memory import keep_nothing_large, resident
+if sys.argv[1] == "nothing":
+    keep_nothing_large()
+first = b"x" * 24_000_000
+del first
+before = resident()
+pieces = []
+for _ in range(10):
+    pieces += [b"x" * 8_000_000, b"y" * 100_000]
+del pieces[::2]
+print((resident() - before) >> 20)
+"""
+
+
+def test_what_is_large_leaves_no_holes() -> None:
+    kept = {
+        what: int(subprocess.run([sys.executable, "-c", HOLES, what], capture_output=True, check=True).stdout)
+        for what in ("nothing", "holes")
+    }
+    assert kept["nothing"] < 10 and kept["holes"] > 60, kept
+
+
 def test_a_process_that_did_not_grow_is_left_alone() -> None:
     spare = SpareMemory()
     assert spare.look() is False
