@@ -10,8 +10,8 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
-_MUCH = 32 << 20
-_LARGE = 4 << 20
+_MUCH = 16 << 20
+_LARGE = 2 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _STATM = Path("/proc/self/statm")
 
@@ -41,7 +41,7 @@ def resident() -> int:
 
 
 def keep_nothing_large() -> None:
-    """From now on memory of four megabytes and more goes back to the system when it is freed. Else the C library, once
+    """From now on memory of two megabytes and more goes back to the system when it is freed. Else the C library, once
     it has seen such a piece freed, takes pieces of up to 32 MB from its heap, where they leave holes: of columns of a
     million rows that was a sixth of all memory. mallopt(3), which not every C library has."""
     with suppress(AttributeError, OSError):
