@@ -37,7 +37,7 @@ class Entries:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def at(self, rows: npt.NDArray[np.int64]) -> Entries:
+    def at(self, rows: npt.NDArray[np.int64] | slice) -> Entries:
         """In the rows' order."""
         return Entries(self.version, self.keys[rows], self.ranks[rows], self.handles[rows])
 

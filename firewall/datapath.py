@@ -222,8 +222,9 @@ class Kernel(Protocol):
     def settle(self) -> None:
         """Finishes what a change left for later, when no packet needs it any more."""
 
-    def tidy(self) -> None:
-        """settle(), if no packet needs to be waited for; else another time will do."""
+    def tidy(self) -> bool:
+        """A part of settle(), if no packet needs to be waited for; else another time will do. Whether the next part is
+        better done soon."""
 
     def survey(self) -> bool:
         """Looks at a part of the address tables for entries that were hit; whether it has seen all by now. Until

@@ -72,6 +72,7 @@ class Enforcer(
         super().__init__(store, kernel, interfaces, limits, about, manner, clock)
         self._drop_log = DropLog(self.reporting)
         self._stopping = threading.Event()
+        self._has_more_to_tidy = False
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -169,7 +170,7 @@ class Enforcer(
             if self._stopping.is_set():
                 return
             is_time = time.monotonic() >= next_look
-            steps = [self._mend, self._kernel.tidy, self._end_panic_in_time]
+            steps = [self._mend, self._tidy, self._end_panic_in_time]
             steps += [self._roll_back_overdue, self._expire, self._expire_entries]
             if happened or is_time:
                 steps.append(partial(self._following.follow, happened))
@@ -195,6 +196,9 @@ class Enforcer(
         # Where the maps are not as they should be, _mend() sees to that.
         return self._try(lambda: look() if self._adrift is None else None)
 
+    def _tidy(self) -> None:
+        self._has_more_to_tidy = self._kernel.tidy()
+
     def _look_at_store(self) -> None:
         """Only after a failure: a host at rest writes nothing."""
         if self._watched.store_failed:
@@ -216,7 +220,7 @@ class Enforcer(
         return True
 
     def _until_next_expiry(self) -> float:
-        if self._is_getting_ready:
+        if self._is_getting_ready or self._has_more_to_tidy:
             return _BREATH_S
         try:
             found = [self._store.next_expiry(), self._set_store.next_expiry()]

@@ -136,8 +136,9 @@ class MemoryKernel:
     def release(self) -> LeftOver:
         return LeftOver()
 
-    def tidy(self) -> None:
+    def tidy(self) -> bool:
         self.settle()
+        return False
 
     def settle(self) -> None:
         pass

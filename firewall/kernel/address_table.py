@@ -319,11 +319,15 @@ class AddressTable:
         """From now on."""
         self._pins = pins
 
+    def has_room(self, entries: int) -> bool:
+        """As far as is known."""
+        return entries <= self._room and self._is_tidy
+
     def reserve(self, entries: int, pins: Path) -> None:
         """Makes room for so many; `pins`: below which the maps are pinned. Raises KernelRefused and leaves all as it
         was for packets."""
         self._pins = pins
-        if entries <= self._room and self._is_tidy:
+        if self.has_room(entries):
             return
         self._grow(entries, pins)
         live, room = self._maps.live_rows, _most_in(self._map.info.max_entries)

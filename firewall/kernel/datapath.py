@@ -17,7 +17,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from firewall.address_index import Keys, decoded, no_entries, sorted_entries
+from firewall.address_index import Keys, decoded, encoded, no_entries, sorted_entries
 from firewall.datapath import Change, Edit, Entries, Entry, Image, Key, Occupancy
 from firewall.errors import FirewallError
 from firewall.hits import NO_HITS, Hits
@@ -39,6 +39,7 @@ from firewall.kernel.keys import (
 from firewall.kernel.maps import PinnedMaps
 from firewall.kernel.named_maps import clear_counters, read_counters, read_named
 from firewall.kernel.occupancy import read_occupancy, write_occupancy
+from firewall.kernel.parts import Parts
 from firewall.kernel.policy_maps import write_policy
 from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
 from firewall.named_sets import Counters, CountingSet
@@ -108,6 +109,7 @@ class KernelDatapath:
         self._cut_off: tuple[Change, Present, Many] | None = None
         self._survey: _Survey | None = None
         self._doomed: Departure | None = None
+        self._dead = Parts()  # entries that no packet meets any more, and that are still in the tables
         self._epoch_word = maps.arrays["control_map"].view("<u8")
         self._cpus = possible_cpus()
         self.interfaces = InterfaceCounters(maps, self._cpus)
@@ -118,7 +120,7 @@ class KernelDatapath:
 
     @property
     def is_settled(self) -> bool:
-        return self._unsettled is None and self._cut_off is None
+        return self._unsettled is None and self._cut_off is None and not len(self._dead)
 
     @property
     def settles_at_once(self) -> bool:
@@ -140,18 +142,29 @@ class KernelDatapath:
             self._wait()
 
     def _let_go(self) -> None:
-        """Not between the parts of a departure: to map rows anew costs more than to write a part of them."""
-        if self._doomed is not None and not self._doomed.is_at_rest:
-            return
-        self._tables[4].let_go()
+        """Not where the next part of many comes soon: to map rows anew costs more than to write a part of them."""
+        if not self._is_under_way:
+            self._tables[4].let_go()
+
+    @property
+    def _is_under_way(self) -> bool:
+        is_departing = self._doomed is not None and not self._doomed.is_at_rest
+        return is_departing or len(self._dead) > 0
 
     @_lets_go
-    def tidy(self) -> None:
-        """What has time; a part of it at each call."""
-        self._tables[4].rest()
+    def tidy(self) -> bool:
+        """What has time; a part of it at each call. Whether there is more that is better done soon."""
+        self._pass()
+        if len(self._dead):
+            self._bury_part()
+        if len(self._dead):
+            return True
+        if not self._is_under_way:
+            self._tables[4].rest()
         self.free_rows()
         with suppress(FirewallError):  # a bit too many costs a probe
             self._filter.renew_in_parts()
+        return False
 
     def close(self) -> None:
         self._grace.close()
@@ -159,10 +172,16 @@ class KernelDatapath:
     @_lets_go
     def reserve(self, entries: Mapping[int, int], pins: Path) -> None:
         """Room for so many address entries by IP version; `pins`: below which the maps are pinned."""
-        self.settle()
+        self._pass()
         for version, wanted in entries.items():
+            if not self._tables[version].has_room(wanted + self._dead.count(version)):
+                self._bury()
             self._tables[version].reserve(wanted, pins)
         self._filter.reserve(sum(entries.values()))
+
+    def take_over(self, other: KernelDatapath) -> None:
+        """From one of the same address tables, which is settled: what it has begun with them."""
+        self._doomed = other._doomed
 
     def pinned_below(self, pins: Path) -> None:
         """The maps are pinned there from now on."""
@@ -179,7 +198,9 @@ class KernelDatapath:
     @_lets_go
     def apply(self, change: Change) -> dict[int, Hits]:
         """Returns the hits of entries that went, or went over to another rule, by the handle of the rule before."""
-        self.settle()
+        self._pass()
+        if len(self._dead):
+            self._make_way(change)
         self.clear_policy_hits(change.fresh_slots)
         clear_counters(self.maps, change.fresh_entries)
         present = self._present(change.edits)
@@ -298,6 +319,11 @@ class KernelDatapath:
     @_lets_go
     def settle(self) -> None:
         """Waits until no packet of the old epoch is left, then clears away what only those could need."""
+        self._pass()
+        self._bury()
+
+    def _pass(self) -> None:
+        """The same, but for entries by the million: what only packets of the old epoch met is dead."""
         self._take_back()
         change = self._unsettled
         if change is None:
@@ -307,8 +333,31 @@ class KernelDatapath:
         write_occupancy(self.maps.control, change.after)
         self._delete([edit for edit in change.edits if edit.new is None])
         for each in change.gone:
-            self._tables[each.version].delete(entries_key_records(each))
+            self._dead.add(each)
         self._unsettled = None
+
+    def _bury(self) -> None:
+        while len(self._dead):
+            self._bury_part()
+
+    def _bury_part(self) -> None:
+        part = self._dead[-1]
+        self._tables[part.version].delete(entries_key_records(part))
+        self._dead.drop_last()
+
+    def _make_way(self, change: Change) -> None:
+        """A key that comes again is not there any more."""
+        if change.come:
+            self._bury()
+            return
+        for version in VERSIONS:
+            come = [
+                (edit.key, edit.new) for edit in change.edits if edit.old is None and edit.new is not None
+            ]
+            again = encoded(version, (pair for pair in come if pair[0].version == version))
+            found = self._dead.leave_out(again)
+            if len(found):
+                self._tables[version].delete(entries_key_records(found))
 
     def _write_counted(
         self, entries: Entries, values: Records, hit: Hit, goes_on: Mask | None = None
@@ -411,7 +460,7 @@ class KernelDatapath:
     @_lets_go
     def doom(self, entries: Sequence[Entries]) -> None:
         """Kernel.doom(): the first of the three steps for these."""
-        self.settle()
+        self._pass()
         if self._doomed is None:
             self._doomed = Departure(self.epoch)
         for each in entries:
@@ -438,7 +487,7 @@ class KernelDatapath:
         """Kernel.spare()."""
         if self._doomed is None:
             return
-        self.settle()
+        self._pass()
         for each in entries:
             spared = self._doomed.leave_out(each)
             if not len(spared):

@@ -12,12 +12,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 
-import numpy as np
-import numpy.typing as npt
-
-from firewall.address_index import Keys
 from firewall.datapath import Entries
 from firewall.kernel.address_table import AddressTable
+from firewall.kernel.parts import Parts
 
 _FAR = 1 << 32  # epochs that other changes do not come to meanwhile
 
@@ -27,11 +24,11 @@ class Departure:
 
     def __init__(self, epoch: int) -> None:
         self.end = epoch + _FAR & ~1
-        self._parts: list[Entries] = []
+        self.has_fallen = False
+        self._parts = Parts()
         self._to_appoint: deque[int] = deque()  # numbers of parts
         self._to_vanish: deque[int] = deque()
         self._is_waited_for = False
-        self.has_fallen = False
 
     @property
     def is_at_rest(self) -> bool:
@@ -40,10 +37,14 @@ class Departure:
 
     def add(self, entries: Entries) -> None:
         """The first step is done by whoever adds them, for all before the other two."""
-        if len(entries):
-            self._to_appoint.append(len(self._parts))
-            self._parts.append(entries)
-            self._is_waited_for = False
+        first = len(self._parts)
+        self._parts.add(entries)
+        self._to_appoint.extend(range(first, len(self._parts)))
+        self._is_waited_for = False
+
+    def leave_out(self, entries: Entries) -> Entries:
+        """Those of some entries that are among these, and are not any more."""
+        return self._parts.leave_out(entries)
 
     def go_on(self, tables: Mapping[int, AddressTable], wait: Callable[[], None]) -> bool:
         """With the next part; whether that was all."""
@@ -60,30 +61,3 @@ class Departure:
             tables[part.version].vanish(part, self.end)
             self._to_vanish.popleft()
         return not self._to_appoint and not self._to_vanish
-
-    def leave_out(self, entries: Entries) -> Entries:
-        """Those of some entries that are among these, and are not any more."""
-        found = np.zeros(len(entries), np.bool_)
-        for number, part in enumerate(self._parts):
-            if part.version != entries.version or not len(part) or not len(entries):
-                continue
-            is_here = np.zeros(len(entries), np.bool_)
-            if len(entries) <= len(part):  # the fewer are looked for among the more
-                at, is_here = _places(part, entries.keys)
-                places = at[is_here]
-            else:
-                at, is_mine = _places(entries, part.keys)
-                places = np.flatnonzero(is_mine)
-                is_here[at[is_mine]] = True
-            if is_here.any():
-                stays = np.ones(len(part), np.bool_)
-                stays[places] = False
-                self._parts[number] = part.only(stays)
-                found |= is_here
-        return entries.only(found)
-
-
-def _places(entries: Entries, keys: Keys) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Where each key would stand among sorted entries, and whether it does."""
-    at = np.searchsorted(entries.keys, keys).clip(max=len(entries) - 1)
-    return at, np.asarray(entries.keys[at] == keys)

@@ -199,6 +199,7 @@ class LinuxKernel:
         kept = {name: old.maps[name].fd for name in NAMES if name not in renewed}
         was_promoted = self._is_promoted
         self._build(wanted, kept)
+        self._datapath.take_over(old_datapath)
         try:
             if self._policy is not None:
                 write_policy(self._set.maps, self._datapath.epoch & 1, self._policy, self._options)
@@ -310,9 +311,13 @@ class LinuxKernel:
     def forget_doomed(self) -> None:
         self._datapath.forget_doomed()
 
-    def tidy(self) -> None:
-        if self._datapath.settles_at_once:
-            self.settle()
+    def tidy(self) -> bool:
+        if not self._datapath.settles_at_once:
+            return False
+        if self._datapath.is_settled:
+            return self._datapath.tidy()
+        with self._noting_entries():
+            return self._datapath.tidy()
 
     @contextmanager
     def _noting_writes(self, change: Change | None = None) -> Iterator[None]:
