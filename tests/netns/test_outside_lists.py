@@ -4,15 +4,20 @@ published ports."""
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from firewall.rule import parse_time
 from tests.netns.agent_process import Agent
+from tests.netns.crowdsec import CrowdSec
 from tests.netns.daemon import PROGRAM
 from tests.netns.fail2ban import JAIL, Fail2ban
 from tests.netns.topology import run
@@ -143,6 +148,59 @@ def test_fail2ban_bans_from_the_log_line_to_the_dropped_packet(world: World, tmp
         wait_for(lambda: banned() == [], PATIENCE_S)
         assert world.udp_echo(PORT)
     assert "ERROR" not in fail2ban.output.read_text(), fail2ban.output.read_text()
+
+
+@contextmanager
+def with_section(world: World, section: str) -> Iterator[None]:
+    """The service's config has a section more."""
+    daemon = world.daemon
+    before = daemon.configuration_path.read_text()
+    daemon.configuration_path.write_text(f"{before}\n{section}")
+    try:
+        os.kill(daemon.pid, signal.SIGHUP)
+        yield
+    finally:
+        daemon.configuration_path.write_text(before)
+        os.kill(daemon.pid, signal.SIGHUP)
+
+
+def test_decisions_of_the_real_crowdsec_drop_packets_until_they_end(world: World, tmp_path: Path) -> None:
+    address = world.link.peer_address(4)
+    crowdsec = CrowdSec(world.topology.protected, tmp_path / "crowdsec")
+    key = crowdsec.ask("bouncers", "add", "ebpf-fw", "-o", "raw").strip()
+    section = f'[crowdsec]\nurl = "{crowdsec.url}"\napi_key = "{key}"\nrefresh = 1\n'
+
+    def listed() -> dict[str, str]:
+        found = world.api.get("/v1/sets/crowdsec/entries")
+        items = found.json()["items"] if found.status_code == 200 else []
+        return {each["address"]: each["comment"] for each in items}
+
+    def state() -> str:
+        return str(world.api.get("/v1/crowdsec").json()["state"])
+
+    with crowdsec:
+        crowdsec.ask("decisions", "add", "--ip", address, "--duration", "10m", "--reason", "guessing")
+        with with_section(world, section):
+            wait_for(lambda: list(listed()) == [address], PATIENCE_S)
+            assert listed()[address] == "cscli: guessing" and state() == "streaming"
+            assert world.udp_echo(PORT)
+            drop(world, "crowdsec")
+            assert not world.udp_echo(PORT)
+            (entry,) = world.api.get("/v1/sets/crowdsec/entries").json()["items"]
+            assert 0 < parse_time(entry["expires_at"]) - time.time() <= 600
+            crowdsec.ask("decisions", "add", "--range", "198.51.100.0/24", "--duration", "1h")
+            crowdsec.ask("decisions", "add", "--ip", "2001:db8::7", "--duration", "1h", "--type", "captcha")
+            wait_for(lambda: set(listed()) == {address, "198.51.100.0/24"}, PATIENCE_S)
+            crowdsec.ask("decisions", "delete", "--ip", address)
+            wait_for(lambda: set(listed()) == {"198.51.100.0/24"}, PATIENCE_S)
+            assert world.udp_echo(PORT)
+            crowdsec.ask("decisions", "add", "--ip", address, "--duration", "4s")
+            wait_for(lambda: address in listed(), PATIENCE_S)
+            assert not world.udp_echo(PORT)
+            wait_for(lambda: address not in listed(), PATIENCE_S)
+            assert world.udp_echo(PORT)
+        wait_for(lambda: state() == "off", PATIENCE_S)
+    world.api.delete("/v1/rules/drop-crowdsec").raise_for_status()
 
 
 # What docker makes for `docker run -p 8080:80`: an address behind a bridge, DNAT before routing, and forwarding.
