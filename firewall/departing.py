@@ -8,7 +8,7 @@ meanwhile has it spared, and it goes one by one like any other. Which they are a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from firewall.cautious import Cautious
 from firewall.layout import C
 from firewall.ruleset import RulesetPlan
 from firewall.set_keys import SetDelta, SetKeys, distinct, scoped
-from firewall.set_store import Row
+from firewall.set_store import Expired, Row
 
 _FEW = 256  # entries that are looked up one by one
 _MANY = 32_768  # after which all is begun anew
@@ -29,15 +29,18 @@ _MANY = 32_768  # after which all is begun anew
 @dataclass
 class Departure:
     """`until`: the moment at which they expire, the last of them; seconds since 1970. `last`: the row that was read
-    last; `is_read`, `is_ready`: whether all were, and whether the kernel has all of them ready. `is_given_up`: they go
-    as others do."""
+    last; `parts`: what was read. `is_read`, `is_ready`: whether all were, and whether the kernel has all of them ready.
+    `is_in_policy`: a rule with more fields names a set of them. `spared`: by name of the set, keys that have another
+    time since."""
 
     until: float
     last: Row | None
+    parts: list[Expired] = field(default_factory=list)
     is_read: bool = False
     is_ready: bool = False
+    is_in_policy: bool = False
     has_fallen: bool = False
-    is_given_up: bool = False
+    spared: list[tuple[str, SetKeys]] = field(default_factory=list)
 
 
 class Departing(Cautious):
@@ -57,17 +60,21 @@ class Departing(Cautious):
         if not before.has_rules_of(self._ruleset.addresses.layers):
             self._spare_all()
             return
+        self._departure.spared += [
+            (name, change.come) for name, change in plan.deltas.items() if len(change.come)
+        ]
         for version in BITS:
             for keys in _touched(version, plan):
                 self._spare(version, keys)
 
-    def _spare_keys(self, keys: SetKeys) -> None:
+    def _spare_keys(self, name: str, keys: SetKeys) -> None:
         """Entries of a set whose time is another now."""
         if self._departure is None:
             return
         if len(keys) > _MANY:
             self._spare_all()
         else:
+            self._departure.spared.append((name, keys))
             for version in BITS:
                 for each in _in_all_lists(version, keys.of(version)):
                     self._spare(version, each)

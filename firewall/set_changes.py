@@ -191,7 +191,7 @@ class SetChanges(SetExpiry):
                 self._begin_pending(len(change.come), len(change.gone), len(known.keys))
                 self._undo_log.save_set(self._pending_id, present.number)
             refreshed = self._write_entries(present.number, change, come, known, keep_comments)
-            self._spare_keys(known.keys)
+            self._spare_keys(present.name, known.keys)
             if refreshed or not change.is_empty:
                 self._set_store.note_update(present.number, self._clock())
                 self._audit_entries(

@@ -8,7 +8,7 @@ takes longer and where they are as good as gone already.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 import structlog
@@ -19,7 +19,7 @@ from firewall.audited import FEW
 from firewall.commit import Commits
 from firewall.datapath import Edit, Entries
 from firewall.departing import Departure
-from firewall.set_keys import NO_KEYS, SetDelta, delta
+from firewall.set_keys import NO_KEYS, SetDelta, SetKeys, delta, joined
 from firewall.set_reads import SetReads
 from firewall.set_store import Expired
 
@@ -27,9 +27,7 @@ log = structlog.get_logger()
 
 _EXPIRE_AT_ONCE = 16_384
 _ALL = 1 << 40
-_AHEAD_S = (
-    20.0  # before their moment the kernel begins to get ready what expires: a million take some seconds
-)
+_AHEAD_S = 20.0  # before their moment it begins to get ready: a million take some seconds
 _TOGETHER_S = 0.5  # what expires within it falls with the last of it
 
 
@@ -44,7 +42,7 @@ class SetExpiry(Commits, SetReads):
         """The next part of what is to be done; the others at once after."""
         now = self._clock()
         departure = self._departure = self._departure or self._next_departure(now)
-        if departure is not None and not departure.has_fallen and not departure.is_given_up:
+        if departure is not None and not departure.has_fallen:
             self._get_ready(departure, now)
             if now >= departure.until:
                 return
@@ -57,8 +55,7 @@ class SetExpiry(Commits, SetReads):
 
     @property
     def _is_getting_ready(self) -> bool:
-        departure = self._departure
-        return departure is not None and not departure.is_ready and not departure.is_given_up
+        return self._departure is not None and not self._departure.is_ready
 
     def _next_departure(self, now: float) -> Departure | None:
         """What is overdue falls as soon as it can."""
@@ -82,22 +79,34 @@ class SetExpiry(Commits, SetReads):
             if self._is_surveyed:  # which did not see what these counted
                 self._is_surveyed = self._is_surveying = False
                 self._kernel.forget_survey()
+            if departure.is_in_policy:  # which is compiled anew each time
+                self._take_out_at_once(departure)
 
     def _doom_part(self, departure: Departure) -> None:
-        """Those behind which nothing else stands. Rules with more fields would be compiled for each part: what such a
-        rule names is left as it is."""
         some = self._set_store.expired(departure.until, _EXPIRE_AT_ONCE, departure.last)
-        if some.count and self._is_in_policy(some):
-            self._spare_all()
-            departure.is_given_up = True
-            self._departure = departure
-            return
         if some.count:
-            deltas = self._deltas_of(some)
-            plan = self._ruleset.plan((), (), self._interfaces.protected(), deltas=deltas, at_once=False)
-            self._kernel.doom([*plan.change.gone, *_that_go(plan.change.edits)])
+            self._doom(some)
             departure.last = some.last
+            departure.parts.append(some)
+            departure.is_in_policy |= self._is_in_policy(some)
         departure.is_read = some.count < _EXPIRE_AT_ONCE
+
+    def _doom(self, some: Expired) -> None:
+        """Those behind which nothing else stands."""
+        addresses, deltas = self._ruleset.addresses, self._deltas_of(some.keys)
+        sets = {**self._ruleset.sets, **{name: each.after for name, each in deltas.items()}}
+        plan = addresses.plan((), (), sets=sets, deltas=deltas)
+        self._kernel.doom([*plan.layers.gone, *_that_go(plan.edits)])
+
+    def _take_out_at_once(self, departure: Departure) -> None:
+        names = self._set_names()
+        keys = {
+            number: joined(part.keys.get(number, NO_KEYS) for part in departure.parts) for number in names
+        }
+        for name, spared in departure.spared:
+            keys |= {number: keys[number].minus(spared) for number in names if names[number] == name}
+        self._take_out(keys)
+        self._taken_out = (*self._taken_out, *departure.parts)
 
     # -- what is due
 
@@ -108,9 +117,12 @@ class SetExpiry(Commits, SetReads):
             self._end_departure(now)
             self._delete_taken_out()
         elif expired.count < _EXPIRE_AT_ONCE or self._is_surveyed:
-            self._take_out(expired)
-        elif self._is_in_policy(expired):  # which is compiled anew each time
-            self._take_out(self._set_store.expired(now, _ALL, after))
+            self._take_out(expired.keys)
+            self._taken_out = (*self._taken_out, expired)
+        elif self._is_in_policy(expired):
+            every = self._set_store.expired(now, _ALL, after)
+            self._take_out(every.keys)
+            self._taken_out = (*self._taken_out, every)
         else:
             self._is_surveying = self._is_surveyed = True
 
@@ -119,19 +131,19 @@ class SetExpiry(Commits, SetReads):
             self._kernel.forget_doomed()
             self._departure = None
 
-    def _take_out(self, expired: Expired) -> None:
+    def _take_out(self, keys: Mapping[int, SetKeys]) -> None:
+        """Of memory and kernel."""
         with self._changing_alone():
-            deltas = self._deltas_of(expired)
+            deltas = self._deltas_of(keys)
             plan = self._ruleset.plan((), (), self._interfaces.protected(), deltas=deltas, at_once=False)
             self._reserve_for(plan)
             self._owe(self._apply(plan.change))
             self._ruleset.commit(plan)
-        self._taken_out = (*self._taken_out, expired)
 
-    def _deltas_of(self, expired: Expired) -> dict[str, SetDelta]:
+    def _deltas_of(self, keys: Mapping[int, SetKeys]) -> dict[str, SetDelta]:
         """Of what is still in the sets."""
         names, sets = self._set_names(), self._ruleset.sets
-        gone = {names[number]: keys.common(sets[names[number]]) for number, keys in expired.keys.items()}
+        gone = {name: keys[number].common(sets[name]) for number, name in names.items() if number in keys}
         return {name: delta(sets[name], NO_KEYS, keys) for name, keys in gone.items() if len(keys)}
 
     def _delete_taken_out(self) -> None:

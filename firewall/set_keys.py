@@ -143,6 +143,12 @@ def set_keys(columns: Iterable[PrefixColumns]) -> SetKeys:
     return SetKeys(*(distinct(np.concatenate(found[version])) for version in (4, 6)))
 
 
+def joined(parts: Iterable[SetKeys]) -> SetKeys:
+    """What is in any of them."""
+    every = [NO_KEYS, *parts]
+    return SetKeys(*(distinct(np.concatenate([each.of(version) for each in every])) for version in BITS))
+
+
 def delta(before: SetKeys, come: SetKeys, gone: SetKeys) -> SetDelta:
     """`gone` is in the set, `come` is not."""
     made = SetDelta(before, before.changed(come, gone), come, gone)

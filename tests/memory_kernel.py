@@ -97,7 +97,7 @@ class MemoryKernel:
         self.entries: dict[Key, Entry] = {}
         self.doomed: dict[Key, Entry] = {}
         self.fallen: dict[Key, Entry] = {}
-        self.falls = 0
+        self.falls = self.policies = 0
         self.policy: Policy | None = None
         self.hits: dict[int, Hits] = {}
         self.hooks: dict[tuple[str, int], Attached] = {}
@@ -188,6 +188,7 @@ class MemoryKernel:
                 if old.handle != new.handle and old.handle in self.hits:
                     gone[old.handle] = self.hits.pop(old.handle)
         self.policy = change.policy or self.policy
+        self.policies += change.policy is not None
         return gone
 
     def doom(self, entries: Sequence[Entries]) -> None:

@@ -275,7 +275,8 @@ class KernelDatapath:
             for each in change.come:
                 self._tables[each.version].come(each, epoch)
             for each in change.gone:
-                self._tables[each.version].leave(each, epoch)
+                met = each if self._doomed is None else self._doomed.still_met(each)
+                self._tables[each.version].leave(met, epoch)
             for (old, new), found in zip(change.changed, many[1], strict=True):
                 values = many_entry_records(new, epoch)
                 values["old_rank"] = old.ranks

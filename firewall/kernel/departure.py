@@ -46,6 +46,10 @@ class Departure:
         """Those of some entries that are among these, and are not any more."""
         return self._parts.leave_out(entries)
 
+    def still_met(self, entries: Entries) -> Entries:
+        """Without those that have fallen."""
+        return entries.only(~self._parts.has(entries)) if self.has_fallen else entries
+
     def go_on(self, tables: Mapping[int, AddressTable], wait: Callable[[], None]) -> bool:
         """With the next part; whether that was all."""
         if not self._is_waited_for:

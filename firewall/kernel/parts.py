@@ -34,6 +34,14 @@ class Parts:
     def drop_last(self) -> None:
         self._parts.pop()
 
+    def has(self, entries: Entries) -> npt.NDArray[np.bool_]:
+        """Of some entries, sorted, which are among these."""
+        found = np.zeros(len(entries), np.bool_)
+        for part in self._parts:
+            if part.version == entries.version and len(part) and len(entries):
+                found |= _without(part, entries)[1]
+        return found
+
     def leave_out(self, entries: Entries) -> Entries:
         """Those of some entries, sorted, that are among these, and are not any more."""
         found = np.zeros(len(entries), np.bool_)

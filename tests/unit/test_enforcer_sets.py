@@ -157,10 +157,18 @@ def test_entries_that_a_rule_with_ports_names_expire_all_at_once(
     monkeypatch.setattr("firewall.set_expiry._EXPIRE_AT_ONCE", 64)
     add(host, *(f"10.0.{n >> 8}.{n & 255}" for n in range(300)), ttl=10)
     host.add("ports", protocols=["tcp"], **RULE)
-    applied = host.kernel.applied
-    host.now += 10
-    wait_for(lambda: not stored(host))
-    assert host.kernel.applied - applied == 2 and content(host) == []
+    host.firewall.put_set("b")
+    policies = host.kernel.policies
+    host.now += 5
+    wait_for(lambda: host.firewall._departure is not None and host.firewall._departure.is_ready)
+    host.firewall.add_entries("a", entries(["10.0.0.7"], 100))  # lives on
+    host.firewall.delete_entries("a", entries(["10.0.1.3"]))
+    host.firewall.add_entries("a", entries(["10.0.1.3"]))  # and so does this one
+    policies += 2
+    assert host.kernel.policies == policies and len(content(host)) == 300
+    host.now += 5
+    wait_for(lambda: stored(host) == 2)
+    assert host.kernel.policies == policies + 1 and content(host) == ["10.0.0.7", "10.0.1.3"]
 
 
 def test_an_entry_that_is_added_again_lives_on(host: Host) -> None:
