@@ -19,7 +19,7 @@ from firewall.address_layers import Layers
 from firewall.cautious import Cautious
 from firewall.layout import C
 from firewall.ruleset import RulesetPlan
-from firewall.set_keys import SetDelta, SetKeys, distinct, scoped
+from firewall.set_keys import NO_KEYS, SetDelta, SetKeys, distinct, joined, scoped
 from firewall.set_store import Expired, Row
 
 _FEW = 256  # entries that are looked up one by one
@@ -29,9 +29,9 @@ _MANY = 32_768  # after which all is begun anew
 @dataclass
 class Departure:
     """`until`: the moment at which they expire, the last of them; seconds since 1970. `last`: the row that was read
-    last; `parts`: what was read. `is_read`, `is_ready`: whether all were, and whether the kernel has all of them ready.
-    `is_in_policy`: a rule with more fields names a set of them. `spared`: by name of the set, keys that have another
-    time since."""
+    last; `parts`: what was read, and is in memory still. `is_read`, `is_ready`: whether all were, and whether the
+    kernel has all of them ready. `is_in_policy`: a rule with more fields names a set of them. `spared`: by name of the
+    set, keys that have another time since."""
 
     until: float
     last: Row | None
@@ -40,7 +40,10 @@ class Departure:
     is_ready: bool = False
     is_in_policy: bool = False
     has_fallen: bool = False
-    spared: list[tuple[str, SetKeys]] = field(default_factory=list)
+    spared: dict[str, SetKeys] = field(default_factory=dict)
+
+    def spare(self, name: str, keys: SetKeys) -> None:
+        self.spared[name] = joined((self.spared.get(name, NO_KEYS), keys))
 
 
 class Departing(Cautious):
@@ -60,9 +63,9 @@ class Departing(Cautious):
         if not before.has_rules_of(self._ruleset.addresses.layers):
             self._spare_all()
             return
-        self._departure.spared += [
-            (name, change.come) for name, change in plan.deltas.items() if len(change.come)
-        ]
+        for name, change in plan.deltas.items():
+            if len(change.come):
+                self._departure.spare(name, change.come)
         for version in BITS:
             for keys in _touched(version, plan):
                 self._spare(version, keys)
@@ -74,7 +77,7 @@ class Departing(Cautious):
         if len(keys) > _MANY:
             self._spare_all()
         else:
-            self._departure.spared.append((name, keys))
+            self._departure.spare(name, keys)
             for version in BITS:
                 for each in _in_all_lists(version, keys.of(version)):
                     self._spare(version, each)

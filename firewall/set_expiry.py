@@ -80,7 +80,7 @@ class SetExpiry(Commits, SetReads):
                 self._is_surveyed = self._is_surveying = False
                 self._kernel.forget_survey()
             if departure.is_in_policy:  # which is compiled anew each time
-                self._take_out_at_once(departure)
+                self._take_out_fallen(departure, departure.parts)
 
     def _doom_part(self, departure: Departure) -> None:
         some = self._set_store.expired(departure.until, _EXPIRE_AT_ONCE, departure.last)
@@ -98,19 +98,28 @@ class SetExpiry(Commits, SetReads):
         plan = addresses.plan((), (), sets=sets, deltas=deltas)
         self._kernel.doom([*plan.layers.gone, *_that_go(plan.edits)])
 
-    def _take_out_at_once(self, departure: Departure) -> None:
-        names = self._set_names()
+    def _take_out_fallen(self, departure: Departure, parts: Sequence[Expired]) -> None:
+        """The first parts, but for what has another time since."""
+        names, spared = self._set_names(), departure.spared
         keys = {
-            number: joined(part.keys.get(number, NO_KEYS) for part in departure.parts) for number in names
+            number: joined(part.keys.get(number, NO_KEYS) for part in parts).minus(spared.get(name, NO_KEYS))
+            for number, name in names.items()
         }
-        for name, spared in departure.spared:
-            keys |= {number: keys[number].minus(spared) for number in names if names[number] == name}
         self._take_out(keys)
-        self._taken_out = (*self._taken_out, *departure.parts)
+        self._taken_out = (*self._taken_out, *parts)
+        del departure.parts[: len(parts)]
 
     # -- what is due
 
     def _expire_what_is_due(self, now: float) -> None:
+        departure = self._departure
+        if departure is not None and departure.has_fallen and departure.parts:
+            if self._is_surveyed:
+                first = departure.parts if departure.is_in_policy else departure.parts[:1]
+                self._take_out_fallen(departure, first)
+            else:
+                self._is_surveying = self._is_surveyed = True
+            return
         after = self._taken_out[-1].last if self._taken_out else None
         expired = self._set_store.expired(now, _EXPIRE_AT_ONCE, after)
         if not expired.count:

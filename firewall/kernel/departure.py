@@ -10,12 +10,13 @@ An entry that somebody wrote otherwise meanwhile is no longer ready and is left 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from firewall.datapath import Entries
 from firewall.kernel.address_table import AddressTable
 from firewall.kernel.parts import Parts
 
+_AT_ONCE = 4  # parts, as doom() got them
 _FAR = 1 << 32  # epochs that other changes do not come to meanwhile
 
 
@@ -56,12 +57,20 @@ class Departure:
             wait()
             self._is_waited_for = True
         if self._to_appoint:
-            part = self._parts[self._to_appoint[0]]
-            tables[part.version].appoint(part, self.end)
-            self._to_vanish.append(self._to_appoint.popleft())
+            for number in _some(self._to_appoint):
+                part = self._parts[number]
+                tables[part.version].appoint(part, self.end)
+                self._to_vanish.append(number)
             self._is_waited_for = bool(self._to_appoint)
-        elif self._to_vanish:
-            part = self._parts[self._to_vanish[0]]
-            tables[part.version].vanish(part, self.end)
-            self._to_vanish.popleft()
+        else:
+            for number in _some(self._to_vanish):
+                part = self._parts[number]
+                tables[part.version].vanish(part, self.end)
         return not self._to_appoint and not self._to_vanish
+
+
+def _some(numbers: deque[int]) -> Iterator[int]:
+    """The first few, which are taken away each after what is done for it."""
+    for _ in range(min(_AT_ONCE, len(numbers))):
+        yield numbers[0]
+        numbers.popleft()
