@@ -123,7 +123,7 @@ class SetExpiry(Commits, SetReads):
         after = self._taken_out[-1].last if self._taken_out else None
         expired = self._set_store.expired(now, _EXPIRE_AT_ONCE, after)
         if not expired.count:
-            self._end_departure(now)
+            self._end_departure()
             self._delete_taken_out()
         elif expired.count < _EXPIRE_AT_ONCE or self._is_surveyed:
             self._take_out(expired.keys)
@@ -135,8 +135,8 @@ class SetExpiry(Commits, SetReads):
         else:
             self._is_surveying = self._is_surveyed = True
 
-    def _end_departure(self, now: float) -> None:
-        if self._departure is not None and now >= self._departure.until:
+    def _end_departure(self) -> None:
+        if self._has_fallen:
             self._kernel.forget_doomed()
             self._departure = None
 
