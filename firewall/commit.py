@@ -22,7 +22,9 @@ from firewall.datapath import Change
 from firewall.departing import Departing
 from firewall.errors import FirewallError, StoreFailed, table_full
 from firewall.hits import NO_HITS, Hits
+from firewall.rule import Rule
 from firewall.ruleset import RulesetPlan
+from firewall.set_keys import SetKeys, set_keys_of
 from firewall.store import Record, TransactionLost
 
 log = structlog.get_logger()
@@ -113,6 +115,8 @@ class Commits(Departing):
     ) -> None:
         """Rules go and come; a record in both changed. `unchanged`: how many were asked for that are there already.
         `action`: as the audit calls it, where the rules do not say."""
+        if self._has_fallen:
+            self._take_out_first(_prefixes_of(each.rule for each in (*removed, *written)))
         plan = self._ruleset.plan(removed, written, self._interfaces.protected())
         if self._caution is not None:
             if self._caution.dry_run:
@@ -335,6 +339,16 @@ class Commits(Departing):
         new = plan.addresses.new_keys()
         sizes = {version: size + new[version] for version, size in self._ruleset.addresses.sizes().items()}
         self._reserve(sizes, plan.policy or self._ruleset.policy)
+
+
+def _prefixes_of(rules: Iterable[Rule]) -> SetKeys | None:
+    """None where sets are among them."""
+    prefixes = []
+    for rule in rules:
+        if rule.sets:
+            return None
+        prefixes += [*rule.sources, *rule.destinations]
+    return set_keys_of(prefixes)
 
 
 def _outcome(call: Callable[[], object]) -> Outcome:

@@ -99,6 +99,7 @@ class Confirmations(InterfaceChanges):
 
     def _roll_back(self, change: PendingChange, reason: str) -> None:
         now = self._clock()
+        self._take_out_first(None)
         undo = self._undo_log.undo(change.id, now)
         if undo.sets:
             self._spare_all()  # entries get back the times that they had

@@ -2,7 +2,8 @@
 fall at that moment (firewall.datapath, Kernel.doom).
 
 Owns that they fall only where nothing else stands behind them: whoever changes something at one of their prefixes
-meanwhile has it spared, and it goes one by one like any other. Which they are and when is firewall.set_expiry's.
+before has it spared, and it goes one by one like any other; after, what has fallen there is taken out first. Which
+they are and when is firewall.set_expiry's.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ class Departing(Cautious):
     def _has_fallen(self) -> bool:
         """Whether memory has entries that packets do not meet any more."""
         return self._departure is not None and self._departure.has_fallen
+
+    def _take_out_first(self, keys: SetKeys | None) -> None:
+        """Before a change at these prefixes, None for any: what has fallen there is taken out, or the change would
+        bring it back for as long as memory has it. (firewall.set_expiry does it.)"""
 
     def _spare_touched(self, plan: RulesetPlan, before: Layers) -> None:
         """Where a change was made that memory, store and kernel have by now. `before`: the layers before it."""

@@ -19,6 +19,7 @@ from firewall.commit import Commits
 from firewall.datapath import Entries
 from firewall.in_force import block_entries, block_scope
 from firewall.ruleset import RulesetPlan
+from firewall.set_keys import set_keys
 from firewall.store import Block
 from firewall.view import Effect, ImportOutcome
 
@@ -32,6 +33,8 @@ class ListImport(Commits):
         """One rule for each prefix, all as one change: sources at ingress, destinations at egress. Prefixes that
         have a rule of this action and priority already are left as they are."""
         with self._changing_alone():
+            if self._has_fallen:
+                self._take_out_first(set_keys(columns))
             first, added, unchanged = self._store.next_handle, 0, 0
             arriving, blocks = [], []
             for each in columns:

@@ -130,6 +130,7 @@ class SetChanges(SetExpiry):
         with self._changing_alone():
             present, asked = self._stored_set(name), wanted(columns)
             self._check_source(present, source)
+            self._take_out_first(asked.keys)
             before = self._ruleset.sets[name]
             come = asked.keys.minus(before)
             known = asked.only(asked.keys.changed(NO_KEYS, come))
@@ -143,6 +144,7 @@ class SetChanges(SetExpiry):
         with self._changing_alone():
             present, asked = self._stored_set(name), wanted(columns)
             self._check_source(present, source)
+            self._take_out_first(asked.keys)
             change = between(self._ruleset.sets[name], asked.keys)
             known = asked.only(asked.keys.changed(NO_KEYS, change.come))
             come = asked.only(change.come)
@@ -153,6 +155,7 @@ class SetChanges(SetExpiry):
         with self._changing_alone():
             present, asked = self._stored_set(name), wanted(columns)
             self._check_source(present, source)
+            self._take_out_first(asked.keys)
             before = self._ruleset.sets[name]
             gone = asked.keys.common(before)
             nothing = asked.only(NO_KEYS)

@@ -109,6 +109,22 @@ class SetExpiry(Commits, SetReads):
         self._taken_out = (*self._taken_out, *parts)
         del departure.parts[: len(parts)]
 
+    def _take_out_first(self, keys: SetKeys | None) -> None:
+        departure = self._departure
+        if departure is None or not departure.has_fallen or not departure.parts:
+            return
+        if keys is None:
+            self._take_out_fallen(departure, departure.parts)
+            return
+        fallen = {
+            number: joined(part.keys.get(number, NO_KEYS).common(keys) for part in departure.parts).minus(
+                departure.spared.get(name, NO_KEYS)
+            )
+            for number, name in self._set_names().items()
+        }
+        if any(map(len, fallen.values())):
+            self._take_out(fallen)
+
     # -- what is due
 
     def _expire_what_is_due(self, now: float) -> None:

@@ -143,6 +143,13 @@ def set_keys(columns: Iterable[PrefixColumns]) -> SetKeys:
     return SetKeys(*(distinct(np.concatenate(found[version])) for version in (4, 6)))
 
 
+def set_keys_of(prefixes: Iterable[Prefix]) -> SetKeys:
+    """Of few."""
+    keys = [Key(each.version, 0, each.length, each.address) for each in prefixes]
+    mine = {version: [encode(key) for key in keys if key.version == version] for version in BITS}
+    return SetKeys(*(distinct(np.array(mine[each], no_entries(each).keys.dtype)) for each in (4, 6)))
+
+
 def joined(parts: Iterable[SetKeys]) -> SetKeys:
     """What is in any of them."""
     every = [NO_KEYS, *parts]

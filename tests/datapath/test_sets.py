@@ -14,6 +14,7 @@ import pytest
 
 from firewall.address import BITS, format_address, parse_prefix
 from firewall.address_index import decoded
+from firewall.address_list import parse_list
 from firewall.caution import Caution
 from firewall.datapath import Key
 from firewall.errors import KernelRefused
@@ -377,6 +378,12 @@ BEFORE_THE_FALL: dict[str, tuple[Callable[[Loaded], object], list[str]]] = {
         ),
         ["pass", "drop", "pass", "drop"],
     ),
+    "an import names one": (
+        lambda firewall: firewall.enforcer.import_list(
+            parse_list("10.1.3.1\n10.9.9.9"), "drop", 90, "ingress"
+        ),
+        ["drop", "pass", "pass", "pass"],
+    ),
     "the rule gets another priority": (
         lambda firewall: firewall.edit("first", priority=60),
         ["pass"] * 4,
@@ -409,7 +416,9 @@ def test_what_changes_while_entries_wait_to_fall_is_right_after(
         assert judged(firewall) == ["drop"] * 4
         wait_for(lambda: time.time() > until)
         step(firewall)
-    if not is_before or firewall.enforcer._departure is not None:
+    if not is_before:
+        assert judged(firewall) == expected, "what has fallen comes back"
+    elif firewall.enforcer._departure is not None:
         found = judged(firewall)
         assert all(
             verdict == "drop" for verdict, right in zip(found, expected, strict=True) if right == "drop"
