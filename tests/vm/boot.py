@@ -105,7 +105,8 @@ def _qemu(
         "-smp", str(CPUS), "-m", str(MEMORY_MB),
         "-kernel", str(kernel.image), "-initrd", str(kernel.initrd), "-append", " ".join(append),
         "-chardev", f"file,id=console,path={scratch / 'console'}", "-serial", "chardev:console",
-        "-drive", f"file={image},if=virtio,format=raw,snapshot={'on' if forget else 'off'}",
+        # Whoever reads the disk later asks this host's page cache: nobody waits for the host's own disk.
+        "-drive", f"file={image},if=virtio,format=raw,cache=unsafe,snapshot={'on' if forget else 'off'}",
         "-drive", f"file={kernel.modules},if=virtio,format=raw,snapshot=on",
         "-device", "virtio-serial-pci", *ports, "-device", "virtio-rng-pci",
         "-virtfs", f"local,path={shared},mount_tag=share,security_model=none,readonly=on",
