@@ -53,7 +53,7 @@ test-netns: setup  ## Run the tests with the real service and real traffic (root
 	$(pytest) $(workers) tests/netns $(PYTEST_ARGS)
 
 .PHONY: test-vm
-test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; installs QEMU; 2 GB of cache, half an hour)
+test-vm: setup  ## Boot Debian's kernels under QEMU and test there (root; installs QEMU; 2 GB of cache; without KVM two hours)
 	@tests/vm/packages.sh
 	$(pytest) tests/vm $(PYTEST_ARGS)
 

@@ -25,10 +25,8 @@ _HINT = (
 def assemble(compiled: Compiled, pins: Path) -> None:
     """Maps that are pinned below pins/maps are used as they are; the others are made and pinned there, and the programs
     below pins/programs. Raises ProgramRejected with the verifier's last lines, or KernelRefused."""
-    bpf.allow_locked_memory()
     with ExitStack() as descriptors:
-        maps = _Maps(compiled, pins / "maps", descriptors)
-        linked = {name: maps.opened(name) for name in compiled.maps if not name.endswith(KIND)}
+        linked = open_maps(compiled, pins / "maps", descriptors)
         for name, code in compiled.programs.items():
             kind = bpf.PROGRAM_XDP if is_xdp(name) else bpf.PROGRAM_CLASSIFIER
             try:
@@ -37,6 +35,13 @@ def assemble(compiled: Compiled, pins: Path) -> None:
                 raise _rejected(name, error, bpf.verifier_log(kind, name, code.linked(linked))) from error
             descriptors.callback(os.close, program)
             bpf.pin(program, pins / "programs" / name)
+
+
+def open_maps(compiled: Compiled, pins: Path, descriptors: ExitStack) -> dict[str, int]:
+    """Their descriptors by name, which `descriptors` closes: of those that are pinned, and of others, pinned now."""
+    bpf.allow_locked_memory()
+    maps = _Maps(compiled, pins, descriptors)
+    return {name: maps.opened(name) for name in compiled.maps if not name.endswith(KIND)}
 
 
 class _Maps:

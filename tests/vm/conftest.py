@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
 
 from tests.vm import frames, guest, kernel, netdevsim
-from tests.vm.boot import Result, boot
+from tests.vm.boot import GuestDied, Result, boot
 
 Report = dict[str, dict[str, Any]]
 Guest = Callable[..., Report]
@@ -37,48 +36,58 @@ def check(report: Report, name: str) -> dict[str, Any]:
 def programs_in(tmp_path_factory: pytest.TempPathFactory) -> Guest:
     """`programs_in("6.1")`: the report of guest_programs and guest_verifier on that kernel."""
 
-    @cache
-    def run(line: str) -> Report:
+    def run(line: str) -> Result:
         share = tmp_path_factory.mktemp(f"share-{line}")
         frames.write(share)
         rules = " ".join(map(str, RULES))
         modules = (f"guest_verifier {rules}", f"guest_programs {rules}")
         command = " && ".join(f".venv/bin/python -m tests.vm.{module}" for module in modules)
-        return _report(boot(kernel.prepare(line), command, share, TIMEOUT_S))
+        return boot(kernel.prepare(line), command, share, TIMEOUT_S)
 
-    return run
+    return once(run)
 
 
 @pytest.fixture(scope="session")
 def offload_in(tmp_path_factory: pytest.TempPathFactory) -> Guest:
     """`offload_in("6.12")`: the report of guest_offload on that kernel with a netdevsim device."""
 
-    @cache
-    def run(line: str) -> Report:
+    def run(line: str) -> Result:
         prepared = kernel.prepare(line)
         share = tmp_path_factory.mktemp(f"share-offload-{line}")
         module = netdevsim.prepare(prepared.build)
         (share / module.name).symlink_to(module)
         command = f"{netdevsim.SET_UP} && .venv/bin/python -m tests.vm.guest_offload"
-        return _report(boot(prepared, command, share, TIMEOUT_S))
+        return boot(prepared, command, share, TIMEOUT_S)
 
-    return run
+    return once(run)
 
 
 @pytest.fixture(scope="session")
 def systemd_in() -> Guest:
     """`systemd_in("6.1")`: the report of guest_systemd on that kernel."""
 
-    @cache
-    def run(line: str) -> Report:
-        return _report(
-            boot(kernel.prepare(line), ".venv/bin/python -m tests.vm.guest_systemd", None, TIMEOUT_S)
-        )
+    def run(line: str) -> Result:
+        return boot(kernel.prepare(line), ".venv/bin/python -m tests.vm.guest_systemd", None, TIMEOUT_S)
 
-    return run
+    return once(run)
 
 
-def _report(result: Result) -> Report:
-    if result.status:
-        pytest.fail(f"the command ended with {result.status}:\n{result.output}", pytrace=False)
-    return guest.report(result.output)
+def once(run: Callable[[str], Result]) -> Guest:
+    """The report of a kernel's only boot. One that fails is not tried again for every check: the test that asked first
+    says why, the others go by what was reported until then."""
+    reports: dict[str, Report] = {}
+
+    def report(line: str) -> Report:
+        if line not in reports:
+            reports[line] = {}
+            try:
+                result = run(line)
+            except GuestDied as death:
+                reports[line] = guest.report(death.output)
+                raise
+            reports[line] = guest.report(result.output)
+            if result.status:
+                pytest.fail(f"the command ended with {result.status}:\n{result.output}", pytrace=False)
+        return reports[line]
+
+    return report

@@ -22,9 +22,9 @@ _VISIT = re.compile(rb"^(\d+): \(", re.MULTILINE)
 
 
 def profile(rules: int, program: str) -> dict[str, Any]:
-    code = guest_verifier.compiled(rules)[program]
     kind = guest_verifier.XDP if is_xdp(program) else guest_verifier.SCHED_CLS
-    status, log = guest_verifier.attempt(kind, program, code, _LOG_EVERYTHING, _LOG_SIZE)
+    with guest_verifier.linked(rules) as programs:
+        status, log = guest_verifier.attempt(kind, program, programs[program], _LOG_EVERYTHING, _LOG_SIZE)
     visits = Counter(int(match[1]) for match in _VISIT.finditer(log))
     return {"kernel": platform.release(), "status": status, "log_bytes": len(log), "visits": dict(visits)}
 

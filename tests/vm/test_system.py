@@ -6,7 +6,7 @@ SYSTEM_SHORT=1 runs the part that takes some ten minutes, the making of the imag
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import pytest
@@ -25,10 +25,7 @@ LIVES: dict[str, tuple[str, Life]] = (
 )
 
 
-def cases() -> Iterator[tuple[str, str]]:
-    for name, (_, life) in LIVES.items():
-        for each in chain.from_iterable(life):
-            yield name, each
+CASES = [(name, each) for name, (_, life) in LIVES.items() for each in chain.from_iterable(life)]
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +33,7 @@ def lived() -> dict[str, Report]:
     return {}
 
 
-@pytest.mark.parametrize(("life", "name"), cases())
+@pytest.mark.parametrize(("life", "name"), CASES)
 def test_life(lived: dict[str, Report], life: str, name: str) -> None:
     if life not in lived:
         lived[life] = {}  # a boot that fails is not tried again for every check
