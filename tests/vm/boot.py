@@ -119,8 +119,9 @@ def accelerator() -> list[str]:
     if re.search(r"\b(vmx|svm)\b", flags) and Path("/dev/kvm").exists():
         return ["-accel", "kvm", "-cpu", "host"]
     # With what "max" has, Linux takes the HPET for its clock, which is a way out of the emulation whenever somebody
-    # asks for the time; and QEMU 7.2 emulates AVX2 wrongly: numpy's argsort leaves its result unsorted.
-    return ["-accel", "tcg,thread=multi", "-cpu", "Nehalem"]
+    # asks for the time; and QEMU 7.2 emulates AVX2 wrongly: numpy's argsort leaves its result unsorted. Without RDRAND
+    # there is nothing random yet when the smallest machine's first process, Python, asks for it.
+    return ["-accel", "tcg,thread=multi", "-cpu", "Nehalem,+rdrand"]
 
 
 def _run(command: list[str], timeout_s: float) -> str | None:
