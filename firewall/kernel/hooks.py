@@ -13,7 +13,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTM_GETLINK
 
 from firewall.datapath import Attached, Link
 from firewall.errors import Conflict, KernelRefused, kernel_refused
@@ -58,12 +60,17 @@ class NetlinkHooks:
 
     def ingress(self, index: int) -> Attached | None:
         with _netlink_errors(f"reading interface {index}"):
-            xdp = self._netlink.get_links(index)[0].get_attr("IFLA_XDP")
+            xdp = self._of(index).get_attr("IFLA_XDP")
         for attribute, mode in _MODE_ATTRIBUTES.items():
             program_id = xdp.get_attr(attribute) if xdp is not None else None
             if program_id:
                 return self._attached(program_id, mode)
         return None
+
+    def _of(self, index: int) -> Any:
+        """What the kernel says about an interface. Without NLM_F_ACK, which get_links(index) asks for:
+        pyroute2 does not read the acknowledgement behind an answer and keeps it, and with each the heap around it."""
+        return self._netlink.link((RTM_GETLINK, NLM_F_REQUEST), index=index)[0]
 
     def attach_ingress(self, link: Link, fd: int, mode: str, force: bool = False) -> None:
         """Puts the program there, or in the place of ours; in between none or both never see a packet. With
