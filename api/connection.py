@@ -2,23 +2,22 @@
 and that not for long.
 
 Owns the limits that stand before a request is one: how long a head and a body may take, how long answers may wait to be
-read, how large a head may be, how many connections a network may have. The Unix socket is limited in time alone. HTTP
-itself is uvicorn's.
+read, how large a head may be and what stands beside a body (trailers, extensions of chunks), how many connections a
+network may have. The Unix socket is not limited in their number. HTTP itself is uvicorn's.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
+import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.attempts import network_of
+from api.complaints import Complaints
 from api.errors import problem_response
 from api.peer import PEER, Peer, peer_of
 from firewall.settings import Api
@@ -26,9 +25,6 @@ from firewall.settings import Api
 LEAST_BODY_RATE = 1024  # bytes a second, once the first time is over
 LEAST_A_NETWORK = 8
 MOST_WAITING = 100  # requests that came before the last answer: each costs memory
-_SAY_AFTER_S = 10.0
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +47,19 @@ class Patience:
 
 
 class Connections:
-    """How many there are over TCP, in all and by network."""
+    """How many there are over TCP, in all and by network; and what is told of them."""
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, most: int, complaints: Complaints | None = None) -> None:
         self._most = most
         self._most_a_network = max(LEAST_A_NETWORK, most // 4)
         self._by_network: Counter[str] = Counter()
-        self._clock = clock
-        self._said_at = -_SAY_AFTER_S
-        self._unsaid = 0
+        self.complaints = complaints or Complaints()
 
     def enter(self, network: str) -> bool:
         """Whether there is room."""
         of_network = self._by_network[network]
         if self._by_network.total() >= self._most or of_network >= self._most_a_network:
-            self._say(network)
+            self.complaints.say("too many connections", client=network)
             return False
         self._by_network[network] = of_network + 1
         return True
@@ -74,13 +68,6 @@ class Connections:
         self._by_network[network] -= 1
         if self._by_network[network] <= 0:
             del self._by_network[network]
-
-    def _say(self, network: str) -> None:
-        self._unsaid += 1
-        now = self._clock()
-        if now - self._said_at >= _SAY_AFTER_S:
-            log.warning("too many connections", refused=self._unsaid, last=network)
-            self._said_at, self._unsaid = now, 0
 
 
 class Connection(HttpToolsProtocol):
@@ -95,7 +82,7 @@ class Connection(HttpToolsProtocol):
         self._is_refused = False
         self._part = "head"  # of a request that is being read: head, body, or none
         self._since = 0.0
-        self._head_bytes = self._raw_head_bytes = self._body_bytes = 0
+        self._head_bytes = self._raw_head_bytes = self._body_bytes = self._beside_body_bytes = 0
         self._blocked_since: float | None = None
         self._closing_since: float | None = None
         self._served: Any = None  # the request that is answered: where more were sent, not the last one
@@ -130,11 +117,26 @@ class Connection(HttpToolsProtocol):
             return
         if self._part == "head":
             self._raw_head_bytes += len(data)
-        super().data_received(data)
-        if self._part == "head" and self._raw_head_bytes > self._patience.most_header_bytes:
+        self._beside_body_bytes += len(data)  # until something of the body comes
+        self._parse(data)
+        beside = {"head": self._raw_head_bytes, "body": self._beside_body_bytes}.get(self._part, 0)
+        if beside > self._patience.most_header_bytes:
             self._refuse_head()
         if self._part == "none" and self.timeout_keep_alive_task is None and self._is_answered:
             self._begin("head")  # what came was no beginning of a request, and must not keep the connection
+
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn does, with our answer and our log."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.cycle.keep_alive = (
+                False  # it is answered as if it had not asked for that, and there is an end
+            )
+        except httptools.HttpParserError:
+            self._complain("client does not speak HTTP")
+            self._refuse(problem_response(400, "invalid_http", "this is no request of HTTP/1.1", ""))
 
     def on_message_begin(self) -> None:
         if self._part != "head":
@@ -148,6 +150,8 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._part == "body":
+            return  # a trailer: nobody reads it
         self._head_bytes += len(name) + len(value) + 4
         super().on_header(name, value)
 
@@ -155,7 +159,7 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes > self._patience.most_header_bytes:
             self._refuse_head()
         if len(self.pipeline) >= MOST_WAITING and not self._is_refused:
-            log.info("client does not wait for its answers", client=self._told)
+            self._complain("client does not wait for its answers")
             self._is_refused = True
             self._abort()
         if self._is_refused:
@@ -167,6 +171,7 @@ class Connection(HttpToolsProtocol):
         if self._is_refused:
             return
         self._body_bytes += len(body)
+        self._beside_body_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -193,7 +198,7 @@ class Connection(HttpToolsProtocol):
             if now - self._closing_since > patience.write_s:
                 self._abort()  # it does not read what is left
         elif self._blocked_since is not None and now - self._blocked_since > patience.write_s:
-            log.info("client does not read its answer", client=self._told)
+            self._complain("client does not read its answer")
             self._abort()
         elif self._part == "head" and now - self._since > patience.header_s:
             self._refuse_slow("head")
@@ -214,16 +219,19 @@ class Connection(HttpToolsProtocol):
     def _told(self) -> str:
         return "unix" if self.client is None else f"{self.client[0]}:{self.client[1]}"
 
+    def _complain(self, what: str, **fields: str) -> None:
+        self._in_all.complaints.say(what, client=self._told, **fields)
+
     def _begin(self, part: str) -> None:
         self._part, self._since = part, self.loop.time()
-        self._head_bytes = self._raw_head_bytes = self._body_bytes = 0
+        self._head_bytes = self._raw_head_bytes = self._body_bytes = self._beside_body_bytes = 0
 
     def _refuse_head(self) -> None:
         detail = f"the head of the request is larger than {self._patience.most_header_bytes} bytes"
         self._refuse(problem_response(431, "header_too_large", detail, "", "see api.max_header_bytes"))
 
     def _refuse_slow(self, part: str) -> None:
-        log.info("client is too slow", client=self._told, part=part)
+        self._complain("client is too slow", part=part)
         if part == "head" and self._raw_head_bytes == 0:
             self._is_refused = True
             self.transport.close()  # it never asked for anything

@@ -85,14 +85,14 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raises RequestRefused."""
-        host = headers.get("host", "")
-        if host and not is_unix_socket(scope) and not self._is_ours(host):
-            raise RequestRefused(
-                421,
-                "misdirected_request",
-                f"this service is not {host!r}",
-                "ask for an IP address or localhost; other names: api.allowed_hosts in the config",
-            )
+        for host in () if is_unix_socket(scope) else headers.getlist("host"):
+            if host and not self._is_ours(host):
+                raise RequestRefused(
+                    421,
+                    "misdirected_request",
+                    f"this service is not {host!r}",
+                    "ask for an IP address or localhost; other names: api.allowed_hosts in the config",
+                )
         method = scope["method"]
         if method not in CHANGING:
             return

@@ -106,6 +106,7 @@ class _Server(uvicorn.Server):
             for each in list(self.server_state.connections):
                 if isinstance(each, Connection):
                     each.look()
+            self._connections.complaints.flush()
 
 
 def run(

@@ -26,6 +26,11 @@ def test_another_hosts_name_is_refused(api: ApiClient, host: str) -> None:
     assert (refused.status_code, refused.json()["code"]) == (421, "misdirected_request")
 
 
+def test_each_of_two_names_is_looked_at(api: ApiClient) -> None:
+    refused = api("GET", "/v1/rules", headers=[("Host", "127.0.0.1"), ("Host", "evil.example")])
+    assert (refused.status_code, refused.json()["code"]) == (421, "misdirected_request")
+
+
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.0.0.1:9378", "localhost", "LocalHost:80", "[::1]", "[::1]:9378"]
 )

@@ -7,12 +7,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
+from api.complaints import BETWEEN_S, Complaints
 from api.connection import LEAST_A_NETWORK, MOST_WAITING, Connections
 from tests.api.test_server import PATIENCE_S, Service, tcp_port
 from tests.unit.host import wait_for
@@ -45,6 +47,12 @@ def connected(service: Service, is_unix: bool = False) -> socket.socket:
         found = socket.create_connection(("127.0.0.1", tcp_port(service.log)))
     found.settimeout(PATIENCE_S)
     return found
+
+
+def memory_kb(service: Service) -> int:
+    assert service.process is not None
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
 
 
 def answer_of(opened: socket.socket) -> bytes:
@@ -153,6 +161,76 @@ def test_a_body_that_comes_steadily_may_take_longer_than_the_first_time(service:
         assert answer_of(steady).startswith(b"HTTP/1.1 201")
 
 
+CHUNKED = b"POST /v1/rules HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begun", "part"),
+    [
+        (b"0\r\n", b"X-A: " + b"b" * 60_000 + b"\r\n"),
+        (b"0\r\nX-A: ", b"b" * 60_000),
+        (b"2;", b"b" * 60_000),
+    ],
+    ids=["trailers", "one trailer", "an extension of a chunk"],
+)
+def test_what_stands_beside_a_body_takes_no_memory(service: Service, begun: bytes, part: bytes) -> None:
+    before, sent = memory_kb(service), 0
+    with connected(service) as large:
+        large.sendall(CHUNKED + begun)
+        with suppress(OSError):
+            while sent < 200_000_000:
+                large.sendall(part)
+                sent += len(part)
+    assert sent < 20_000_000
+    assert memory_kb(service) - before < 20_000
+
+
+def test_it_is_told_that_trailers_are_too_large(service: Service) -> None:
+    with connected(service) as large:
+        large.sendall(CHUNKED + b"2\r\n{}\r\n")
+        large.sendall(b"0\r\nX-A: " + b"b" * 5000)
+        time.sleep(0.1)  # two reads
+        large.sendall(b"b")
+        answer = answer_of(large)
+    assert answer.startswith(b"HTTP/1.1 431 ") and b'"code":"header_too_large"' in answer
+
+
+def test_a_trailer_is_no_header(service: Service) -> None:
+    """If it were, this would be a 412."""
+    with connected(service) as opened:
+        opened.sendall(b"PUT /v1/ruleset HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        opened.sendall(b'd\r\n{"rules": []}\r\n0\r\nIf-Match: "another"\r\n\r\n')
+        assert opened.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def test_what_is_no_http_is_told_so_and_makes_few_lines_in_the_log(service: Service) -> None:
+    for _ in range(50):
+        with connected(service) as stranger:
+            stranger.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            answer = answer_of(stranger)
+        assert answer.startswith(b"HTTP/1.1 400 ") and b'"code":"invalid_http"' in answer
+        assert b"application/problem+json" in answer and b"connection: close" in answer
+    assert 0 < service.log.count("client does not speak HTTP") < 5
+
+
+def test_an_answer_under_way_is_not_mixed_with_another(service: Service) -> None:
+    with connected(service) as opened:
+        opened.sendall(b"GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert opened.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        opened.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+        assert b"HTTP/1.1 " not in answer_of(opened)
+
+
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
+def test_another_protocol_is_not_spoken_and_not_complained_of(service: Service, protocol: bytes) -> None:
+    with connected(service) as opened:
+        opened.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\n")
+        opened.sendall(b"Upgrade: " + protocol + b"\r\n\r\n")
+        answer = answer_of(opened)
+    assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer
+    assert "pgrade" not in service.log
+
+
 def test_a_client_that_does_not_read_is_ended_and_its_listener_with_it(service: Service) -> None:
     with connected(service) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -240,3 +318,24 @@ def test_a_network_may_have_a_quarter_of_all_connections() -> None:
         found.leave("a")
     assert "a" not in found._by_network
     assert [Connections(8).enter("a")] * LEAST_A_NETWORK == [True] * LEAST_A_NETWORK
+
+
+def test_the_first_complaint_of_a_kind_is_told_at_once_and_the_others_with_their_number() -> None:
+    now = 0.0
+    complaints = Complaints(lambda: now)
+    with capture_logs() as told:
+        for number in range(100):
+            complaints.say("it is slow", client=f"c{number}")
+        complaints.say("it is deaf", client="d")
+        complaints.flush()
+        now += BETWEEN_S
+        complaints.flush()
+        complaints.flush()
+        now += BETWEEN_S
+        complaints.say("it is slow", client="c100")
+    assert [(each["event"], each["client"], each.get("times", 1)) for each in told] == [
+        ("it is slow", "c0", 1),
+        ("it is deaf", "d", 1),
+        ("it is slow", "c99", 99),
+        ("it is slow", "c100", 1),
+    ]
