@@ -2,18 +2,21 @@
 
 Owns the format: text for people, or JSON lines where EBPF_FW_LOG=json. The journal knows the time itself, and is told
 the level of each line as it takes it (sd-daemon(3)), so that `journalctl -p warning` finds them. Standard logging
-(uvicorn's, say) goes the same way. It must not decide what is logged.
+(uvicorn's, say) goes the same way. What clients say of themselves stands in lines (X-Reason): no character of it ends
+a line, or steers the terminal on which somebody reads them. It must not decide what is logged.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 import structlog
-from structlog.types import Processor
+from structlog.types import EventDict, ExcInfo, Processor
 
 from firewall.errors import FirewallError, ProgramRejected
 
@@ -54,7 +57,40 @@ class JournalFormatter(structlog.stdlib.ProcessorFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         priority = next(number for level, number in _PRIORITIES if record.levelno >= level)
-        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+        # By \n alone, as the journal does.
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
+
+
+class _Quoted:
+    """A text as a literal of Python."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return repr(self._text)
+
+
+def _harmless(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Texts that are not printable, as quoted literals. (The renderer quotes those with spaces.)"""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            if name == "exception":  # lines, the last with whatever was wrong
+                event[name] = "\n".join(map(_escaped, value.split("\n")))
+            else:
+                event[name] = _escaped(value) if name == "event" else _Quoted(value)
+    return event
+
+
+def _escaped(text: str) -> str:
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _traceback(sio: TextIO, exc_info: ExcInfo) -> None:
+    """As structlog's, line by line."""
+    plain = io.StringIO()
+    structlog.dev.plain_traceback(plain, exc_info)
+    sio.write("\n".join(map(_escaped, plain.getvalue().split("\n"))))
 
 
 def stderr_is_the_journal() -> bool:
@@ -79,13 +115,14 @@ def _renderers() -> list[Processor]:
     if os.environ.get(FORMAT_VARIABLE) == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     return [
+        _harmless,
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
-            exception_formatter=structlog.dev.plain_traceback,
+            exception_formatter=_traceback,
             pad_event=0,
             pad_level=False,
             sort_keys=False,
-        )
+        ),
     ]
 
 
