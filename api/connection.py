@@ -50,7 +50,7 @@ class Connections:
     """How many there are over TCP, in all and by network; and what is told of them."""
 
     def __init__(self, most: int, complaints: Complaints | None = None) -> None:
-        self._most = most
+        self.most = most
         self._most_a_network = max(LEAST_A_NETWORK, most // 4)
         self._by_network: Counter[str] = Counter()
         self.complaints = complaints or Complaints()
@@ -58,7 +58,7 @@ class Connections:
     def enter(self, network: str) -> bool:
         """Whether there is room."""
         of_network = self._by_network[network]
-        if self._by_network.total() >= self._most or of_network >= self._most_a_network:
+        if self._by_network.total() >= self.most or of_network >= self._most_a_network:
             self.complaints.say("too many connections", client=network)
             return False
         self._by_network[network] = of_network + 1

@@ -33,6 +33,7 @@ from api.running import Running
 from api.slow_start import SlowStart
 from api.systemd import ending, filters_stay, leaves_nobody, notify, reloading
 from api.tls import LOOK_S, ServerTls
+from api.tls_server import TlsServer
 from api.watchdog import beat
 from api.wiring import DATABASE
 from firewall.enforcer import Enforcer
@@ -72,22 +73,21 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's for sockets that listen already, but that a Unix socket has no TLS."""
         await self.lifespan.startup()
-        loop = asyncio.get_running_loop()
-        self.servers = [
-            await loop.create_server(
-                self._connection,
-                sock=each,
-                backlog=self.config.backlog,
-                **({} if each.family == socket.AF_UNIX else self._tls_options()),
-            )
-            for each in sockets or ()
-        ]
+        self.servers = [await self._server(each) for each in sockets or ()]
         self.started = True
 
-    def _tls_options(self) -> dict[str, Any]:
-        if self._tls is None:
-            return {}
-        return {"ssl": self._tls, "ssl_handshake_timeout": self._patience.header_s}
+    async def _server(self, listener: socket.socket) -> Any:
+        if self._tls is None or listener.family == socket.AF_UNIX:
+            loop, backlog = asyncio.get_running_loop(), self.config.backlog
+            return await loop.create_server(self._connection, sock=listener, backlog=backlog)
+        return TlsServer(
+            listener,
+            self._tls,
+            self._connection,
+            self._connections.most,
+            self._patience.header_s,
+            self._connections.complaints,
+        )
 
     def _connection(self) -> Connection:
         return Connection(

@@ -7,6 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -238,3 +239,38 @@ def test_a_handshake_that_does_not_come_is_ended(service: TlsService) -> None:
         assert silent.recv(100) == b""
     assert 0.5 < time.monotonic() - began < PATIENCE_S
     assert service.get("/healthz").status_code == 200
+
+
+MOST = 8
+
+
+def test_handshakes_under_way_are_limited_and_the_oldest_goes(service: TlsService) -> None:
+    """Each of them costs memory and a descriptor before anybody has shown who it is."""
+    service.configure(f"max_connections = {MOST}", "header_timeout_s = 60")
+    service.start()
+    assert service.process is not None
+    directory = Path(f"/proc/{service.process.pid}/fd")
+    before = len(list(directory.iterdir()))
+    with ExitStack() as stack:
+        silent = []
+        for _ in range(40):
+            silent.append(stack.enter_context(socket.create_connection(("127.0.0.1", service.port))))
+            silent[-1].settimeout(PATIENCE_S)
+        assert [each.recv(1) for each in silent[: 40 - MOST]] == [b""] * (40 - MOST)
+        assert service.get("/healthz").status_code == 200, "whoever means it gets in"
+        assert service.get("/healthz").status_code == 200
+        wait_for(lambda: len(list(directory.iterdir())) <= before + MOST + 2, PATIENCE_S)
+        assert "too many TLS handshakes under way" in service.log
+    assert "Traceback" not in service.log
+    wait_for(lambda: len(list(directory.iterdir())) <= before + 2, PATIENCE_S)
+
+
+def test_a_stop_does_not_wait_for_handshakes(service: TlsService) -> None:
+    service.configure("header_timeout_s = 60")
+    service.start()
+    with socket.create_connection(("127.0.0.1", service.port), PATIENCE_S) as silent:
+        began = time.monotonic()
+        service.signal(signal.SIGTERM)
+        assert service.status() == 0
+        assert silent.recv(1) == b""
+    assert time.monotonic() - began < 5 and "Traceback" not in service.log
