@@ -42,7 +42,10 @@ class Reads(Counts):
     """Every method may be called from any thread."""
 
     def etag(self) -> str:
-        return f'"{self._store.identity}-{self._store.revision}"'
+        return self._etag_of(self._store.revision)
+
+    def _etag_of(self, revision: int) -> str:
+        return f'"{self._store.identity}-{revision}"'
 
     @property
     def revision(self) -> int:
@@ -86,10 +89,9 @@ class Reads(Counts):
         return sorted(handles)
 
     def export(self) -> tuple[Iterator[Rule], str]:
-        with self._lock:
-            etag = self.etag()
-            records = list(self._store.all())
-        return (each.rule for each in records), etag
+        """As it is at one moment. No change waits for whoever reads it."""
+        revision, records = self._store.at_one_moment()
+        return (each.rule for each in records), self._etag_of(revision)
 
     def count(self) -> int:
         return self._store.count()

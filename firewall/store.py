@@ -177,7 +177,9 @@ class Store:
             self._writing_thread: int | None = None
             self._changing_thread: int | None = None
             self._to_tell: list[tuple[int, AuditEntry]] = []
-            self._blocks = self._load_blocks()  # what readers see: a block is there once it is durable
+            self._blocks = self._load_blocks(
+                self._writer
+            )  # what readers see: a block is there once it is durable
             self._written_blocks: list[Block] = []
             self._removed_blocks: set[int] = set()
 
@@ -389,18 +391,18 @@ class Store:
         block = self._blocks[at] if at >= 0 else None
         return block if block and handle < block.first_handle + block.count else None
 
-    def _load_blocks(self) -> list[Block]:
-        return [
-            Block(*row)
-            for row in self._writer.execute(f"SELECT {_BLOCK_COLUMNS} FROM blocks ORDER BY first_handle")
-        ]
+    @staticmethod
+    def _load_blocks(connection: sqlite3.Connection) -> list[Block]:
+        rows = connection.execute(f"SELECT {_BLOCK_COLUMNS} FROM blocks ORDER BY first_handle")
+        return [Block(*row) for row in rows]
 
-    def block_rules(self, block: Block) -> BlockRules:
+    def block_rules(self, block: Block, connection: sqlite3.Connection | None = None) -> BlockRules:
         """All that is left of a block."""
+        connection = connection or self._reader
         with _failures("reading the rules"):
             query = "SELECT lengths, addresses FROM blocks WHERE first_handle = ?"
-            lengths, addresses = self._reader.execute(query, (block.first_handle,)).fetchone()
-            gone = self._gone(block.first_handle, block.first_handle + block.count)
+            lengths, addresses = connection.execute(query, (block.first_handle,)).fetchone()
+            gone = self._gone(block.first_handle, block.first_handle + block.count, connection)
         left = np.ones(block.count, np.bool_)
         left[np.array(gone, np.int64) - block.first_handle] = False
         columns = (
@@ -426,9 +428,9 @@ class Store:
             gone = set(self._gone(min(candidates), max(candidates) + 1))
         return [each for each in candidates if each not in gone]
 
-    def _gone(self, first: int, end: int) -> list[int]:
-        rows = self._reader.execute("SELECT handle FROM gone WHERE handle >= ? AND handle < ?", (first, end))
-        return [row[0] for row in rows]
+    def _gone(self, first: int, end: int, connection: sqlite3.Connection | None = None) -> list[int]:
+        query = "SELECT handle FROM gone WHERE handle >= ? AND handle < ?"
+        return [row[0] for row in (connection or self._reader).execute(query, (first, end))]
 
     def blocks(self) -> list[Block]:
         return self._blocks
@@ -517,9 +519,12 @@ class Store:
         """Of handle, id, fields, created_at, updated_at, expires_at. Raises StoreFailed where they are damaged."""
         return _record(row)
 
-    def _records(self, clause: str, parameters: Sequence[object] = ()) -> list[Record]:
+    def _records(
+        self, clause: str, parameters: Sequence[object] = (), connection: sqlite3.Connection | None = None
+    ) -> list[Record]:
+        query = f"SELECT {_COLUMNS} FROM rules {clause}"
         with _failures("reading the rules"):
-            rows = self._reader.execute(f"SELECT {_COLUMNS} FROM rules {clause}", parameters).fetchall()
+            rows = (connection or self._reader).execute(query, parameters).fetchall()
         return [_record(row) for row in rows]
 
     def by_id(self, rule_id: str) -> Record | None:
@@ -569,17 +574,38 @@ class Store:
         """Ids of the rules that exist, by handle."""
         return {each.handle: each.rule.id for each in self.by_handles(handles)}
 
-    def loose(self, chunk: int = 5000) -> Iterator[Record]:
+    def loose(self, chunk: int = 5000, connection: sqlite3.Connection | None = None) -> Iterator[Record]:
         """Rules that are in no block, in order of handle, that is of creation."""
         last = 0
-        while some := self._records("WHERE handle > ? ORDER BY handle LIMIT ?", (last, chunk)):
+        while some := self._records("WHERE handle > ? ORDER BY handle LIMIT ?", (last, chunk), connection):
             yield from some
             last = some[-1].handle
 
     def all(self) -> Iterator[Record]:
         """Every rule in order of handle."""
-        blocks = (each for block in self._blocks for each in self.block_rules(block).records())
-        return heapq.merge(self.loose(), blocks, key=lambda each: each.handle)
+        return self._merged(self._blocks, None)
+
+    def _merged(self, blocks: Sequence[Block], connection: sqlite3.Connection | None) -> Iterator[Record]:
+        of_blocks = (each for block in blocks for each in self.block_rules(block, connection).records())
+        return heapq.merge(self.loose(connection=connection), of_blocks, key=lambda each: each.handle)
+
+    def at_one_moment(self) -> tuple[int, Iterator[Record]]:
+        """The durable revision, and every rule of it in order of handle, read as they are asked for: changes go on
+        meanwhile. Little is in memory, however many there are."""
+        connection = self.own_connection()
+        with _failures("reading the rules"):
+            connection.execute("BEGIN")
+            query = "SELECT value FROM meta WHERE key = 'revision'"
+            revision = int(connection.execute(query).fetchone()[0])  # from here on it is that moment
+            blocks = self._load_blocks(connection)
+
+        def records() -> Iterator[Record]:
+            try:
+                yield from self._merged(blocks, connection)
+            finally:
+                connection.close()
+
+        return revision, records()
 
     def page(
         self, query: RuleQuery, offset: int, limit: int, among: Sequence[int] | None

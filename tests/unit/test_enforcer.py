@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import pytest
@@ -405,6 +406,22 @@ def test_an_export_is_of_one_moment(host: Host) -> None:
     host.firewall.delete("a")
     assert [each.id for each in rules] == ["a"]
     assert etag != host.firewall.etag()
+
+
+def test_no_change_waits_for_an_export(host: Host) -> None:
+    """It is read as it is asked for, which is as slowly as a client likes."""
+    for number in range(20):
+        host.add(f"r{number}", **WEB)
+    rules, _ = host.firewall.export()
+    next(rules)
+    with host.firewall._lock:  # as a change that takes long
+        in_another: list[int] = []
+        thread = threading.Thread(target=lambda: in_another.append(len([*host.firewall.export()[0]])))
+        thread.start()
+        thread.join(10)
+        assert in_another == [20], "nor it for a change"
+    host.add("meanwhile", **WEB)
+    assert len([*rules]) == 19
 
 
 def test_the_fill_of_the_tables_is_told(idle_host: Host) -> None:

@@ -135,3 +135,17 @@ def test_hits_of_imported_rules_are_told_and_kept(host: Host) -> None:
     assert host.packets(rule_id) == 5
     host.add("better", sources="10.0.0.2", priority=1)
     assert host.packets(rule_id) == 5
+
+
+def test_an_export_of_lists_is_of_one_moment(host: Host) -> None:
+    imported(host, [f"10.0.0.{number}" for number in range(10)])
+    host.add("single", destination_ports=80)
+    imported(host, [f"10.0.1.{number}" for number in range(10)])
+    before = host.ids()
+    rules, _ = host.firewall.export()
+    first = next(rules)
+    host.firewall.delete(before[5])
+    imported(host, ["10.0.2.1"])
+    host.firewall.replace_all([], None)
+    assert [first.id, *(each.id for each in rules)] == before and len(before) == 21
+    assert not host.ids()
