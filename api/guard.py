@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import RequestRefused, internal_error_response
+from api.export import ExportEnded
 from api.origin import REQUEST_ID, request_id_of
 
 CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
@@ -77,6 +78,8 @@ class Guard:
             await refusal.response(path)(scope, receive, send_answer)
         except ClientDisconnect:
             log.info("client went away before its request was whole", method=scope["method"], path=path)
+        except ExportEnded:  # uvicorn closes what is not complete
+            log.warning("an export took too long and was ended", path=path)
         except Exception:
             log.exception("request failed", method=scope["method"], path=path)
             if is_answered:

@@ -17,6 +17,7 @@ from starlette.responses import StreamingResponse
 
 from api import schemas
 from api.asking import CONFIRM_HEADERS, Asked, perform, tried
+from api.export import bounded
 from api.json_body import JsonResponse, JsonRoute
 from api.openapi import CHANGE_PROBLEMS, READ_PROBLEMS, problems
 from api.rule_body import read_many
@@ -53,7 +54,9 @@ def export_ruleset(running: InService, if_none_match: IfNoneMatch = None) -> Res
     if current in known or "*" in known:
         return Response(status_code=304, headers={"ETag": current})
     rules, etag = running.firewall.export()
-    return StreamingResponse(ruleset_json(rules), media_type="application/json", headers={"ETag": etag})
+    return StreamingResponse(
+        bounded(ruleset_json(rules)), media_type="application/json", headers={"ETag": etag}
+    )
 
 
 def ruleset_json(rules: Iterator[Rule]) -> Iterator[bytes]:

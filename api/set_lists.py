@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api import schemas
 from api.asking import ChangeQuery, Prefer, caution, perform, tried
+from api.export import bounded
 from api.json_body import JsonResponse
 from api.openapi import CHANGE_PROBLEMS, READ_PROBLEMS, problems
 from api.running import InService
@@ -172,4 +173,4 @@ def export_entries(running: InService, name: str, query: Annotated[ExportQuery, 
     firewall = running.firewall
     firewall.set(name)
     parts = written(query.format, name, firewall.all_entries(name), time.time())
-    return StreamingResponse(parts, 200, media_type=MEDIA_TYPES[query.format])
+    return StreamingResponse(bounded(parts), 200, media_type=MEDIA_TYPES[query.format])

@@ -1,6 +1,7 @@
 """`ebpf-fw serve` with the kernel in memory: what tests/api/test_server.py runs as a process.
 
-python -m tests.api.service_process CONFIG [start-fails | start-is-rejected | start-is-slow | change-is-slow | drops]
+python -m tests.api.service_process CONFIG [TROUBLE]: start-fails, start-is-rejected, start-is-slow, change-is-slow,
+exports-are-slow, or drops
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import api.__main__
+import api.export
+import api.ruleset
 from api.wiring import build
 from firewall.enforcer import Enforcer
 from firewall.errors import KernelRefused, ProgramRejected
@@ -56,6 +59,9 @@ class ServiceKernel(MemoryKernel):
 
 def main() -> None:
     config, trouble = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+
+    if trouble == "exports-are-slow":  # no second one passes before their time is over
+        vars(api.ruleset)["bounded"] = lambda parts: api.export.bounded(parts, 0)
 
     def build_in_memory(settings: Settings) -> Enforcer:
         return build(settings, lambda _: ServiceKernel(settings, trouble))

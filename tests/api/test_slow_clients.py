@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from api.complaints import BETWEEN_S, Complaints
 from api.connection import LEAST_A_NETWORK, MOST_WAITING, Connections
+from api.export import ExportEnded, bounded
 from tests.api.test_server import PATIENCE_S, Service, tcp_port
 from tests.unit.host import wait_for
 
@@ -339,3 +340,33 @@ def test_the_first_complaint_of_a_kind_is_told_at_once_and_the_others_with_their
         ("it is slow", "c99", 99),
         ("it is slow", "c100", 1),
     ]
+
+
+def test_an_export_that_nobody_reads_to_its_end_is_cut() -> None:
+    """The database keeps its moment meanwhile. What was sent must not look whole."""
+    now = 0.0
+    parts = bounded(iter([b"a", b"b", b"c"]), 10, lambda: now)
+    assert next(parts) == b"a"
+    now = 10.0
+    assert next(parts) == b"b"
+    now = 10.1
+    with pytest.raises(ExportEnded):
+        next(parts)
+
+
+def test_the_client_of_an_export_that_was_cut_sees_that(
+    tmp_path: Path,
+) -> None:
+    made = Service(tmp_path)
+    made.start("exports-are-slow")
+    try:
+        rules = [
+            {"id": f"r{number}", "sources": f"10.0.{number >> 8}.{number & 255}"} for number in range(3000)
+        ]
+        assert made.http.put("/v1/ruleset", json={"rules": rules}).status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+            made.http.get("/v1/ruleset")
+        assert "an export took too long and was ended" in made.log and "Traceback" not in made.log
+        assert made.http.get("/v1/rules/r1").status_code == 200
+    finally:
+        made.close()
