@@ -121,6 +121,10 @@ class Access:
             return identity
         if self._may_be_anybody(scope):
             return ANONYMOUS
+        self.attempts.note(
+            origin(f"certificate:{peer.names[-1]}" if peer.names else ANONYMOUS.actor),
+            "authentication_required",
+        )
         named = f"; the certificate of {peer.names[-1]!r} has no scope in client_scopes" if peer.names else ""
         raise RequestRefused(
             401,
@@ -223,13 +227,15 @@ def group_number(name: str) -> int | None:
 
 
 def _credential(headers: Headers) -> str | None:
-    """Raises NotAuthenticated where it is of another kind."""
-    authorization = headers.get("authorization")
-    if authorization is None:
-        return headers.get("x-api-key")
-    if not authorization.lower().startswith(_SCHEME):
-        raise NotAuthenticated("the header Authorization must be: Bearer, and a token", HINT)
-    return authorization[len(_SCHEME) :].strip()
+    """Raises NotAuthenticated where it is of another kind, or where there are two: a wrong one is not passed over."""
+    sent = set(headers.getlist("x-api-key"))
+    for authorization in headers.getlist("authorization"):
+        if not authorization.lower().startswith(_SCHEME):
+            raise NotAuthenticated("the header Authorization must be: Bearer, and a token", HINT)
+        sent.add(authorization[len(_SCHEME) :].strip())
+    if len(sent) > 1:
+        raise NotAuthenticated("two different tokens were sent", "send one, in Authorization or in X-API-Key")
+    return sent.pop() if sent else None
 
 
 def _is_of_this_host(scope: Scope) -> bool:

@@ -176,6 +176,22 @@ def test_a_token_is_told_once_and_works_in_both_headers(app: FastAPI) -> None:
     assert listed["items"][0]["created_by"] == "uid:0" and not listed["items"][0]["expired"]
 
 
+def test_two_must_be_the_same(app: FastAPI) -> None:
+    """A wrong one is refused, never passed over for another."""
+    right, other = token(app, "read", "right"), token(app, "read", "other")
+    for headers in (
+        [("Authorization", f"Bearer {right}"), ("X-API-Key", "x")],
+        [("Authorization", "Bearer x"), ("X-API-Key", right)],
+        [("Authorization", f"Bearer {right}"), ("X-API-Key", other)],
+        [("Authorization", f"Bearer {right}"), ("Authorization", f"Bearer {other}")],
+        [("X-API-Key", right), ("X-API-Key", "x")],
+        [("Authorization", "Basic eA=="), ("X-API-Key", right)],
+    ):
+        assert told(from_afar(app)("GET", "/v1/rules", headers=headers)) == (401, "invalid_token"), headers
+    twice = {"Authorization": f"Bearer {right}", "X-API-Key": right}
+    assert from_afar(app)("GET", "/v1/rules", headers=twice).status_code == 200
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -141,11 +141,16 @@ def test_denied_accesses_are_entered_by_source_with_their_number(app: FastAPI, e
         from_afar(app)("GET", "/v1/rules", "wrong")
     from_afar(app)("POST", "/v1/rules", text, json={})
     from_process(app, 65534)("GET", "/v1/rules")
+    from_afar(app)("GET", "/v1/rules")
+    from_afar(app)("GET", "/healthz")
     enforcer.enter_denied(app.state.access.attempts.drain())
     found = {each["target"]: each for each in entries(app, kind="access")}
     wrong = found["invalid_token"]
     assert wrong["actor"] == "anonymous" and wrong["source"].startswith("203.0.113.7:")
     assert wrong["summary"] == {"times": BURST + 5} and wrong["action"] == "access.denied"
+    nobody = found["authentication_required"]
+    assert nobody["actor"] == "anonymous" and nobody["summary"] == {"times": 1}
+    assert nobody["call"] == "GET /v1/rules"
     assert found["insufficient_scope"]["actor"] == "token:ci"
     assert found["peer_not_allowed"]["actor"] == "uid:65534"
 
