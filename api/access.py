@@ -95,12 +95,12 @@ class Access:
             reason=reason_of(headers),
         )
         if needs == OPEN:
-            return Acting(origin(ANONYMOUS.actor), lambda: True)
+            return Acting(origin(ANONYMOUS.actor), OPEN, lambda: True)
         identity = self._identified(scope, headers, origin)
         if not suffices(identity.scope, needs):
             self.attempts.note(origin(identity.actor), "insufficient_scope")
             raise _insufficient(identity, needs, scope)
-        return Acting(origin(identity.actor), self._lasting(identity.token))
+        return Acting(origin(identity.actor), identity.scope, self._lasting(identity.token))
 
     def _lasting(self, token: Token | None) -> Callable[[], bool]:
         return (lambda: True) if token is None else partial(self._firewall.is_in_force, token)

@@ -5,6 +5,7 @@ Owns these addresses. The way back of a change is the enforcer's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from api import schemas
 from api.json_body import JsonResponse
 from api.openapi import READ_PROBLEMS, problems
+from api.origin import ACTING
+from api.permissions import needed, suffices
 from api.running import NO_QUERY, InService
 from firewall.rule import format_time
 from firewall.view import ChangeView
@@ -58,8 +61,9 @@ def list_changes(running: InService) -> Response:
     summary="Keep what waits for its confirmation",
 )
 async def confirm_changes(running: InService, which: Annotated[WhichChange, Query()]) -> Response:
-    """All changes that wait, or one. 404 where none does: it may have been taken back already."""
-    views = await running.change(running.firewall.confirm, which.id)
+    """All changes that wait, or one. 404 where none does: it may have been taken back already. Each needs the scope
+    that making it did."""
+    views = await running.change(running.firewall.confirm, which.id, _may())
     return JsonResponse({"confirmed": [change_json(each) for each in views]})
 
 
@@ -70,6 +74,15 @@ async def confirm_changes(running: InService, which: Annotated[WhichChange, Quer
     summary="Take back at once what waits for its confirmation",
 )
 async def roll_back_changes(running: InService, which: Annotated[WhichChange, Query()]) -> Response:
-    """All changes that wait, or one. The rules and interfaces that it touched are as they were; the others stay."""
-    views = await running.change(running.firewall.roll_back, which.id)
+    """All changes that wait, or one. The rules and interfaces that it touched are as they were; the others stay. Each
+    needs the scope that making it did."""
+    views = await running.change(running.firewall.roll_back, which.id, _may())
     return JsonResponse({"rolled_back": [change_json(each) for each in views]})
+
+
+def _may() -> Callable[[str], bool] | None:
+    """Whether the client could have made a change, which is told by its call."""
+    acting = ACTING.get()
+    if acting is None:
+        return None
+    return lambda what: suffices(acting.scope, needed(*what.split(" ", 1)))

@@ -27,9 +27,11 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Acting:
-    """`may_go_on`: whether what let the request in is still in force. An answer that goes on for long asks it."""
+    """`scope`: what it may do. `may_go_on`: whether what let the request in is still in force. An answer that goes on
+    for long asks it."""
 
     origin: Origin
+    scope: str
     may_go_on: Callable[[], bool]
 
 

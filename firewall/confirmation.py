@@ -6,7 +6,7 @@ firewall.undo_log's; who does it where the service is not there any more is the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -15,7 +15,7 @@ import structlog
 from firewall.address_list import PrefixColumns
 from firewall.commit import Handles
 from firewall.datapath import Entries
-from firewall.errors import NotFound
+from firewall.errors import NotFound, NotPermitted
 from firewall.following import tell
 from firewall.in_force import block_entries
 from firewall.interface_changes import InterfaceChanges
@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 _TOO_LATE = "it was not confirmed in time"
 _ASKED = "it was asked for"
+May = Callable[[str], bool]
 _STOPPED = "the service was stopped before it was confirmed"
 
 
@@ -46,10 +47,11 @@ class Confirmations(InterfaceChanges):
     def status(self) -> StatusView:
         return replace(super().status(), changes_waiting=self.waiting())
 
-    def confirm(self, change: int | None = None) -> list[ChangeView]:
-        """All that wait, or one. Raises NotFound where there is none."""
+    def confirm(self, change: int | None = None, may: May | None = None) -> list[ChangeView]:
+        """All that wait, or one. `may`: whether who asks could have made a change, by its `what`. Raises NotFound where
+        there is none, NotPermitted where one is not theirs."""
         with self._changing_alone():
-            chosen = self._chosen(change)
+            chosen = self._chosen(change, may)
             with self._store.transaction():
                 for each in chosen:
                     self._undo_log.end(each.id, "confirmed", "", self._clock())
@@ -59,10 +61,10 @@ class Confirmations(InterfaceChanges):
                 log.info("change confirmed", change=each.id, what=each.what)
             return self._views_of(chosen)
 
-    def roll_back(self, change: int | None = None) -> list[ChangeView]:
-        """All that wait, the newest first, or one; each is a change of its own. Raises NotFound where there is none."""
+    def roll_back(self, change: int | None = None, may: May | None = None) -> list[ChangeView]:
+        """The same, the newest first; each is a change of its own."""
         with self._changing_alone():
-            chosen = self._chosen(change)
+            chosen = self._chosen(change, may)
             for each in reversed(chosen):
                 self._roll_back(each, _ASKED)
             return self._views_of(chosen)
@@ -72,7 +74,7 @@ class Confirmations(InterfaceChanges):
             for each in reversed(list(self._waiting.values())):
                 self._roll_back(each, _STOPPED)
 
-    def _chosen(self, change: int | None) -> list[PendingChange]:
+    def _chosen(self, change: int | None, may: May | None) -> list[PendingChange]:
         chosen = [each for each in self._waiting.values() if change in (None, each.id)]
         if not chosen:
             raise NotFound(
@@ -82,6 +84,12 @@ class Confirmations(InterfaceChanges):
                 "GET /v1/changes tells what became of it",
                 code="change_not_found",
             )
+        for each in chosen:
+            if may is not None and not may(each.what):
+                hint = "ask whoever may make such a change; one of several is chosen by ?id="
+                raise NotPermitted(
+                    f"change {each.id} ({each.what}) is none that this client could make", hint
+                )
         return chosen
 
     def _views_of(self, chosen: Sequence[PendingChange]) -> list[ChangeView]:

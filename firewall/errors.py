@@ -5,6 +5,7 @@
     ├── NotFound                  no such rule or interface
     ├── AlreadyExists             the id or name is taken by another one
     ├── NotAuthenticated          credentials that are not accepted
+    ├── NotPermitted              credentials that do not suffice for what this is about
     ├── PreconditionFailed        the rule set is not the one the client saw
     ├── Conflict                  the host is in a state that forbids it (another program on the hook, ...)
     │   └── Lockout               it would cut off who manages this host
@@ -63,6 +64,11 @@ class NotAuthenticated(FirewallError):
     """Credentials that are not accepted; `code` says why."""
 
     code: str = field(default="invalid_token")
+
+
+@dataclass
+class NotPermitted(FirewallError):
+    code: str = field(default="insufficient_scope", init=False)
 
 
 @dataclass

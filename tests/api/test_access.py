@@ -339,6 +339,26 @@ def test_the_short_way_is_guarded_too(app: FastAPI) -> None:
     assert far("GET", "/v1/rules", text).json()["total"] == 0
 
 
+@pytest.mark.parametrize("call", ["confirm", "rollback"])
+def test_what_waits_is_decided_by_who_could_have_made_it(app: FastAPI, call: str) -> None:
+    """Taking back that an interface is attached takes its filters off."""
+    rules, admin = from_afar(app), from_process(app, 0)
+    text = token(app, "rules")
+    attached = admin("PUT", "/v1/interfaces/eth0?confirm_within=60", json={"mode": "generic"})
+    assert attached.is_success and "Confirm-Id" in attached.headers
+    rule = {"id": "a", "sources": "10.0.0.1"}
+    mine = rules("POST", "/v1/rules?confirm_within=60", text, json=rule).headers["Confirm-Id"]
+    for query in ("", f"?id={attached.headers['Confirm-Id']}"):
+        refused = rules("POST", f"/v1/{call}{query}", text)
+        assert (
+            told(refused) == (403, "insufficient_scope") and "/v1/interfaces/eth0" in refused.json()["detail"]
+        )
+    assert len(admin("GET", "/v1/changes").json()["pending"]) == 2
+    assert rules("POST", f"/v1/{call}?id={mine}", text).status_code == 200
+    assert admin("POST", f"/v1/{call}").status_code == 200
+    assert admin("GET", "/v1/changes").json()["pending"] == []
+
+
 def test_a_body_is_not_read_for_somebody_who_is_not_let_in(app: FastAPI) -> None:
     read: list[int] = []
 
