@@ -96,6 +96,7 @@ class Guard:
                     f"this service is not {host!r}",
                     "ask for an IP address or localhost; other names: api.allowed_hosts in the config",
                 )
+        _check_page(headers)
         method = scope["method"]
         if method not in CHANGING:
             return
@@ -165,6 +166,13 @@ def is_local_name(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _check_page(headers: Headers) -> None:
+    """A page of elsewhere could not read the answer, but hold connections by events that never end."""
+    is_page = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    if is_page and headers.get("sec-fetch-mode") != "navigate":
+        raise RequestRefused(403, "cross_origin", "a web page of another place must not ask the firewall")
 
 
 def _check_media_type(allowed: tuple[str, ...], content_type: str | None) -> None:

@@ -16,6 +16,22 @@ def test_a_web_page_cannot_change_anything(api: ApiClient, method: str) -> None:
     assert (refused.status_code, refused.json()["code"]) == (403, "cross_origin")
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_page_of_elsewhere_holds_no_connection(api: ApiClient, site: str) -> None:
+    """Browsers say where a request comes from (Fetch Metadata). An EventSource on /v1/events has no other mark."""
+    for mode in ("cors", "no-cors"):
+        refused = api("GET", "/v1/rules", headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode})
+        assert (refused.status_code, refused.json()["code"]) == (403, "cross_origin")
+    link = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate"}
+    assert api("GET", "/v1/rules", headers=link).status_code == 200
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_the_documentations_page_and_a_person_can_read(api: ApiClient, site: str) -> None:
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}
+    assert api("GET", "/v1/rules", headers=headers).status_code == 200
+
+
 def test_a_page_of_this_service_can_read(api: ApiClient) -> None:
     assert api("GET", "/v1/rules", headers={"Origin": "http://127.0.0.1:9378"}).status_code == 200
 
