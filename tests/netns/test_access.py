@@ -161,6 +161,22 @@ def test_another_user_gets_nowhere_over_the_socket_unless_in_the_group(exposed: 
         path.chmod(0o660)
 
 
+def test_another_user_sees_neither_state_nor_pins(exposed: Exposed) -> None:
+    daemon = exposed.world.daemon
+    state = daemon.directory / "state"
+    script = (
+        "import json, os, sys\n"
+        "try:\n"
+        "    print(json.dumps(os.listdir(sys.argv[1])))\n"
+        "except PermissionError:\n"
+        "    print('[]')\n"
+    )
+    for path in (state, daemon.pin_root):
+        assert list(path.iterdir()), "there is something to see"
+        assert _asked([PYTHON, "-c", script, str(path)], user=NOBODY, group=NOBODY, extra_groups=[]) == []
+    assert _asked([PYTHON, "-c", script, str(daemon.directory)], user=NOBODY, group=NOBODY, extra_groups=[])
+
+
 def test_a_new_certificate_is_shown_after_a_reload_and_by_itself(exposed: Exposed) -> None:
     def shown() -> str:
         return str(exposed.from_peer(client=exposed.monitor)[2])
