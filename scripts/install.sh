@@ -5,6 +5,7 @@
 # DESTDIR=DIR installs below DIR and touches nothing else (for packages and tests). EBPF_FW_HOME is where the code
 # goes in the installed system; scripts/deb.sh chooses another place than /opt.
 set -euo pipefail
+umask 022
 cd "$(dirname "$0")/.."
 
 destination=${DESTDIR:-}
@@ -43,6 +44,8 @@ copy_code() {
         [[ ! -e $part ]] || cp -R --preserve=mode "$part" "$staging/$part"
     done
     find "$staging" -name __pycache__ -type d -prune -exec rm -rf {} +
+    # As root it runs: whoever may write into the checkout must not write there, and everybody may run the command.
+    chmod -R go-w,a+rX "$staging"
 }
 
 make_environment() {

@@ -14,22 +14,28 @@ ROOT = Path(__file__).parents[2]
 HOME = "opt/ebpf-fw"
 
 
-def make(target: str, destination: Path, **variables: str) -> str:
+def make(target: str, destination: Path, umask: int = 0o022, **variables: str) -> str:
     # What an outer make or the test's own environment sets must not reach the inner one.
     outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHONPATH", "VIRTUAL_ENV"}
     environment = {key: value for key, value in os.environ.items() if key not in outer}
     done = subprocess.run(
         ["make", target, f"DESTDIR={destination}", *(f"{key}={value}" for key, value in variables.items())],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=environment, umask=umask, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+def modes(installed: Path) -> dict[str, int]:
+    """Of what is installed, but for the state, which is root's alone."""
+    paths = (path for path in (installed / HOME).rglob("*") if not path.is_symlink())
+    return {str(path.relative_to(installed)): path.stat().st_mode for path in paths}
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     destination = tmp_path_factory.mktemp("destination")
-    make("install", destination)
+    make("install", destination, umask=0)
     return destination
 
 
@@ -43,6 +49,11 @@ def test_everything_is_where_the_unit_expects_it(installed: Path) -> None:
     action = "integrations/fail2ban/action.d/ebpf-fw.conf"
     assert (installed / "etc/fail2ban/action.d/ebpf-fw.conf").read_text() == (ROOT / action).read_text()
     assert os.access(installed / HOME / "integrations/fail2ban/bans.py", os.X_OK)
+
+
+@pytest.mark.xdist_group("install")
+def test_nobody_but_root_may_write_into_it_whatever_the_umask(installed: Path) -> None:
+    assert [path for path, mode in modes(installed).items() if mode & 0o022] == []
 
 
 @pytest.mark.xdist_group("install")
@@ -75,7 +86,8 @@ def test_upgrading_keeps_a_changed_configuration_and_removing_keeps_it_and_the_s
     configuration.write_text("# mine\n")
     state.write_text("rules")
 
-    make("install", installed)
+    make("install", installed, umask=0o077)
+    assert [path for path, mode in modes(installed).items() if mode & 0o044 != 0o044] == []
     assert configuration.read_text() == "# mine\n"
     assert configuration.with_suffix(".toml.new").is_file()
 
