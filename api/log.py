@@ -83,7 +83,10 @@ def _harmless(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _escaped(text: str) -> str:
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(
+        each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode()
+        for each in text
+    )
 
 
 def _traceback(sio: TextIO, exc_info: ExcInfo) -> None:
