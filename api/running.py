@@ -59,6 +59,7 @@ KINDS = {
     "revoke_token": "token",
 }
 OTHER = "other"
+LINGER_S = 0.002  # for the next changes of those who were just answered
 
 
 def _kind_of(call: Callable[..., object]) -> str:
@@ -82,8 +83,9 @@ class Running:
         self.feeds: Subscriptions | None = None  # once the enforcer has started
         self.crowdsec: Bouncer | None = None  # where the config has one
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
-        self._lock = threading.Lock()
+        self._arrived = threading.Condition()
         self._asked: list[_Asked] = []
+        self._expected = 0
         self._is_writing = False
         self.requests = Requests()
         self.changes = {kind: Timings() for kind in sorted({*KINDS.values(), OTHER})}
@@ -115,11 +117,13 @@ class Running:
             call = partial(self.enforcer.on_behalf_of, acting.origin, call)
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         with self.changes[kind].timing():
-            with self._lock:
+            with self._arrived:
                 self._asked.append(_Asked(call, answer))
                 if not self._is_writing:
                     self._is_writing = True
                     self._writer.submit(self._write)
+                elif len(self._asked) == self._expected:
+                    self._arrived.notify()
             try:
                 return await answer
             except Exception:
@@ -128,7 +132,9 @@ class Running:
 
     def _write(self) -> None:
         """In the writer thread, until nobody waits."""
-        while asked := self._take():
+        answered = 0
+        while asked := self._take(answered):
+            answered = len(asked)
             try:
                 outcomes = self.enforcer.together([each.call for each in asked])
             except BaseException as error:
@@ -143,8 +149,14 @@ class Running:
                 with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     loop.call_soon_threadsafe(_answer, mine)
 
-    def _take(self) -> list[_Asked]:
-        with self._lock:
+    def _take(self, answered: int) -> list[_Asked]:
+        """All that wait. Clients that were answered together mostly ask again together: waiting for the last of them
+        makes one group of what would be two, and the event loop is at rest while it is written."""
+        with self._arrived:
+            if answered > 1:
+                self._expected = answered + len(self._asked)
+                self._arrived.wait_for(lambda: len(self._asked) >= self._expected, LINGER_S)
+                self._expected = 0
             asked, self._asked = self._asked, []
             self._is_writing = bool(asked)
         return asked

@@ -6,8 +6,8 @@ Owns nested prefixes and which rules hold together for which addresses. Knows ru
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from functools import cached_property, lru_cache
+from itertools import count, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -161,21 +161,23 @@ def _distinct(
 
 
 def _distinct_sets(members: Ints, begins: Ints, ends: Ints) -> tuple[_Sets, Ints]:
-    """Of sets that stand one after the other in `members`, sorted each: the distinct ones, and which each one is."""
-    counts = ends - begins
-    numbers = np.zeros(len(begins), np.int64)
-    chosen, known = [np.zeros(0, np.int64)], 1
-    for count in np.unique(counts).tolist():
-        mine = np.flatnonzero(counts == count)
-        rows = members[begins[mine][:, None] + np.arange(count)].astype(">u4")
-        # Numbers are sorted faster than strings, and most sets have one member.
-        values = rows.astype(np.uint32) if count == 1 else rows.view(f"S{4 * count}")
-        _, at, number = np.unique(values.reshape(-1), return_index=True, return_inverse=True)
-        numbers[mine] = known + number.reshape(-1)
-        chosen.append(mine[at])
-        known += len(at)
-    which = np.concatenate(chosen)
-    return _Sets(np.append(0, begins[which]), np.append(0, ends[which]), members), numbers
+    """Of sets that stand one after the other in `members`, sorted each: the distinct ones, and which each one is. Sets
+    are told apart by the sum of a random number for each member, which is looked at: where two that differ had the
+    same sum, other numbers are taken."""
+    counts, size = ends - begins, 1 << int(members.max()).bit_length()
+    for attempt in count():
+        sums = np.add.reduceat(_random_numbers(size, attempt)[members], begins)
+        _, first, numbers = np.unique(sums, return_index=True, return_inverse=True)
+        alike = first[numbers]
+        theirs = np.arange(len(members)) + np.repeat(begins[alike] - begins, counts)
+        if np.array_equal(counts[alike], counts) and np.array_equal(members[theirs], members):
+            break
+    return _Sets(np.append(0, begins[first]), np.append(0, ends[first]), members), numbers + 1
+
+
+@lru_cache(maxsize=2)
+def _random_numbers(size: int, attempt: int) -> Words:
+    return np.random.default_rng(attempt).integers(1 << 64, size=size, dtype=np.uint64)
 
 
 def _painted(
@@ -188,7 +190,7 @@ def _painted(
     """
     owners = np.zeros(size, np.int64)
     parents, own = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
-    levels, count = [], 1
+    levels, made = [], 1
     order = np.argsort(prefixes.lengths, kind="stable")
     every_first, every_beyond, lengths, every_set = (column[order] for column in prefixes)
     begins = np.flatnonzero(np.append(True, lengths[1:] != lengths[:-1])).tolist()
@@ -198,12 +200,12 @@ def _painted(
         parents.append(pairs // set_count)
         own.append(pairs % set_count)
         paint = np.zeros(size + 1, np.int64)
-        paint[first] += count + classes
-        paint[beyond] -= count + classes
+        paint[first] += made + classes
+        paint[beyond] -= made + classes
         paint = np.cumsum(paint[:-1])
         owners = np.where(paint > 0, paint, owners)
-        levels.append((count, count + len(pairs)))
-        count += len(pairs)
+        levels.append((made, made + len(pairs)))
+        made += len(pairs)
     return owners, np.concatenate(parents), np.concatenate(own), levels
 
 

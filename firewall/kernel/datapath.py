@@ -40,9 +40,10 @@ from firewall.kernel.maps import PinnedMaps
 from firewall.kernel.named_maps import clear_counters, read_counters, read_named
 from firewall.kernel.occupancy import read_occupancy, write_occupancy
 from firewall.kernel.parts import Parts
-from firewall.kernel.policy_maps import write_policy
+from firewall.kernel.policy_maps import Packed, pack, write_policy
 from firewall.layout import ADDRESS_ENTRY, RANK_NONE, RULE_COUNTER, C
 from firewall.named_sets import Counters, CountingSet
+from firewall.policy import Policy
 from firewall.set_keys import is_in
 
 VERSIONS = (4, 6)
@@ -105,6 +106,7 @@ class KernelDatapath:
         self._tables = {
             version: AddressTable(maps, version, self._filter, self._wait) for version in VERSIONS
         }
+        self._ready: Packed | None = None
         self._unsettled: Change | None = None
         self._cut_off: tuple[Change, Present, Many] | None = None
         self._survey: _Survey | None = None
@@ -168,6 +170,14 @@ class KernelDatapath:
 
     def close(self) -> None:
         self._grace.close()
+
+    def get_ready(self, policy: Policy) -> None:
+        """For a change to it: what can be done before packets of the old epoch are waited for."""
+        self._ready = pack(self.maps, policy)
+
+    def _packed(self, policy: Policy) -> Packed:
+        ready, self._ready = self._ready, None
+        return ready if ready is not None and ready.policy is policy else pack(self.maps, policy)
 
     @_lets_go
     def reserve(self, entries: Mapping[int, int], pins: Path) -> None:
@@ -283,7 +293,7 @@ class KernelDatapath:
                 is_same = old.handles == new.handles
                 self._write_counted(new, values, found.only(is_same[found.rows]), is_same)
             if change.policy is not None:
-                write_policy(self.maps, epoch & 1, change.policy, self.options)
+                write_policy(self.maps, epoch & 1, self._packed(change.policy), self.options)
         except BaseException:
             with suppress(FirewallError):  # settle() tries again before anything else is written
                 self._take_back()

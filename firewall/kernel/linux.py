@@ -44,7 +44,7 @@ from firewall.kernel.map_audit import MapAudit
 from firewall.kernel.maps import KEPT, NAMES, OTHER_WAYS, REPORT_WAYS, PinnedMaps
 from firewall.kernel.named_maps import carried
 from firewall.kernel.offload import OffloadDevice, check_change, edits_of
-from firewall.kernel.policy_maps import write_policy
+from firewall.kernel.policy_maps import pack, write_policy
 from firewall.kernel.program_set import ProgramSet
 from firewall.kernel.questions import Questions
 from firewall.kernel.reports import KernelReports
@@ -161,10 +161,10 @@ class LinuxKernel:
     def reserve(self, entries: Mapping[int, int], policy: Policy) -> None:
         if policy is not self._fitting:
             _check_intervals(policy.interval_count)
-        self._datapath.reserve(entries, self._pins())
-        if policy is not self._fitting:
             self._make_room(policy)
             self._fitting = policy
+            self._datapath.get_ready(policy)
+        self._datapath.reserve(entries, self._pins())
 
     def _make_room(self, policy: Policy) -> None:
         present = self._capacities
@@ -202,7 +202,8 @@ class LinuxKernel:
         self._datapath.take_over(old_datapath)
         try:
             if self._policy is not None:
-                write_policy(self._set.maps, self._datapath.epoch & 1, self._policy, self._options)
+                packed = pack(self._set.maps, self._policy)
+                write_policy(self._set.maps, self._datapath.epoch & 1, packed, self._options)
             counted = carried(old.maps, self._set.maps) if "entry_counters" in renewed else None
             self._reattach()
             # A packet that a hook gave to the old programs has read the epoch before a change moves it: their

@@ -6,7 +6,7 @@ generation while it is written; datapath.py sees to that.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +23,28 @@ _HOOKS = C["HOOK_COUNT"]
 _AT_ONCE = 1 << 20  # of the index
 _NUMBER = np.dtype([("vector", "<u4")])
 Lines = npt.NDArray[Any]
-_BITS_OF_BYTE = np.array([each.bit_count() for each in range(256)], np.uint8)
 
 
-def write_policy(maps: PinnedMaps, generation: int, policy: Policy, options: tuple[int, int]) -> None:
+class Packed(NamedTuple):
+    """A policy, and its classes of addresses as they stand in the maps: what can be worked out before the generation
+    is free that it will be written to."""
+
+    policy: Policy
+    classes: list[tuple[Words, Lines]]
+
+
+def pack(maps: PinnedMaps, policy: Policy) -> Packed:
+    summary_words = maps.vectors["summary"].shape[1]
+    return Packed(policy, [packed(classes, summary_words) for _, classes in policy.classes])
+
+
+def write_policy(maps: PinnedMaps, generation: int, ready: Packed, options: tuple[int, int]) -> None:
+    policy = ready.policy
     capacity = len(maps.vectors) // C["GENERATION_COUNT"]
     base = generation * capacity
     for first, vectors in policy.pieces:
         _write_vectors(maps.vectors[base + first : base + first + len(vectors)], vectors)
-    spans = _write_intervals(maps, generation, policy, _write_classes(maps, generation, policy))
+    spans = _write_intervals(maps, generation, policy, _write_classes(maps, generation, ready))
     write_named(maps, generation, policy.named)
     naming = np.array(list(policy.named.rules), np.uint32)
     for hook, image in enumerate(policy.hooks):
@@ -71,15 +84,13 @@ def _highest_bit(words: Words) -> int:
     return int.from_bytes(words.astype("<u8").tobytes(), "little").bit_length() - 1
 
 
-def _write_classes(maps: PinnedMaps, generation: int, policy: Policy) -> Lines:
+def _write_classes(maps: PinnedMaps, generation: int, ready: Packed) -> Lines:
     """The first line of each class. Class 0 has no words of its own: all are 0."""
     records = maps.arrays["policy_lines"]["word"]
-    summary_words = maps.vectors["summary"].shape[1]
     at = generation * (len(records) // C["GENERATION_COUNT"])
     records[at] = 0
     firsts, at = [np.array([at])], at + 1
-    for _, classes in policy.classes:
-        words, begins = packed(classes, summary_words)
+    for words, begins in ready.classes:
         lines = words.reshape(-1, C["LINE_WORDS"])
         records[at : at + len(lines)] = lines
         firsts.append(at + begins // C["LINE_WORDS"])
@@ -94,7 +105,7 @@ def packed(classes: Classes, summary_words: int) -> tuple[Words, Lines]:
     summaries = np.zeros((len(classes), summary_words * 8), np.uint8)
     bits = np.packbits(is_own, axis=1, bitorder="little")
     summaries[:, : bits.shape[1]] = bits
-    by_summary = _BITS_OF_BYTE[summaries].reshape(len(classes), summary_words, 8).sum(axis=2, dtype=np.int64)
+    by_summary = np.bitwise_count(summaries.view("<u8")).astype(np.int64)
     counts = by_summary.sum(axis=1)
     sizes = -(-(counts + header) // C["LINE_WORDS"]) * C["LINE_WORDS"]
     begins = np.cumsum(sizes) - sizes

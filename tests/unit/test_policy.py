@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firewall import policy_addresses
 from firewall.address import BITS, Prefix, host_bits
 from firewall.layout import RANK_NONE, C
 from firewall.policy import Policy, PolicyRule, compile_policy, policy_words
@@ -531,3 +532,23 @@ def test_vectors_have_a_word_more_for_rules_that_observe_where_it_is_free(rules:
     assert policy_words(rules) == words
     full = -(-rules // 64)
     assert -(-words // 64) == -(-full // 64)  # words of the summary
+
+
+def test_sets_of_rules_are_told_apart_where_their_sums_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first all random numbers are the same: a prefix that two rules name is like every other such prefix."""
+    random_numbers = policy_addresses._random_numbers
+    tried = []
+
+    def unlucky(size: int, attempt: int) -> Words:
+        tried.append(attempt)
+        return np.ones(size, np.uint64) if attempt < 2 else random_numbers(size, attempt)
+
+    monkeypatch.setattr(policy_addresses, "_random_numbers", unlucky)
+    prefixes = [["192.0.2.0/25", "198.51.100.0/24"], ["192.0.2.0/25", "203.0.113.0/24"], ["198.51.100.0/24"]]
+    shared: dict[str, Any] = {"protocols": ["udp"], "direction": "both"}
+    rules = [{"sources": each, "priority": 9 - at, **shared} for at, each in enumerate(prefixes)]
+    policy = compiled(rules)
+    assert tried == [0, 1, 2] * 2  # for each hook
+    for source, handle in (("192.0.2.7", 2), ("198.51.100.7", 3), ("203.0.113.7", 2), ("192.0.2.200", None)):
+        packet = Packet("default", 4, ip_address(source), ip_address("192.0.2.1"), protocol=17, ports=(5, 6))
+        assert check(rules, policy, packet) == handle
