@@ -263,9 +263,9 @@ class EntryFields(Document):
     )
     expires_at: ExpiresAt = None
     comment: str | None = Field(None, max_length=256)
-    created_at: Time | None = None
-    updated_at: Time | None = None
-    stats: Stats | None = None
+    created_at: Any = Field(None, description="Read-only, ignored.")
+    updated_at: Any = Field(None, description="Read-only, ignored.")
+    stats: Any = Field(None, description="Read-only, ignored.")
 
 
 EntryBody = Annotated[
