@@ -41,8 +41,10 @@ Numbers = npt.NDArray[np.uint32]
 
 @dataclass
 class _Pass:
-    """A walk over one address table, over several looks. `changes`: of ours that there had been at its start."""
+    """A walk over one address table, over several looks. `maps`: whose descriptors it has; `changes`: of ours that
+    there had been at its start."""
 
+    maps: PinnedMaps
     tables: list[int]
     parts: Iterator[tuple[Records, Records]]
     changes: int
@@ -122,9 +124,9 @@ class MapAudit:
         """What is wrong with the entries: told until a walk over all of them has found nothing."""
         tables = _tables(maps, version)
         walk = self._passes.get(version)
-        if walk is None or walk.tables != tables:
+        if walk is None or walk.maps is not maps or walk.tables != tables:
             parts = _parts(maps, version)
-            walk = self._passes[version] = _Pass(tables, parts, self._changes)
+            walk = self._passes[version] = _Pass(maps, tables, parts, self._changes)
         found = self._step(maps, version, walk, expected)
         if found is not None:
             del self._passes[version]

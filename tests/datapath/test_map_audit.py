@@ -80,3 +80,22 @@ def test_growth_and_a_restart_are_no_drift(large: Loaded, tmp_path: Path) -> Non
     large.restart()
     for _ in range(LOOKS):
         assert look(large) == []
+
+
+def test_larger_policy_tables_are_no_drift(large: Loaded) -> None:
+    """Their programs come with descriptors of their own, and those of a walk that was under way are closed."""
+    before = large.kernel._set
+    assert look(large) == []
+    rules = [
+        {
+            "id": f"p{n}",
+            "protocols": ["tcp"],
+            "destination_ports": [str(n)],
+            "sources": [f"198.51.{n >> 8}.{n & 255}"],
+        }
+        for n in range(1, 4000)
+    ]
+    large.batch(rules, [])
+    assert large.kernel._set is not before
+    for _ in range(LOOKS):
+        assert look(large) == []
