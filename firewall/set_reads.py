@@ -53,16 +53,13 @@ class SetReads(Reads):
         return [PrefixColumns(version, lengths, addresses) for version, _, lengths, addresses in columns]
 
     def entries(self, name: str, query: EntryQuery, offset: int, limit: int) -> tuple[list[EntryView], int]:
-        """A page in order of addresses, and how many there are in all."""
+        """A page in order of addresses, and how many there are in all. No change waits while they are looked for."""
+        number, now = self._stored_set(name).number, self._clock()
+        found = self._set_store.page(number, query, offset, limit, now)
+        total = None if query == EntryQuery() else self._set_store.count(number, query, now)
         with self._lock:
-            stored = self._stored_set(name)
-            is_all, now = query == EntryQuery(), self._clock()
-            total = (
-                len(self._ruleset.sets.get(name, NO_KEYS))
-                if is_all
-                else self._set_store.count(stored.number, query, now)
-            )
-            found = self._set_store.page(stored.number, query, offset, limit, now)
+            if total is None:
+                total = len(self._ruleset.sets.get(name, NO_KEYS))
             hits = self._entry_hits(name, [each.prefix for each in found])
         return [_view(each, hits) for each in found], total
 

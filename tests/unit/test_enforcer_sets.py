@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -49,6 +50,27 @@ def in_kernel(host: Host) -> set[str]:
         str(parse_prefix(f"{format_address(key.version, key.address)}/{key.length}"))
         for key in list(host.kernel.entries)
     }
+
+
+def test_no_change_waits_while_entries_are_looked_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(host, "10.0.0.1", "10.0.0.2")
+    store, count = host.firewall._set_store, host.firewall._set_store.count
+    made: list[str] = []
+
+    def counted(*arguments: Any) -> int:
+        def change() -> None:
+            host.add("meanwhile", sources=["192.0.2.1"])
+            made.append("meanwhile")
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        thread.join(10)
+        return count(*arguments)
+
+    monkeypatch.setattr(store, "count", counted)
+    views, total = host.firewall.entries("a", EntryQuery(address=parse_prefix("10.0.0.2")), 0, 10)
+    assert made == ["meanwhile"]
+    assert [str(each.prefix) for each in views] == ["10.0.0.2"] and total == 1
 
 
 # -- time
