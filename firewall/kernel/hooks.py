@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from pyroute2 import IPRoute
 from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTM_GETLINK
@@ -20,6 +19,7 @@ from pyroute2.netlink.rtnl import RTM_GETLINK
 from firewall.datapath import Attached, Link
 from firewall.errors import Conflict, KernelRefused, kernel_refused
 from firewall.kernel import bpf, native, owner, probe_bpf
+from firewall.kernel.netlink_thread import NetlinkThread
 from firewall.kernel.source import OUR_PROGRAMS
 
 XDP_FLAGS_UPDATE_IF_NOEXIST, XDP_FLAGS_REPLACE = 1 << 0, 1 << 4
@@ -45,7 +45,7 @@ class NetlinkHooks:
 
     def __init__(self, open_program: Callable[[int], int | None]) -> None:
         """`open_program`: as opening.open_program, for an id."""
-        self._netlink = IPRoute(ext_ack=True)
+        self._netlink = NetlinkThread()
         self._open = open_program
         self._displaced: tuple[int, int, str] | None = None  # ifindex, descriptor, mode
 
@@ -54,7 +54,7 @@ class NetlinkHooks:
         self._netlink.close()
 
     def links(self) -> list[Link]:
-        return [_link(message) for message in self._netlink.get_links()]
+        return [_link(message) for message in self._netlink.ask("get_links")]
 
     # -- ingress: XDP
 
@@ -70,7 +70,7 @@ class NetlinkHooks:
     def _of(self, index: int) -> Any:
         """What the kernel says about an interface. Without NLM_F_ACK, which get_links(index) asks for:
         pyroute2 does not read the acknowledgement behind an answer and keeps it, and with each the heap around it."""
-        return self._netlink.link((RTM_GETLINK, NLM_F_REQUEST), index=index)[0]
+        return self._netlink.ask("link", (RTM_GETLINK, NLM_F_REQUEST), index=index)[0]
 
     def attach_ingress(self, link: Link, fd: int, mode: str, force: bool = False) -> None:
         """Puts the program there, or in the place of ours; in between none or both never see a packet. With
@@ -141,7 +141,7 @@ class NetlinkHooks:
         hint = _LINK_HINT if present is not None and not present.is_ours else ""
         try:
             with _netlink_errors(action, hint):
-                self._netlink.link("set", index=link.ifindex, IFLA_XDP={"attrs": attributes})
+                self._netlink.ask("link", "set", index=link.ifindex, IFLA_XDP={"attrs": attributes})
         finally:
             if old is not None:
                 os.close(old)
@@ -178,10 +178,10 @@ class NetlinkHooks:
         if not self._has_clsact(link.ifindex):
             hint = f"where an ingress qdisc is in the way: `tc qdisc del dev {link.name} ingress`; clsact serves both"
             with _netlink_errors(f"adding clsact to {link.name}", hint):
-                self._netlink.tc("add", "clsact", link.ifindex)
+                self._netlink.ask("tc", "add", "clsact", link.ifindex)
         with _netlink_errors(f"attaching to the egress of {link.name}"):
-            self._netlink.tc(
-                "replace-filter", "bpf", link.ifindex, handle=_HANDLE, fd=fd, name=name, parent=_CLSACT_EGRESS,
+            self._netlink.ask(
+                "tc", "replace-filter", "bpf", link.ifindex, handle=_HANDLE, fd=fd, name=name, parent=_CLSACT_EGRESS,
                 prio=_PREFERENCE, protocol=_ETH_P_ALL, direct_action=True,
             )  # fmt: skip
 
@@ -197,14 +197,14 @@ class NetlinkHooks:
             return
         with _netlink_errors(f"detaching from the egress of {link.name}"):
             for message in ours:
-                self._netlink.tc(
-                    "del-filter", "bpf", link.ifindex, handle=message["handle"], parent=_CLSACT_EGRESS,
+                self._netlink.ask(
+                    "tc", "del-filter", "bpf", link.ifindex, handle=message["handle"], parent=_CLSACT_EGRESS,
                     prio=message["info"] >> 16, protocol=_ETH_P_ALL,
                 )  # fmt: skip
             if not self._filters(link.ifindex, _CLSACT_EGRESS) and not self._filters(
                 link.ifindex, _CLSACT_INGRESS
             ):
-                self._netlink.tc("del", "clsact", link.ifindex)
+                self._netlink.ask("tc", "del", "clsact", link.ifindex)
 
     def _in_our_place(self, index: int) -> Attached | None:
         """The filter that ours would replace, whatever it is."""
@@ -227,13 +227,13 @@ class NetlinkHooks:
         return Attached(program_id, name, mode, name in OUR_PROGRAMS)
 
     def _has_clsact(self, index: int) -> bool:
-        return any(each.get_attr("TCA_KIND") == "clsact" for each in self._netlink.get_qdiscs(index))
+        return any(each.get_attr("TCA_KIND") == "clsact" for each in self._netlink.ask("get_qdiscs", index))
 
     def _filters(self, index: int, parent: int) -> list[Any]:
         with _netlink_errors(f"reading the filters of interface {index}"):
             if not self._has_clsact(index):
                 return []
-            found = self._netlink.get_filters(index, parent=parent)
+            found = self._netlink.ask("get_filters", index, parent=parent)
             return [each for each in found if each.get_attr("TCA_OPTIONS")]
 
 
