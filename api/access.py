@@ -122,7 +122,7 @@ class Access:
         if self._may_be_anybody(scope):
             return ANONYMOUS
         self.attempts.note(
-            origin(f"certificate:{peer.names[-1]}" if peer.names else ANONYMOUS.actor),
+            origin(_certified(peer.names[-1]) if peer.names else ANONYMOUS.actor),
             "authentication_required",
         )
         named = f"; the certificate of {peer.names[-1]!r} has no scope in client_scopes" if peer.names else ""
@@ -167,9 +167,9 @@ class Access:
         scopes = self._settings.client_scopes
         for name, scope in scopes.items():
             if name in peer.names:
-                return Identity(f"certificate:{name}", scope)
+                return Identity(_certified(name), scope)
         if peer.names and "*" in scopes:
-            return Identity(f"certificate:{peer.names[-1]}", scopes["*"])
+            return Identity(_certified(peer.names[-1]), scopes["*"])
         return None
 
     def _may_be_anybody(self, scope: Scope) -> bool:
@@ -224,6 +224,11 @@ def group_number(name: str) -> int | None:
         return grp.getgrnam(name).gr_gid
     except (KeyError, OSError):
         return None
+
+
+def _certified(name: str) -> str:
+    """The actor that a certificate shows."""
+    return f"certificate:{name}"
 
 
 def _credential(headers: Headers) -> str | None:

@@ -131,9 +131,7 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.cycle.keep_alive = (
-                False  # it is answered as if it had not asked for that, and there is an end
-            )
+            self.cycle.keep_alive = False  # answered as if it had not asked for that, and there is an end
         except httptools.HttpParserError:
             self._complain("client does not speak HTTP")
             self._refuse(problem_response(400, "invalid_http", "this is no request of HTTP/1.1", ""))

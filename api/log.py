@@ -76,7 +76,7 @@ def _harmless(_logger: object, _method: str, event: EventDict) -> EventDict:
     for name, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             if name == "exception":  # lines, the last with whatever was wrong
-                event[name] = "\n".join(map(_escaped, value.split("\n")))
+                event[name] = _escaped_lines(value)
             else:
                 event[name] = _escaped(value) if name == "event" else _Quoted(value)
     return event
@@ -89,11 +89,15 @@ def _escaped(text: str) -> str:
     )
 
 
+def _escaped_lines(text: str) -> str:
+    return "\n".join(map(_escaped, text.split("\n")))
+
+
 def _traceback(sio: TextIO, exc_info: ExcInfo) -> None:
     """As structlog's, line by line."""
     plain = io.StringIO()
     structlog.dev.plain_traceback(plain, exc_info)
-    sio.write("\n".join(map(_escaped, plain.getvalue().split("\n"))))
+    sio.write(_escaped_lines(plain.getvalue()))
 
 
 def stderr_is_the_journal() -> bool:

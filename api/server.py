@@ -78,8 +78,9 @@ class _Server(uvicorn.Server):
 
     async def _server(self, listener: socket.socket) -> Any:
         if self._tls is None or listener.family == socket.AF_UNIX:
-            loop, backlog = asyncio.get_running_loop(), self.config.backlog
-            return await loop.create_server(self._connection, sock=listener, backlog=backlog)
+            loop = asyncio.get_running_loop()
+            return await loop.create_server(self._connection, sock=listener, backlog=self.config.backlog)
+        listener.listen(self.config.backlog)
         return TlsServer(
             listener,
             self._tls,

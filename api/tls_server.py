@@ -16,7 +16,6 @@ from contextlib import suppress
 from api.complaints import Complaints
 
 _AT_ONCE = 64  # connections accepted before others have their turn
-_BACKLOG = 2048  # as uvicorn's
 _PAUSE_S = 0.1  # where there are no descriptors
 
 
@@ -32,7 +31,8 @@ class TlsServer:
         timeout_s: float,
         complaints: Complaints,
     ) -> None:
-        """`most`, `timeout_s`: of handshakes that are under way. A `connection` is told of its transport after one."""
+        """The `listener` listens. `most`, `timeout_s`: of handshakes that are under way. A `connection` is told of its
+        transport after one."""
         self._listener = listener
         self._tls = tls
         self._connection = connection
@@ -41,7 +41,6 @@ class TlsServer:
         self._complaints = complaints
         self._under_way: dict[socket.socket, asyncio.Task[None]] = {}  # the oldest first
         listener.setblocking(False)
-        listener.listen(_BACKLOG)
         self._loop = asyncio.get_running_loop()
         self._is_open = True
         self._look_for_clients()

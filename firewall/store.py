@@ -177,9 +177,8 @@ class Store:
             self._writing_thread: int | None = None
             self._changing_thread: int | None = None
             self._to_tell: list[tuple[int, AuditEntry]] = []
-            self._blocks = self._load_blocks(
-                self._writer
-            )  # what readers see: a block is there once it is durable
+            # What readers see: a block is there once it is durable.
+            self._blocks = self._load_blocks(self._writer)
             self._written_blocks: list[Block] = []
             self._removed_blocks: set[int] = set()
 
