@@ -139,12 +139,24 @@ def _answered(answer: httpx.Response, source: Source, known: Validators) -> Fetc
     length = answer.headers.get("content-length", "")
     if length.isdecimal() and int(length) > source.most_bytes:
         raise FeedFailed("too_large", f"the list is larger than max_bytes, {source.most_bytes:,}")
-    validators = Validators(
-        answer.headers.get("etag", "")[:512], answer.headers.get("last-modified", "")[:128]
-    )
     unpacker = Unpacker(source.most_bytes, answer.headers.get("content-encoding", "").strip().lower())
     media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return Fetch(_unpacked(answer, unpacker), validators, media_type, answer.url.path.removesuffix(".gz"))
+    name = answer.url.path.removesuffix(".gz")
+    return Fetch(_unpacked(answer, unpacker), _validators(answer), media_type, name)
+
+
+def _validators(answer: httpx.Response) -> Validators:
+    """None where the list may change again within the second that its date tells (RFC 9110, 8.8.2.2).
+
+    Nor the ETag then: servers of files make theirs of the size and that second.
+    """
+    known = Validators(answer.headers.get("etag", "")[:512], answer.headers.get("last-modified", "")[:128])
+    if not known.last_modified:
+        return known
+    modified, answered = _date(known.last_modified), _date(answer.headers.get("date", ""))
+    if modified is None:
+        return Validators(known.etag)
+    return known if modified <= (answered or time.time()) - 1 else Validators()
 
 
 async def _unpacked(answer: httpx.Response, unpacker: Unpacker) -> AsyncIterator[bytes]:
@@ -168,9 +180,15 @@ def _retry_after(answer: httpx.Response) -> float | None:
     text = answer.headers.get("retry-after", "")
     if text.isdecimal() and len(text) < 8:
         return float(text)
+    date = _date(text)
+    return None if date is None else max(0.0, date - time.time())
+
+
+def _date(text: str) -> float | None:
+    """Seconds since 1970 of an HTTP date; None if it is none."""
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
+        return parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

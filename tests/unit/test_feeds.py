@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import time
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from tests.unit.memory_sets import MemorySets
 
 MANY = "".join(f"198.51.{i // 256}.{i % 256}\n" for i in range(1000)).encode()
 GOOD = b"198.51.100.0/24\n203.0.113.7\n2001:db8::/32\n"
+EARLIER, NOW = "Sun, 15 Nov 2026 10:00:00 GMT", "Sun, 15 Nov 2026 10:00:01 GMT"
 GOOD_TEXT = ["198.51.100.0/24", "2001:db8::/32", "203.0.113.7"]
 
 
@@ -72,16 +75,16 @@ async def test_a_list_goes_into_its_set_with_the_feed_as_its_source(bench: Bench
 async def test_an_unchanged_list_is_not_sent_again(bench: Bench) -> None:
     async def conditional(request: Request, writer: asyncio.StreamWriter) -> None:
         same = request.headers.get("if-none-match") == '"v1"'
-        await answer(304 if same else 200, b"" if same else GOOD, etag='"v1"', last_modified="x")(
-            request, writer
-        )
+        await answer(
+            304 if same else 200, b"" if same else GOOD, etag='"v1"', last_modified=EARLIER, date=NOW
+        )(request, writer)
 
     bench.server.answers["/list"] = conditional
     feed = bench.feed()
     await feed.refresh()
     bench.now += 60
     assert await feed.refresh() is None
-    assert bench.server.requests[1].headers["if-modified-since"] == "x"
+    assert bench.server.requests[1].headers["if-modified-since"] == EARLIER
     assert feed.state.last_success == bench.now and bench.sets.changes == 1
     # What is in the set is not what the server means by "unchanged": it is asked for all of it.
     bench.sets.entries["f"].popitem()
@@ -89,6 +92,36 @@ async def test_an_unchanged_list_is_not_sent_again(bench: Bench) -> None:
     assert bench.sets.addresses("f") == GOOD_TEXT
     other = bench.feed(state=feed.state, format="plain")
     assert await other.refresh() is not None
+
+
+@pytest.mark.parametrize(
+    ("headers", "asked_with"),
+    [
+        ({"last_modified": NOW, "date": NOW, "etag": '"1-4"'}, {}),
+        ({"last_modified": NOW, "date": EARLIER}, {}),
+        ({"last_modified": formatdate(time.time() + 60, usegmt=True)}, {}),
+        ({"last_modified": EARLIER}, {"if-modified-since": EARLIER}),
+        ({"last_modified": EARLIER, "date": "yesterday"}, {"if-modified-since": EARLIER}),
+        ({"last_modified": "x", "date": NOW, "etag": '"v"'}, {"if-none-match": '"v"'}),
+        ({"last_modified": "Fri, 31 Dec 99999999 00:00:00 GMT"}, {}),
+    ],
+    ids=["this second", "later", "later, no date", "no date", "no clock", "no date of change", "no year"],
+)
+def test_a_list_that_may_still_change_within_its_second_is_sent_again(
+    headers: dict[str, str], asked_with: dict[str, str]
+) -> None:
+    @with_bench
+    async def asked_again(bench: Bench) -> None:
+        bench.server.answers["/list"] = answer(200, GOOD, **headers)
+        feed = bench.feed()
+        await feed.refresh()
+        await feed.refresh()
+        told = bench.server.requests[1].headers
+        assert {
+            name: told[name] for name in ("if-modified-since", "if-none-match") if name in told
+        } == asked_with
+
+    asked_again()
 
 
 @with_bench
