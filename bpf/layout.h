@@ -242,7 +242,9 @@ struct policy {
 	__u32 anywhere[4];	  /* family * SIDE_COUNT + side */
 	__u32 enforcing;	  /* words of rules that enforce; rules of the words behind them observe */
 	__u32 padding;
+	__u8 bit_numbers[64]; /* which bit x = 1 << n is, at x * DE_BRUIJN >> 58: the same in all */
 };
+#define DE_BRUIJN 0x03f79d71b4cb0a89ULL
 
 /*
  * The vector of a class of addresses is that of an address in no prefix, but for some words: those are stored alone,
@@ -250,8 +252,8 @@ struct policy {
  * policy_lines, seen as words (S: summary words of a vector, bpf/maps.h):
  *
  *   0 ... S-1      bit w of word w / 64: word w differs, and stands below
- *   S              16 bits for each of the former, lowest first: where those of its words begin
- *   S+1 ...        the words that differ, lowest first
+ *   S ... 2S-1     a byte for each byte of the former: how many bits are set before it
+ *   2S ...         the words that differ, lowest first
  *
  * An interval names a class by its first element.
  */
@@ -537,7 +539,7 @@ LAYOUT_SIZE(struct row_bucket, 256);
 LAYOUT_SIZE(struct report_limit, 16);
 LAYOUT_SIZE(struct control, 216);
 LAYOUT_SIZE(struct span, 8);
-LAYOUT_SIZE(struct policy, 56);
+LAYOUT_SIZE(struct policy, 120);
 LAYOUT_SIZE(struct line, 64);
 LAYOUT_SIZE(struct interval4, 8);
 LAYOUT_SIZE(struct interval6, 24);

@@ -30,8 +30,8 @@ static __always_inline void note_observer(volatile struct workspace *room, __u32
  * loop over summaries, words and bits, and where it stands is kept in map memory as in first_rule(): `best` holds the
  * bits of the word `enough` that are still to be looked at.
  */
-static __always_inline void count_observers(struct workspace *room, volatile struct search *search, __u32 enforcing,
-					    struct vectors *of)
+static __always_inline void count_observers(struct workspace *room, volatile struct search *search,
+					    const struct policy *head, struct vectors *of)
 {
 	struct vector *v0 = policy_vectors.lookup(&of->protocol), *v1 = policy_vectors.lookup(&of->interface);
 	struct vector *v2 = policy_vectors.lookup(&of->port[SIDE_SOURCE]);
@@ -40,7 +40,7 @@ static __always_inline void count_observers(struct workspace *room, volatile str
 	struct vector *v5 = policy_vectors.lookup(&of->anywhere[SIDE_DESTINATION]);
 	struct line *line4 = policy_lines.lookup(&of->lines[SIDE_SOURCE]);
 	struct line *line5 = policy_lines.lookup(&of->lines[SIDE_DESTINATION]);
-	__u64 at, candidates, word, both, own4, own5, lowest;
+	__u64 at, candidates, word, place, both, own4, own5, lowest;
 	struct policy_rule *rule;
 	__u32 bit;
 
@@ -55,7 +55,7 @@ static __always_inline void count_observers(struct workspace *room, volatile str
 		both = search->best;
 		if (both) {
 			search->best = both & (both - 1);
-			bit = (room->scope * VECTOR_WORDS + search->enough) * 64 + lowest_bit(both);
+			bit = (room->scope * VECTOR_WORDS + search->enough) * 64 + bit_number(head, both & -both);
 			rule = policy_rules.lookup(&bit);
 			if (!rule)
 				break;
@@ -81,17 +81,18 @@ static __always_inline void count_observers(struct workspace *room, volatile str
 		}
 		search->candidates = candidates & (candidates - 1);
 		lowest = candidates & -candidates;
-		word = (at - 1) * 64 + bit_count(lowest - 1);
+		word = (at - 1) * 64 + bit_number(head, lowest);
 		/* As in first_rule(). */
 		asm volatile("" : "+r"(word));
 		if (word >= VECTOR_WORDS)
 			break;
-		if (word < enforcing)
+		if (word < head->enforcing)
 			continue;
-		own4 = own_word(line4, of->lines[SIDE_SOURCE], SUMMARY_INDEX(at - 1), lowest);
-		own5 = own_word(line5, of->lines[SIDE_DESTINATION], SUMMARY_INDEX(at - 1), lowest);
-		search->best = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] &
-			       (v4->word[word] | own4) & (v5->word[word] | own5);
+		own4 = own_word(line4, of->lines[SIDE_SOURCE], word);
+		own5 = own_word(line5, of->lines[SIDE_DESTINATION], word);
+		place = behind_summary(word);
+		search->best = word_at(v0, place) & word_at(v1, place) & word_at(v2, place) & word_at(v3, place) &
+			       (word_at(v4, place) | own4) & (word_at(v5, place) | own5);
 		search->enough = word;
 	}
 }
@@ -136,7 +137,7 @@ static __always_inline void observe(struct workspace *room, __u32 hook)
 		return;
 	room->observed_count = 0;
 	if (find_vectors(&of, packet, head, scope))
-		count_observers(room, search, head->enforcing, &of);
+		count_observers(room, search, head, &of);
 	if (control->listening & LISTEN_EVENTS)
 		report_observers(control, room, hook);
 }

@@ -19,7 +19,7 @@ int fw_xdp_observe(struct xdp_md *ctx)
 		entries_xdp.call(ctx, 0);
 	if (is_reported(room))
 		report_xdp.call(ctx, 0);
-	return room->outcome.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
+	return xdp_action(room->outcome.verdict);
 }
 
 int fw_tc_observe(struct __sk_buff *skb)
@@ -34,5 +34,5 @@ int fw_tc_observe(struct __sk_buff *skb)
 		entries_tc.call(skb, 0);
 	if (is_reported(room))
 		report_tc.call(skb, 0);
-	return room->outcome.verdict == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	return tc_action(room->outcome.verdict);
 }

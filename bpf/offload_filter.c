@@ -156,5 +156,5 @@ int fw_xdp_offload(struct xdp_md *ctx)
 	forget(&packet, state->always_zero);
 	decide_offload(&decision, state, &packet);
 	count_offload(state, &decision, &packet);
-	return decision.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
+	return xdp_action(decision.verdict);
 }

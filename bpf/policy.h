@@ -205,34 +205,56 @@ struct vectors {
 	__u32 lines[SIDE_COUNT];
 };
 
-/* Of at most four summary words: there is one where there is room for it alone. */
-#define SUMMARY_INDEX(at) (SUMMARY_WORDS == 1 ? 0 : (at)&3)
-
-/*
- * The word that a class has of its own, 0 where it has none. `first`: its first line; `at`, `bit`: which of its summary
- * words, and the word's bit there.
- */
-static __always_inline __u64 own_word(const struct line *first, __u32 number, __u64 at, __u64 bit)
+/* Of a word of a vector, among all of its words: one place for all vectors, so the compiler need not keep two pointers to each. */
+static __always_inline __u64 behind_summary(__u64 word)
 {
-	__u64 own = first->word[at], is_own = own & bit, mask = -((is_own | -is_own) >> 63);
-	__u32 place = (first->word[SUMMARY_WORDS] >> at * 16 & 0xffff) + bit_count(own & (bit - 1));
+	__u64 place = SUMMARY_WORDS + word;
+
+	asm volatile("" : "+r"(place));
+	return place;
+}
+
+static __always_inline __u64 word_at(const struct vector *vector, __u64 place)
+{
+	return ((const __u64 *)vector)[place];
+}
+
+/* Number of the only bit that is set, by de Bruijn multiplication (Leiserson, Prokop, Randall 1998). */
+static __always_inline __u64 bit_number(const struct policy *head, __u64 bit)
+{
+	return head->bit_numbers[bit * DE_BRUIJN >> 58];
+}
+
+/* How many of 8 bits are set: each at a place of its own (Warren, Hacker's Delight, 5-1), then all added. */
+static __always_inline __u64 bits_in_byte(__u64 byte)
+{
+	return (byte * 0x08040201 >> 3 & 0x11111111) * 0x11111111 >> 28 & 15;
+}
+
+/* The word that a class has of its own, 0 where it has none. `first`: its first line. */
+static __always_inline __u64 own_word(const struct line *first, __u32 number, __u64 word)
+{
+	const __u8 *summary = (const __u8 *)first, *below = summary + SUMMARY_WORDS * 8;
+	__u64 byte = word >> 3 & 31, own = summary[byte], is_own = own >> (word & 7) & 1; /* at most four summary words */
+	__u64 place = 2 * SUMMARY_WORDS + below[byte] + bits_in_byte(own & ((1 << (word & 7)) - 1));
 	struct line *line;
 
 	number += place / LINE_WORDS;
 	line = policy_lines.lookup(&number);
-	asm volatile("" : "+r"(mask));
-	return line ? line->word[place % LINE_WORDS] & mask : 0;
+	asm volatile("" : "+r"(is_own));
+	return line ? line->word[place % LINE_WORDS] & -is_own : 0;
 }
 
 /*
  * The first of the rules whose bits all six vectors have, RULE_NONE without one. Bit vectors after Lakshman
  * and Stiliadis (SIGCOMM 1998), aggregated and rearranged after Baboescu and Varghese (SIGCOMM 2001): the
  * summaries say which words can hold such a bit, and rules of the same addresses share words, so these are
- * few. Each of them names one rule, the first of its word; only the first `words` are looked into.
+ * few. Each of them names one rule, the first of its word; only the first head->enforcing are looked into.
  */
 #define RULE_NONE 0xffffffff
 
-static __always_inline __u32 first_rule(volatile struct search *search, __u32 scope, __u32 words, struct vectors *of)
+static __always_inline __u32 first_rule(volatile struct search *search, const struct policy *head, __u32 scope,
+					struct vectors *of)
 {
 	struct vector *v0 = policy_vectors.lookup(&of->protocol), *v1 = policy_vectors.lookup(&of->interface);
 	struct vector *v2 = policy_vectors.lookup(&of->port[SIDE_SOURCE]);
@@ -241,7 +263,7 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 	struct vector *v5 = policy_vectors.lookup(&of->anywhere[SIDE_DESTINATION]);
 	struct line *line4 = policy_lines.lookup(&of->lines[SIDE_SOURCE]);
 	struct line *line5 = policy_lines.lookup(&of->lines[SIDE_DESTINATION]);
-	__u64 at, candidates, word, both, better, own4, own5, lowest;
+	__u64 at, candidates, word, place, both, better, own4, own5, lowest;
 	struct policy_rule *rule;
 	__u32 bit;
 
@@ -250,9 +272,9 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 	search->candidates = 0;
 	search->summaries = 0;
 	search->best = 1ULL << 62 | RULE_NONE;
-	search->enough = words;
+	search->enough = head->enforcing;
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < VECTOR_WORDS + SUMMARY_WORDS; i++) {
+	for (__u64 i = 0; i < VECTOR_WORDS + SUMMARY_WORDS; i++) {
 		candidates = search->candidates;
 		at = search->summaries;
 		if (!candidates) {
@@ -265,20 +287,21 @@ static __always_inline __u32 first_rule(volatile struct search *search, __u32 sc
 		}
 		search->candidates = candidates & (candidates - 1);
 		lowest = candidates & -candidates;
-		word = (at - 1) * 64 + bit_count(lowest - 1);
+		word = (at - 1) * 64 + bit_number(head, lowest);
 		if (word >= search->enough)
 			break;
 		/* Keeps the optimiser from folding both exits into one that the verifier cannot bound. */
 		asm volatile("" : "+r"(word));
 		if (word >= VECTOR_WORDS)
 			break;
-		own4 = own_word(line4, of->lines[SIDE_SOURCE], SUMMARY_INDEX(at - 1), lowest);
-		own5 = own_word(line5, of->lines[SIDE_DESTINATION], SUMMARY_INDEX(at - 1), lowest);
-		both = v0->word[word] & v1->word[word] & v2->word[word] & v3->word[word] & (v4->word[word] | own4) &
-		       (v5->word[word] | own5);
+		own4 = own_word(line4, of->lines[SIDE_SOURCE], word);
+		own5 = own_word(line5, of->lines[SIDE_DESTINATION], word);
+		place = behind_summary(word);
+		both = word_at(v0, place) & word_at(v1, place) & word_at(v2, place) & word_at(v3, place) &
+		       (word_at(v4, place) | own4) & (word_at(v5, place) | own5);
 		if (!both)
 			continue;
-		bit = (scope * VECTOR_WORDS + word) * 64 + lowest_bit(both);
+		bit = (scope * VECTOR_WORDS + word) * 64 + bit_number(head, both & -both);
 		rule = policy_rules.lookup(&bit);
 		if (!rule)
 			break;
@@ -321,7 +344,7 @@ static __always_inline void best_policy(struct decision *best, struct policy *he
 
 	if (!search || !find_vectors(&of, packet, head, scope))
 		return;
-	bit = first_rule(search, scope, head->enforcing, &of);
+	bit = first_rule(search, head, scope, &of);
 	rule = policy_rules.lookup(&bit);
 	if (!rule || rule->rank >= best->rank)
 		return;

@@ -99,7 +99,7 @@ int fw_report_xdp(struct xdp_md *ctx)
 	if (!room)
 		return XDP_PASS;
 	report_frame(ctx, room);
-	return room->outcome.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
+	return xdp_action(room->outcome.verdict);
 }
 
 int fw_report_tc(struct __sk_buff *skb)
@@ -110,5 +110,5 @@ int fw_report_tc(struct __sk_buff *skb)
 	if (!room)
 		return TC_ACT_UNSPEC;
 	report_skb(skb, room);
-	return room->outcome.verdict == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	return tc_action(room->outcome.verdict);
 }

@@ -17,7 +17,7 @@ int fw_xdp_entries(struct xdp_md *ctx)
 		entries_xdp.call(ctx, 0);
 	else if (is_reported(room))
 		report_xdp.call(ctx, 0);
-	return room->outcome.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
+	return xdp_action(room->outcome.verdict);
 }
 
 int fw_tc_entries(struct __sk_buff *skb)
@@ -31,5 +31,5 @@ int fw_tc_entries(struct __sk_buff *skb)
 		entries_tc.call(skb, 0);
 	else if (is_reported(room))
 		report_tc.call(skb, 0);
-	return room->outcome.verdict == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	return tc_action(room->outcome.verdict);
 }

@@ -59,7 +59,7 @@ static __always_inline int filter_tc(struct __sk_buff *skb, int bare)
 			report_tc.call(skb, 0);
 		}
 	}
-	return decision.verdict == VERDICT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	return tc_action(decision.verdict);
 }
 
 int fw_tc_ethernet(struct __sk_buff *skb)

@@ -42,7 +42,7 @@ static __always_inline int filter_xdp(struct xdp_md *ctx, int bare)
 			report_xdp.call(ctx, 0);
 		}
 	}
-	return decision.verdict == VERDICT_DROP ? XDP_DROP : XDP_PASS;
+	return xdp_action(decision.verdict);
 }
 
 int fw_xdp_ethernet(struct xdp_md *ctx)

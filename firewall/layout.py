@@ -15,7 +15,7 @@ BPF_DIRECTORY = Path(__file__).resolve().parent.parent / "bpf"
 
 _SCALARS = {"__u8": "u1", "__u16": "<u2", "__u32": "<u4", "__u64": "<u8"}
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
-_DEFINE = re.compile(r"^#define (\w+) (0x[0-9a-fA-F]+|\d+)$", re.MULTILINE)
+_DEFINE = re.compile(r"^#define (\w+) (0x[0-9a-fA-F]+|\d+)(?:ULL)?$", re.MULTILINE)
 _ENUM = re.compile(r"^enum (\w+) \{(.*?)^\};", re.DOTALL | re.MULTILINE)
 _ENUMERATOR = re.compile(r"(\w+) = (\d+),")
 _STRUCT = re.compile(r"^struct (\w+) \{(.*?)^\};", re.DOTALL | re.MULTILINE)
@@ -55,6 +55,10 @@ HOOKS = LAYOUT.names("hook", "HOOK_")
 VERDICTS = LAYOUT.names("verdict", "VERDICT_")
 REASONS = LAYOUT.names("reason", "REASON_")
 RANK_NONE = C["RANK_NONE"]
+# policy.bit_numbers: a de Bruijn number's leading six bits are others after every shift.
+BIT_NUMBERS = np.argsort([(C["DE_BRUIJN"] << bit & (1 << 64) - 1) >> 58 for bit in range(64)]).astype(
+    np.uint8
+)
 
 PREFIX4 = LAYOUT.structs["prefix4"]
 PREFIX6 = LAYOUT.structs["prefix6"]

@@ -75,10 +75,9 @@ class Policy:
     def address_vector(self, number: int) -> Words:
         return _row([(first, each.vectors) for first, each in self.classes], number)
 
-    @cached_property
-    def line_count(self) -> int:
-        """Elements that the classes of addresses need."""
-        return 1 + sum(int(each.lines.sum()) for _, each in self.classes)
+    def line_count(self, summary_words: int) -> int:
+        """Elements that the classes of addresses need, where vectors have so many words of summary."""
+        return 1 + sum(int(each.lines(summary_words).sum()) for _, each in self.classes)
 
     @cached_property
     def interval_count(self) -> int:

@@ -20,7 +20,6 @@ Words = npt.NDArray[np.uint64]
 _BUCKETS = 1 << C["POLICY_INDEX_BITS"]
 _BLOCK = 1 << C["POLICY_BLOCK_BITS"]
 _AT_ONCE = 1024  # crowded buckets whose blocks are worked out together: all at once took half a gigabyte
-_MOST_HEADER_WORDS = 5  # of a class: four summary words serve 16,384 rules, the most that can be set
 _BLOCK_SHIFT = np.uint64(32 - C["POLICY_INDEX_BITS"] - C["POLICY_BLOCK_BITS"])
 
 
@@ -68,10 +67,9 @@ class Classes:
         """Which words differ from the first row's, by class and word."""
         return np.asarray(self.vectors != self.vectors[0])
 
-    @cached_property
-    def lines(self) -> Ints:
-        """How many lines each class takes at most (bpf/layout.h, struct line), whatever the vectors' capacity."""
-        words: Ints = self.is_own.sum(axis=1) + _MOST_HEADER_WORDS
+    def lines(self, summary_words: int) -> Ints:
+        """How many lines each class takes (bpf/layout.h, struct line)."""
+        words: Ints = self.is_own.sum(axis=1) + 2 * summary_words
         return -(-words // C["LINE_WORDS"])
 
 

@@ -26,6 +26,8 @@ T = TypeVar("T")
 Starts = npt.NDArray[Any]  # uint64 for IPv4; 16 bytes in network order, "S16", for IPv6
 START = {4: np.dtype(np.uint64), 6: np.dtype("S16")}
 _SIDES = C["SIDE_COUNT"]
+_LEAD_OF_SOURCES = 4  # bits: where both sides say as much, rules are looked for by their sources
+_SOME_PROTOCOLS, _ANY_PROTOCOL = 254, 255  # numbers that IANA keeps for experiments and itself
 
 
 class PolicyRule(NamedTuple):
@@ -140,14 +142,14 @@ def rule_columns(rules: Iterable[PolicyRule], sets: Sets | None = None) -> RuleC
 
 
 def _key(each: PolicyRule) -> bytes:
-    """Rules of the same addresses stand together, those that leave the same side open too: then few words of a
-    packet's vectors are not 0 (Baboescu and Varghese, SIGCOMM 2001, rearrangement)."""
+    """Neighbours share words, and few words of a packet's vectors should not be 0 (Baboescu and Varghese, SIGCOMM 2001,
+    rearrangement). So rules of one protocol stand together, and of these those of the same addresses on the side of
+    which they say more: a packet's address has rules there in a word or two, whatever stands on the other side."""
     rule = each.rule
-    parts = [bytes((2 * (not rule.asks_destinations) + (not rule.asks_sources),))]
-    for prefixes, sets in (
-        (rule.sources, rule.source_sets),
-        (rule.destinations, rule.destination_sets),
-    ):
+    sides = [(rule.sources, rule.source_sets), (rule.destinations, rule.destination_sets)]
+    by_destination = _detail(*sides[1]) > _detail(*sides[0]) + _LEAD_OF_SOURCES
+    parts = [bytes((by_destination, _protocol_key(rule.effective_protocols())))]
+    for prefixes, sets in reversed(sides) if by_destination else sides:
         if sets:
             parts.append(b"@" + min(sets).encode()[:17].ljust(17, b"\0"))
         else:
@@ -156,6 +158,19 @@ def _key(each: PolicyRule) -> bytes:
         first = min(ranges, default=PortRange(0, 0))
         parts.append(first.first.to_bytes(2, "big") + first.last.to_bytes(2, "big"))
     return b"".join((*parts, each.handle.to_bytes(8, "big")))
+
+
+def _detail(prefixes: Sequence[Prefix], sets: Sequence[str]) -> int:
+    """How much a rule says of a side: bits of its first prefix; all where it names sets."""
+    if sets:
+        return max(BITS.values())
+    return min(prefixes).length if prefixes else 0
+
+
+def _protocol_key(protocols: frozenset[int] | None) -> int:
+    if protocols is None:
+        return _ANY_PROTOCOL
+    return next(iter(protocols)) if len(protocols) == 1 else _SOME_PROTOCOLS
 
 
 def _prefix_key(prefix: Prefix) -> bytes:

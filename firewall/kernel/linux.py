@@ -44,7 +44,7 @@ from firewall.kernel.map_audit import MapAudit
 from firewall.kernel.maps import KEPT, NAMES, OTHER_WAYS, REPORT_WAYS, PinnedMaps
 from firewall.kernel.named_maps import carried
 from firewall.kernel.offload import OffloadDevice, check_change, edits_of
-from firewall.kernel.policy_maps import pack, write_policy
+from firewall.kernel.policy_maps import pack, summary_words, write_policy
 from firewall.kernel.program_set import ProgramSet
 from firewall.kernel.questions import Questions
 from firewall.kernel.reports import KernelReports
@@ -171,7 +171,7 @@ class LinuxKernel:
         wanted_sizes = replace(
             present,
             vectors=_grown(present.vectors, policy.vector_count),
-            lines=_grown(present.lines, policy.line_count),
+            lines=_grown(present.lines, policy.line_count(summary_words(self._set.maps))),
             intervals4=_grown(present.intervals4, policy.intervals_of(4)),
             intervals6=_grown(present.intervals6, policy.intervals_of(6)),
             blocks=_grown(present.blocks, policy.block_count),

@@ -15,7 +15,7 @@ from firewall.address import BITS
 from firewall.kernel.bpf import Map, Records
 from firewall.kernel.maps import PinnedMaps
 from firewall.kernel.named_maps import write_named
-from firewall.layout import INTERFACE_KEY, SPAN, C
+from firewall.layout import BIT_NUMBERS, INTERFACE_KEY, SPAN, C
 from firewall.policy import HookPolicy, Policy
 from firewall.policy_addresses import Classes, Reaches, Words, index_reaches
 
@@ -34,8 +34,13 @@ class Packed(NamedTuple):
 
 
 def pack(maps: PinnedMaps, policy: Policy) -> Packed:
-    summary_words = maps.vectors["summary"].shape[1]
-    return Packed(policy, [packed(classes, summary_words) for _, classes in policy.classes])
+    size = summary_words(maps)
+    return Packed(policy, [packed(classes, size) for _, classes in policy.classes])
+
+
+def summary_words(maps: PinnedMaps) -> int:
+    """Of each vector."""
+    return int(maps.vectors["summary"].shape[1])
 
 
 def write_policy(maps: PinnedMaps, generation: int, ready: Packed, options: tuple[int, int]) -> None:
@@ -98,21 +103,20 @@ def _write_classes(maps: PinnedMaps, generation: int, ready: Packed) -> Lines:
     return np.concatenate(firsts).astype(np.uint32)
 
 
-def packed(classes: Classes, summary_words: int) -> tuple[Words, Lines]:
+def packed(classes: Classes, summary_size: int) -> tuple[Words, Lines]:
     """As bpf/layout.h says (struct line), one class after the other; and the place of each one's first word."""
     is_own = classes.is_own
-    header = summary_words + 1
-    summaries = np.zeros((len(classes), summary_words * 8), np.uint8)
+    header = 2 * summary_size
+    summaries = np.zeros((len(classes), summary_size * 8), np.uint8)
     bits = np.packbits(is_own, axis=1, bitorder="little")
     summaries[:, : bits.shape[1]] = bits
-    by_summary = np.bitwise_count(summaries.view("<u8")).astype(np.int64)
-    counts = by_summary.sum(axis=1)
+    by_byte = np.bitwise_count(summaries)
+    counts = by_byte.sum(axis=1, dtype=np.int64)
+    before = (np.cumsum(by_byte, axis=1) - by_byte).astype(np.uint8)
     sizes = -(-(counts + header) // C["LINE_WORDS"]) * C["LINE_WORDS"]
     begins = np.cumsum(sizes) - sizes
     words = np.zeros(int(sizes.sum()), np.uint64)
-    words[begins[:, None] + np.arange(summary_words)] = summaries.view("<u8")
-    places = np.cumsum(by_summary, axis=1) - by_summary + header
-    words[begins + summary_words] = (places << np.arange(summary_words) * 16).sum(axis=1).astype(np.uint64)
+    words[begins[:, None] + np.arange(header)] = np.hstack((summaries, before)).view("<u8")
     rows = np.repeat(np.arange(len(classes)), counts)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     words[begins[rows] + header + within] = classes.vectors[is_own]
@@ -208,6 +212,7 @@ def _write_head(
         | (C["OPTION_OBSERVE"] if image.observes else 0)
     )
     head["enforcing"] = image.enforcing
+    head["bit_numbers"] = BIT_NUMBERS
     head["any_interface"] = image.any_interface + base
     head["addresses"] = np.array(spans, SPAN)
     head["anywhere"] = np.array(image.anywhere4 + image.anywhere6) + base

@@ -18,7 +18,7 @@ from firewall.addresses import address_keys
 from firewall.datapath import Key
 from firewall.kernel.keys import PREFIX
 from firewall.kernel.maps import PinnedMaps
-from firewall.layout import ADDRESS_ENTRY, FRONT_ROW, HOOKS, INTERFACE_KEY, RANK_NONE, C
+from firewall.layout import ADDRESS_ENTRY, BIT_NUMBERS, FRONT_ROW, HOOKS, INTERFACE_KEY, RANK_NONE, C
 from firewall.named_sets import hashed_name
 from firewall.policy import HookPolicy, Policy, PolicyRule, compile_columns
 from firewall.policy_columns import rule_columns
@@ -383,15 +383,14 @@ def merged(starts: Sequence[int], vectors: Sequence[bytes]) -> list[tuple[int, b
 def class_vector(maps: PinnedMaps, line: int, anywhere: int) -> npt.NDArray[np.uint64]:
     """As bpf/layout.h has it (struct line), in Python's integers."""
     vector = maps.vectors["word"][anywhere].copy()
-    summaries = maps.vectors["summary"].shape[1]
-    words = maps.arrays["policy_lines"]["word"].reshape(-1)
-    first = line * C["LINE_WORDS"]
-    for at in range(summaries):
-        place = int(words[first + summaries]) >> 16 * at & 0xFFFF
-        own = int(words[first + at])
-        for bit in range(64):
-            if own >> bit & 1:
-                vector[64 * at + bit] = words[first + place]
+    size = maps.vectors["summary"].shape[1]
+    words = maps.arrays["policy_lines"]["word"].reshape(-1)[line * C["LINE_WORDS"] :]
+    summary, below = words[:size].tobytes(), words[size : 2 * size].tobytes()
+    for byte, bits in enumerate(summary):
+        place = 2 * size + below[byte]
+        for bit in range(8):
+            if bits >> bit & 1:
+                vector[8 * byte + bit] = words[place]
                 place += 1
     return vector
 
@@ -422,6 +421,7 @@ def plain_values(maps: PinnedMaps, scope: int, image: HookPolicy) -> Iterator[tu
     yield "best_rank", image.best_rank, int(head["best_rank"])
     yield "words", image.words, int(head["words"])
     yield "enforcing", image.enforcing, int(head["enforcing"])
+    yield "bit_numbers", BIT_NUMBERS, head["bit_numbers"]
     yield "observes", image.observes, bool(head["options"] & C["OPTION_OBSERVE"])
     words = maps.vectors["word"]
     holds = np.zeros((len(words), maps.vectors["summary"].shape[1] * 64), np.bool_)

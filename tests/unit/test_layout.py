@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from firewall.layout import BPF_DIRECTORY, HOOKS, LAYOUT, RANK_NONE, REASONS, VERDICTS, C, Layout
+from firewall.layout import BIT_NUMBERS, BPF_DIRECTORY, HOOKS, LAYOUT, RANK_NONE, REASONS, VERDICTS, C, Layout
 
 HEADER = """
 /* A comment with #define HIDDEN 9
@@ -130,3 +130,8 @@ def test_the_rows_of_the_protocol_table_do_not_overlap() -> None:
     assert C["PROTOCOL_ROWS"] >= C["PROTOCOL_ROW_PORTS"] + 256
     assert C["ICMP_ROWS"] == 2 * 256 * 256
     assert C["PORT_ROWS"] == 65536
+
+
+def test_every_bit_has_its_number() -> None:
+    for bit in range(64):
+        assert BIT_NUMBERS[(C["DE_BRUIJN"] * (1 << bit) & (1 << 64) - 1) >> 58] == bit

@@ -19,6 +19,7 @@ from firewall.address import BITS, Prefix, host_bits
 from firewall.layout import RANK_NONE, C
 from firewall.policy import Policy, PolicyRule, compile_policy, policy_words
 from firewall.policy_addresses import Intervals, Words, index_reaches
+from firewall.policy_columns import rule_columns
 from firewall.rule import rule_from_fields
 from tests import oracle, random_rules
 from tests.oracle import Packet
@@ -118,7 +119,7 @@ def test_values_with_the_same_rules_share_a_vector() -> None:
     alone = {"sources": [f"10.{at}.{at}.0/24" for at in range(250)], "protocols": "esp"}
     together = {"sources": alone["sources"], "protocols": "gre"}
     policy = compiled([ports, alone, together])
-    assert policy.vector_count < 20 and policy.line_count < 20
+    assert policy.vector_count < 20 and policy.line_count(1) < 20
 
 
 def test_every_number_of_the_image_is_a_vector() -> None:
@@ -552,3 +553,41 @@ def test_sets_of_rules_are_told_apart_where_their_sums_are_alike(monkeypatch: py
     for source, handle in (("192.0.2.7", 2), ("198.51.100.7", 3), ("203.0.113.7", 2), ("192.0.2.200", None)):
         packet = Packet("default", 4, ip_address(source), ip_address("192.0.2.1"), protocol=17, ports=(5, 6))
         assert check(rules, policy, packet) == handle
+
+
+def neighbours(*rules: dict[str, Any]) -> list[int]:
+    """Handles in the order in which rules share words."""
+    made = [PolicyRule(rule_from_fields(each, f"r{n}", 0.0), n, n) for n, each in enumerate(rules, 1)]
+    return rule_columns(made).handles.tolist()
+
+
+def test_rules_of_a_protocol_and_of_the_address_of_which_they_say_more_are_neighbours() -> None:
+    assert neighbours(
+        {"action": "drop", "protocols": ["udp"], "sources": ["10.0.0.1"], "destinations": ["10.9.0.0/16"]},
+        {"action": "drop", "protocols": ["tcp"], "sources": ["10.0.0.0/16"], "destinations": ["10.7.0.1"]},
+        {"action": "drop", "protocols": ["tcp"], "sources": ["10.0.0.1"]},
+        {"action": "drop", "protocols": ["tcp"], "destinations": ["10.7.0.0/24"]},
+        {"action": "drop", "protocols": ["tcp"], "sources": ["10.0.0.2"], "destinations": ["10.7.0.1"]},
+        {"action": "drop", "protocols": ["tcp"], "sources": ["10.0.0.0/24"], "destinations": ["10.9.0.0/28"]},
+    ) == [6, 3, 5, 1, 4, 2]
+
+
+def test_rules_that_name_a_set_are_neighbours_by_it() -> None:
+    named = {"action": "drop", "protocols": ["tcp"], "sources": ["@bad"]}
+    assert neighbours(
+        named | {"destinations": ["10.0.0.1"]},
+        {"action": "drop", "protocols": ["tcp"], "destinations": ["10.0.0.1"]},
+        named | {"destination_ports": [22]},
+    ) == [3, 1, 2]
+
+
+def test_any_protocol_and_several_are_not_among_those_of_one() -> None:
+    asked = [
+        {"protocols": ["udp"]},
+        {},
+        {"protocols": ["tcp"]},
+        {"protocols": ["tcp", "udp"]},
+        {"protocols": ["tcp"]},
+    ]
+    address = {"action": "drop", "sources": ["10.0.0.0/24"], "destinations": ["10.1.0.0/24"]}
+    assert neighbours(*(address | each for each in asked)) == [3, 5, 1, 4, 2]
