@@ -129,20 +129,20 @@ def _many_addresses(ladder: Ladder, world: World) -> None:
             name = f"{size:,} addresses"
             ladder.judged(f"{name}, miss", guarded, strangers, "pass", "default")
             ladder.judged(f"{name}, hit", guarded, _hits(hosts[:size], ladder.random), "drop", "rule")
-        policy = policy_set(ladder.random, SHAPES["acl"], 4096)
-        guarded.add_rules(policy.rule_fields())
-        name = f"{MILLION:,} addresses, hit, 4,096 policy rules present"
-        listed = ladder.judged(name, guarded, _hits(hosts, ladder.random), "drop", "rule")
-    alone = next(row for row in ladder.answers.rows if row.name == f"{MILLION:,} addresses, hit")
-    ladder.answers.goals.append(
-        Goal(
-            "listed source: 4,096 policy rules add",
-            listed.net - alone.net,
-            FEW_NS,
-            "ns",
-            rests_on=(listed, alone),
-        )
-    )
+    _listed_beside_policy(ladder, world, hosts[: sizes[0]])
+
+
+def _listed_beside_policy(ladder: Ladder, world: World, hosts: Addresses4) -> None:
+    """A list that the caches hold: what a miss costs differs by more than the goal from one run to the next."""
+    with Guarded(world) as guarded:
+        guarded.list_addresses([address_lists.host_columns(hosts)])
+        frames = _hits(hosts, ladder.random)
+        alone = ladder.judged(f"{len(hosts):,} addresses, hit, alone", guarded, frames, "drop", "rule")
+        guarded.add_rules(policy_set(ladder.random, SHAPES["acl"], 4096).rule_fields())
+        name = f"{len(hosts):,} addresses, hit, 4,096 policy rules present"
+        listed = ladder.judged(name, guarded, frames, "drop", "rule")
+    name, more = "listed source: 4,096 policy rules add", listed.net - alone.net
+    ladder.answers.goals.append(Goal(name, more, FEW_NS, "ns", rests_on=(listed, alone)))
 
 
 def _mixed(ladder: Ladder, world: World) -> None:
