@@ -196,7 +196,7 @@ def test_a_batch_over_front_and_hash_map_happens_at_one_moment(firewall: Loaded)
         flooding.join()
     seen = firewall.counted_since_last()
     assert {verdict for _, verdict, _ in seen} == {"drop"}, seen
-    assert sum(packets for packets, _ in seen.values()) > 10_000
+    assert sum(packets for packets, _ in seen.values()) > 5_000
     assert host(one) in was_in_front and host(other) in was_behind
     assert_exact(firewall)
 

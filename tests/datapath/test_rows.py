@@ -109,7 +109,7 @@ def test_growth_moves_all_with_what_they_counted_and_lets_no_packet_through(fres
     seen = fresh.counted_since_last()
     assert set(seen) == {("ingress", "drop", "rule")}
     packets, size = seen["ingress", "drop", "rule"]
-    assert packets > 10_000
+    assert packets > 2_000
     assert fresh.hits("host") == (packets + 1, size + SIZE), "hits got lost on the way"
     assert_exact(fresh)
 
