@@ -235,7 +235,8 @@ static __always_inline __u64 bits_in_byte(__u64 byte)
 static __always_inline __u64 own_word(const struct line *first, __u32 number, __u64 word)
 {
 	const __u8 *summary = (const __u8 *)first, *below = summary + SUMMARY_WORDS * 8;
-	__u64 byte = word >> 3 & 31, own = summary[byte], is_own = own >> (word & 7) & 1; /* at most four summary words */
+	__u64 byte = word >> 3 & 31, own = summary[byte],
+	      is_own = own >> (word & 7) & 1; /* at most four summary words */
 	__u64 place = 2 * SUMMARY_WORDS + below[byte] + bits_in_byte(own & ((1 << (word & 7)) - 1));
 	struct line *line;
 
