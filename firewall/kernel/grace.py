@@ -26,9 +26,8 @@ from firewall.kernel import bpf
 
 _ARRAY, _ARRAY_OF_MAPS = 2, 12
 _MOST_VISITED = 64  # CPUs: to visit more takes as long as the kernel's way
-_LIBC = ctypes.CDLL(
-    None, use_errno=True
-)  # os.sched_setaffinity would keep the interpreter's lock while it waits
+# os.sched_setaffinity would keep the interpreter's lock while it waits.
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _REALTIME = Path("/sys/kernel/realtime")
 _CPUS = Path("/sys/devices/system/cpu")
 

@@ -6,7 +6,6 @@ Each test says where its entries stand, so that it cannot pass by the other path
 from __future__ import annotations
 
 import ipaddress
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +14,12 @@ import pytest
 
 from firewall.datapath import Key
 from firewall.errors import KernelRefused
-from firewall.kernel import bpf
 from firewall.kernel.address_rows import AddressRows, front_of
 from firewall.kernel.bpf import Map
 from firewall.kernel.datapath import KernelDatapath
 from firewall.layout import HOOKS
 from tests.datapath.contents import assert_exact, behind, bucket_of, in_rows
+from tests.datapath.flood import running
 from tests.datapath.frames import tcp
 from tests.datapath.loaded import INTERFACES, Judged, Loaded
 
@@ -175,28 +174,17 @@ def test_a_batch_over_front_and_hash_map_happens_at_one_moment(firewall: Loaded)
     firewall.rules(*named[0])
     frame, program = tcp(one), firewall.program("ingress")
     assert firewall.judge(frame) == DROPPED
-    is_over = threading.Event()
-
-    def flood() -> None:
-        while not is_over.is_set():
-            bpf.test_run(program, frame, repeat=5_000)
-
-    flooding = threading.Thread(target=flood)
-    flooding.start()
     was_in_front, was_behind = set(), set()
-    try:
+    with running(program, frame, repeat=5_000, rounds=3):
         for turn in range(120):
             firewall.rules(*named[(turn + 1) % len(named)])
             was_in_front |= set(in_rows(firewall))
             was_behind |= behind(firewall)
             if turn % 8 < 4:
                 firewall.kernel.settle()
-    finally:
-        is_over.set()
-        flooding.join()
     seen = firewall.counted_since_last()
     assert {verdict for _, verdict, _ in seen} == {"drop"}, seen
-    assert sum(packets for packets, _ in seen.values()) > 5_000
+    assert sum(packets for packets, _ in seen.values()) > 10_000
     assert host(one) in was_in_front and host(other) in was_behind
     assert_exact(firewall)
 

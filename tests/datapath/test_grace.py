@@ -8,7 +8,6 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 from firewall.kernel import bpf, grace
 from firewall.kernel.bpf import Map
 from firewall.kernel.grace import GracePeriod
+from tests.datapath.flood import running
 
 ARRAY, MMAPABLE, XDP = 2, 1 << 10, 6
 PATIENCE_S = 60
@@ -66,25 +66,6 @@ def slow_program(runs: Map) -> int:
     return bpf.call(bpf.PROG_LOAD, attr, "loading a slow program")[0]
 
 
-@contextmanager
-def flooded(program: int, cpu: int) -> Iterator[None]:
-    """Meanwhile the CPU runs the program over and over."""
-    is_over = threading.Event()
-
-    def flood() -> None:
-        os.sched_setaffinity(0, {cpu})
-        while not is_over.is_set():
-            bpf.test_run(program, bytes(64), repeat=2000)  # 0.1 s without Python's lock
-
-    flooding = threading.Thread(target=flood)
-    flooding.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        flooding.join()
-
-
 @pytest.mark.parametrize("way", ["both", "visits", "kernel"])
 def test_no_program_that_ran_before_is_left(
     period: GracePeriod, way: str, monkeypatch: pytest.MonkeyPatch
@@ -98,7 +79,7 @@ def test_no_program_that_ran_before_is_left(
     try:
         for cpu in os.sched_getaffinity(0):
             amidst, until = 0, time.monotonic() + PATIENCE_S
-            with flooded(program, cpu):
+            with running(program, bytes(64), repeat=2000, cpu=cpu):  # 0.1 s without Python's lock
                 while amidst < (10 if way == "kernel" else 50):
                     assert time.monotonic() < until, f"{amidst} grace periods began while a program ran"
                     before, ended = int(runs["begun"][0]), int(runs["ended"][0])
