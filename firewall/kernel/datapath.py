@@ -27,7 +27,7 @@ from firewall.kernel.address_table import AddressTable
 from firewall.kernel.bpf import Records
 from firewall.kernel.clock import tick_to_wall, wall_to_tick
 from firewall.kernel.departure import Departure
-from firewall.kernel.grace import GracePeriod
+from firewall.kernel.grace import GracePeriod, listed_cpus
 from firewall.kernel.interface_counters import InterfaceCounters
 from firewall.kernel.keys import (
     encoded_keys,
@@ -708,7 +708,5 @@ def _union(before: Occupancy, after: Occupancy) -> Occupancy:
 
 
 def possible_cpus() -> int:
-    """What per-CPU values are copied for: /sys/devices/system/cpu/possible, as in "0-63"."""
-    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
-        ranges = [part.split("-") for part in file.read().strip().split(",")]
-    return max(int(each[-1]) for each in ranges) + 1
+    """What per-CPU values are copied for."""
+    return max(listed_cpus("possible")) + 1

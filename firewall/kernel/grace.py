@@ -81,7 +81,7 @@ class GracePeriod:
     def _visit(self) -> None:
         """Raises OSError where a CPU is not for us, or goes off line."""
         allowed = os.sched_getaffinity(os.getpid())
-        if len(allowed) > _MOST_VISITED or not all(map(_is_off_line, _present_cpus() - allowed)):
+        if len(allowed) > _MOST_VISITED or not all(map(_is_off_line, listed_cpus("present") - allowed)):
             raise OSError(f"not all CPUs can be visited, or more than {_MOST_VISITED}")
         try:
             for cpu in allowed:
@@ -104,11 +104,10 @@ def is_realtime() -> bool:
     return _REALTIME.exists() or "PREEMPT_RT" in os.uname().version
 
 
-def _present_cpus() -> set[int]:
-    """Not those on line, of which containers are told their own alone (lxcfs)."""
-    ranges = [
-        part.partition("-") for part in (_CPUS / "present").read_text(encoding="ascii").strip().split(",")
-    ]
+def listed_cpus(which: str) -> set[int]:
+    """As sysfs lists them, "0-3,6". `which`: "possible", "present"; not "online", of which containers are told their
+    own alone (lxcfs)."""
+    ranges = [part.partition("-") for part in (_CPUS / which).read_text(encoding="ascii").strip().split(",")]
     return {cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)}
 
 
